@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all a newcomer needs; both install what they use into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+PINS := uv pip compile -q --python-version 3.11 --no-emit-index-url --no-header --no-emit-package trunkline
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format pins clean
+
+help:  ## This list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/demo.stamp  ## A whole Trunkline on this machine: a spoken call, a spike, a drain.
+	@$(BIN)/trunkline demo
+
+test: check  ## Everything CI runs: the checks, then all tests.
+	@$(BIN)/trunkline dev --prepare
+	$(BIN)/pytest
+
+check: .venv/dev.stamp  ## ruff, mypy --strict and the import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev.stamp  ## Sorts imports and formats.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: .venv/uv.stamp  ## Writes the pinned requirements anew from pyproject.toml.
+	$(BIN)/$(PINS) --extra dev --extra moshi --group test --group lint pyproject.toml -o requirements/dev.txt
+	$(BIN)/$(PINS) --extra dev -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
+
+clean:  ## Removes what the commands above made in this folder.
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv/uv.stamp:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@touch $@
+
+# --no-deps: see requirements/README.md.
+.venv/demo.stamp: .venv/uv.stamp requirements/demo.txt pyproject.toml
+	$(UV) pip install --no-deps --python $(BIN)/python -r requirements/demo.txt -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/uv.stamp requirements/dev.txt pyproject.toml
+	$(UV) pip install --no-deps --python $(BIN)/python -r requirements/dev.txt -e .
+	@touch $@ .venv/demo.stamp

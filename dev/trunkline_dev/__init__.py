@@ -1,0 +1,1 @@
+"""A whole Trunkline on one machine, for development, demonstrations and tests."""

@@ -1,0 +1,266 @@
+"""What Trunkline's processes say to each other: names, ports, headers, close codes and messages.
+
+Control messages are JSON objects in WebSocket text frames, one `type` each. A receiver ignores types and
+keys that it does not know. Durations are seconds as a float; clocks of two machines are never compared.
+This file imports nothing of ours, so that the operator may read it.
+"""
+
+from enum import IntEnum
+from typing import Final, Literal, NotRequired, TypedDict
+
+# The resource.
+GROUP: Final = "trunkline.dev"
+VERSION: Final = "v1alpha1"
+PLURAL: Final = "voiceagents"
+KIND: Final = "VoiceAgent"
+
+# On what the operator makes.
+LABEL_AGENT: Final = f"{GROUP}/agent"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "trunkline"
+ANNOTATION_DRAINING: Final = f"{GROUP}/draining"  # when the drain began, RFC 3339
+ANNOTATION_TEMPLATE: Final = f"{GROUP}/template"  # hash of image, model, hardware and slots
+FINALIZER: Final = f"{GROUP}/burst"
+
+# Default ports. A gateway listens on the first two and on HEALTH_PORT, a worker on WORKER_PORT and
+# HEALTH_PORT, an operator on HEALTH_PORT alone.
+CALLS_PORT: Final = 8080
+CONTROL_PORT: Final = 8081
+WORKER_PORT: Final = 8000
+HEALTH_PORT: Final = 9090
+
+# Paths.
+REALTIME_PATH: Final = "/v1/realtime"  # OpenAI Realtime, on gateway and worker alike
+WORKERS_PATH: Final = "/v1/workers"  # a worker dials a gateway's control port
+OPERATOR_PATH: Final = "/v1/operator"  # the operator dials a gateway's control port
+HEALTHZ_PATH: Final = "/healthz"
+READYZ_PATH: Final = "/readyz"
+METRICS_PATH: Final = "/metrics"
+
+# Headers of the data link (gateway to worker); CALL_HEADER also stands in the caller's 101 and 503.
+CALL_HEADER: Final = "Trunkline-Call"
+TICKET_HEADER: Final = "Trunkline-Ticket"
+AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
+
+# Environment of a worker, in a pod and in a Modal container alike.
+ENV_AGENT: Final = "TRUNKLINE_AGENT"  # namespace/name
+ENV_WORKER: Final = "TRUNKLINE_WORKER"  # the pod's name
+ENV_ENGINE: Final = "TRUNKLINE_ENGINE"  # loopback | speech
+ENV_SLOTS: Final = "TRUNKLINE_SLOTS"
+ENV_HOST: Final = "TRUNKLINE_HOST"  # address to listen on; a pod's own
+ENV_PORT: Final = "TRUNKLINE_PORT"
+ENV_HEALTH_PORT: Final = "TRUNKLINE_HEALTH_PORT"
+ENV_GATEWAYS: Final = "TRUNKLINE_GATEWAYS"  # host:port,… ; a name stands for all its addresses
+ENV_WORKER_KEY: Final = "TRUNKLINE_WORKER_KEY"  # proves the agent to gateways; pods only
+ENV_TICKET_KEY: Final = "TRUNKLINE_TICKET_KEY"  # checks gateways' tickets; Modal containers only
+ENV_MAX_SECONDS: Final = "TRUNKLINE_MAX_SECONDS"  # the longest call, and so the longest drain
+# Environment of gateway and operator.
+ENV_OPERATOR_TOKEN: Final = "TRUNKLINE_OPERATOR_TOKEN"  # the bearer of their link
+
+HEARTBEAT_SECONDS: Final = 1.0
+DEAD_AFTER_SECONDS: Final = 3.0
+PROTOCOL_VERSION: Final = 1
+
+# The longest control message: 1,000 agents' routes of 8 KiB each fit.
+MAX_CONTROL_BYTES: Final = 16 * 2**20
+# The longest message of a call. 512 KiB of Realtime JSON is 8 s of PCM16 in one event.
+MAX_CALL_MESSAGE_BYTES: Final = 512 * 2**10
+
+
+class Close(IntEnum):
+    """WebSocket close codes that a caller can meet, and what each asks of the caller."""
+
+    NORMAL = 1000  # the call ended, also at session.maxSeconds or idleSeconds: nothing to do
+    PROTOCOL_ERROR = 1002  # the caller broke RFC 6455: mend the client
+    POLICY = 1008  # the caller broke a rule of the agent: mend the client
+    TOO_BIG = 1009  # a message above MAX_CALL_MESSAGE_BYTES: send shorter ones
+    LOST = 1011  # the worker died: call again
+    RESTART = 1012  # the gateway's grace ended: call again
+    TRY_LATER = 1013  # no room after the answer: call again after a while
+
+
+# --- worker and gateway, on WORKERS_PATH -------------------------------------------------------------
+# The upgrade carries `Authorization: Bearer <worker key>` and AGENT_HEADER. A gateway answers 401 to a
+# wrong key and 404 to an agent without a route; the worker tries again with back-off.
+
+
+class Hello(TypedDict):
+    """Worker to gateway, first on every control link. The worker's address is the link's peer address."""
+
+    type: Literal["hello"]
+    version: int
+    agent: str
+    worker: str
+    boot: str  # new at every start: a restarted pod is a new worker
+    slots: int
+    port: int
+    protocols: list[str]  # ["realtime"]
+    build: str
+
+
+class Free(TypedDict):
+    """Worker to gateway after each change and each HEARTBEAT_SECONDS; a hint, `granted` is the truth."""
+
+    type: Literal["free"]
+    n: int  # slots that a reserve would find now; 0 while draining
+    busy: int  # slots reserved or live, of all gateways together
+    draining: bool
+
+
+class Bye(TypedDict):
+    """Worker to gateway: it exits now; its data links are closed or will be."""
+
+    type: Literal["bye"]
+
+
+class Reserve(TypedDict):
+    """Gateway to worker. The same call asked for again gets the same ticket."""
+
+    type: Literal["reserve"]
+    call: str
+    agent: str
+    settings: "Settings"
+    deadline: float  # seconds from receipt until an unused grant lapses
+
+
+class Granted(TypedDict):
+    """Worker to gateway: the ticket opens one data link."""
+
+    type: Literal["granted"]
+    call: str
+    ticket: str
+
+
+class Full(TypedDict):
+    """Worker to gateway: no slot, or draining."""
+
+    type: Literal["full"]
+    call: str
+
+
+class Release(TypedDict):
+    """Gateway to worker: the grant will not be used."""
+
+    type: Literal["release"]
+    ticket: str
+
+
+class Drain(TypedDict):
+    """Gateway to worker: `drain` take no new call and keep the ones there; `undrain` the reverse."""
+
+    type: Literal["drain", "undrain"]
+
+
+class Beat(TypedDict):
+    """Gateway to worker and operator, operator to gateway, each HEARTBEAT_SECONDS."""
+
+    type: Literal["beat"]
+
+
+# --- what travels per call -----------------------------------------------------------------------------
+
+
+class ReplyRule(TypedDict):
+    """A scripted reply: the first rule whose pattern is found in what the caller said is spoken."""
+
+    match: str  # a regular expression, searched without regard to case
+    say: str  # may name groups as {1} or {name}, and {heard} for all that was said
+
+
+class Settings(TypedDict, total=False):
+    """What may change from call to call; nothing here replaces a pod or redeploys the Modal app."""
+
+    greeting: str  # spoken when the call begins
+    replies: list[ReplyRule]
+    fallback: str  # spoken when no rule matches
+    idleSeconds: float  # end the call after so long without audio from the caller
+
+
+# --- operator and gateway, on OPERATOR_PATH ------------------------------------------------------------
+# The upgrade carries `Authorization: Bearer <ENV_OPERATOR_TOKEN>`.
+
+
+class WarmRung(TypedDict):
+    """The agent's own pods."""
+
+    kind: Literal["warm"]
+
+
+class BurstRung(TypedDict):
+    """One Modal server. Its tokens make a route a secret."""
+
+    kind: Literal["burst"]
+    name: str  # the routing region
+    url: str
+    proxyToken: str  # "wk-….ws-…", or "" where the server takes none
+    ticketKey: str  # signs the ticket of each data link
+    deadlineSeconds: float  # for the session's start
+
+
+Rung = WarmRung | BurstRung
+
+
+class Access(TypedDict):
+    """Who may call. Keys are the hex SHA-256 of what callers present as a bearer."""
+
+    public: bool
+    apiKeys: dict[str, str]  # name of the key → digest
+    origins: list[str]  # allowed Origin headers; empty allows all, and no Origin is always allowed
+
+
+class Route(TypedDict):
+    """One agent, as gateways see it."""
+
+    agent: str  # namespace/name
+    hash: str  # of all the rest
+    workerKey: str  # what its workers present
+    access: Access
+    answerSeconds: float  # bounds the whole admission
+    maxSeconds: float  # the longest call
+    admissionMs: float  # slo.admissionMs, or 0 for none
+    settings: Settings
+    rungs: list[Rung]
+    draining: list[str]  # names of workers that get no new call
+    defaultNamespace: NotRequired[bool]
+
+
+class Routes(TypedDict):
+    """Operator to gateway, and the routes file. Whole and idempotent; a lower epoch is refused."""
+
+    type: Literal["routes"]
+    version: int
+    epoch: int
+    routes: list[Route]
+
+
+class WorkerLoad(TypedDict):
+    """One worker, as it last reported itself to this gateway."""
+
+    boot: str
+    slots: int
+    busy: int
+    free: int
+    draining: bool
+
+
+class AgentLoad(TypedDict):
+    """One agent at one gateway. Totals count from the gateway's start and never fall."""
+
+    workers: dict[str, WorkerLoad]
+    calls: int  # live at this gateway, burst included
+    burst: int  # of them on burst, sessions being started included
+    arrivals: int  # total: authenticated calls that asked for a slot
+    refused: int  # total: answered 503
+    lost: int  # total: ended by the death of a worker
+    burstFailures: int  # total: session starts or dials that failed
+    burstError: str  # the last such failure in words, "" after a success
+
+
+class Load(TypedDict):
+    """Gateway to operator: within 50 ms of a change that matters, else each second."""
+
+    type: Literal["load"]
+    gateway: str  # its name
+    boot: str
+    epoch: int  # of the routes it acts on; 0 when it has none
+    agents: dict[str, AgentLoad]

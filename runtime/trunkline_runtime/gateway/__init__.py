@@ -1,0 +1,1 @@
+"""The process that admits, places and relays calls."""

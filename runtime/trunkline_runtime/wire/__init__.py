@@ -1,0 +1,1 @@
+"""One sans-I/O module per protocol that callers speak. No socket, no clock: ids and events come in."""
