@@ -1,0 +1,418 @@
+"""A `VoiceAgent` as frozen values, parsed once at the edge from the object that the API holds.
+
+Defaults stand in this file and in the CRD, and a test holds the two equal. The API server checks shapes
+and most rules; what it cannot say (a pattern that is no regular expression), and whatever an older CRD
+let pass, ends here as a `SpecError` with a sentence for whoever wrote the resource.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+Json = dict[str, Any]
+"""An object of the Kubernetes API, as JSON."""
+
+MAX_SECONDS_WITH_BURST: Final = 3600
+"""Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
+
+
+class SpecError(ValueError):
+    """The resource makes no sense; the message says what to change. Its author must act."""
+
+
+class EngineType(StrEnum):
+    LOOPBACK = "loopback"
+    SPEECH = "speech"
+
+
+class Autoscaling(StrEnum):
+    INTERNAL = "internal"  # the operator counts slots
+    EXTERNAL = "external"  # something else writes /scale
+
+
+class Snapshot(StrEnum):
+    CPU = "cpu"
+    GPU = "gpu"
+    NONE = "none"
+
+
+class DataClass(StrEnum):
+    STANDARD = "standard"
+    PHI = "phi"  # protected health information: stays in the cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    match: str
+    say: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    type: EngineType
+    greeting: str = ""
+    replies: tuple[Reply, ...] = ()
+    fallback: str = "I did not catch that. Please say it again."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    resource: str = "nvidia.com/gpu"
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    requests: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    image: str = ""
+    slots_per_pod: int = 4
+    min_pods: int = 1
+    max_pods: int = 4
+    buffer_slots: int = 1
+    gpu: Gpu = Gpu()
+    resources: Resources = field(default_factory=Resources)
+    autoscaling: Autoscaling = Autoscaling.INTERNAL
+    replicas: int | None = None
+    scale_down_delay_seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burst:
+    """`spec.burst.modal`."""
+
+    credentials_secret: str
+    gpu: tuple[str, ...] = ("L4",)
+    region: str = "us-east"
+    slots_per_container: int = 4
+    min_containers: int = 0
+    buffer_containers: int = 0
+    max_containers: int = 10
+    scaledown_window_seconds: int = 60
+    start_deadline_seconds: int = 7
+    snapshot: Snapshot = Snapshot.CPU
+    environment: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    max_seconds: int = 1800
+    idle_seconds: int = 300
+    answer_seconds: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    public: bool = False
+    api_keys_secret: str = ""
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoiceAgent:
+    """One agent. Times are seconds since the epoch."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleted_at: float | None  # when its deletion was asked for
+    finalizers: tuple[str, ...]
+    engine: Engine
+    warm: Warm
+    burst: Burst | None
+    session: Session
+    access: Access
+    data_class: DataClass = DataClass.STANDARD
+    admission_ms: int = 0
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, as gateways know it."""
+        return f"{self.namespace}/{self.name}"
+
+
+def parsed(obj: Json) -> VoiceAgent:
+    """The agent that an API object describes.
+
+    Raises `SpecError`, except for an object that is being deleted: that one must still be drained, so
+    what makes no sense in it is replaced by defaults.
+    """
+    deleted_at = epoch(obj["metadata"].get("deletionTimestamp"))
+    try:
+        return _agent(obj, obj.get("spec") or {}, deleted_at)
+    except SpecError:
+        if deleted_at is None:
+            raise
+        return _agent(obj, {"engine": {"type": "loopback"}, "access": {"public": True}}, deleted_at)
+
+
+def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
+    metadata = obj["metadata"]
+    engine = _required(
+        _fields(spec, "engine"), "type", "engine.type must be one of: loopback, speech"
+    )
+    agent = VoiceAgent(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 1),
+        deleted_at=deleted_at,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        engine=Engine(**engine),
+        warm=Warm(
+            gpu=Gpu(**_fields(spec, "warm.gpu")),
+            resources=Resources(**_fields(spec, "warm.resources")),
+            **_fields(spec, "warm"),
+        ),
+        burst=_burst(spec),
+        session=Session(**_fields(spec, "session")),
+        access=Access(**_fields(spec, "access")),
+        **_fields(spec, "policy"),
+        **_fields(spec, "slo"),
+    )
+    for holds, sentence in _rules(agent):
+        if not holds:
+            raise SpecError(sentence)
+    return agent
+
+
+def epoch(stamp: str | None) -> float | None:
+    """Seconds since the epoch, from the API's RFC 3339."""
+    return None if stamp is None else datetime.fromisoformat(stamp).timestamp()
+
+
+# --- from JSON, a table a group -------------------------------------------------------------------------
+
+Reader = Callable[[Any, str], Any]
+"""(value, its path) → the value to keep; raises SpecError."""
+
+
+def _number(low: int, high: int) -> Reader:
+    def read(value: Any, path: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise SpecError(f"{path} must be a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _text(longest: int) -> Reader:
+    def read(value: Any, path: str) -> str:
+        if not isinstance(value, str) or len(value) > longest:
+            raise SpecError(f"{path} must be a text of at most {longest} characters")
+        return value
+
+    return read
+
+
+def _flag(value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{path} must be true or false")
+    return value
+
+
+def _one_of(words: type[StrEnum]) -> Reader:
+    def read(value: Any, path: str) -> StrEnum:
+        if value not in list(words):
+            raise SpecError(f"{path} must be one of: {', '.join(words)}")
+        return words(value)
+
+    return read
+
+
+def _many(most: int, item: Reader) -> Reader:
+    def read(value: Any, path: str) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) > most:
+            raise SpecError(f"{path} must be a list of at most {most} entries")
+        return tuple(item(entry, f"{path}[{n}]") for n, entry in enumerate(value))
+
+    return read
+
+
+def _quantities(value: Any, path: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} must name resources and amounts, such as cpu: 2")
+    return {str(name): str(amount) for name, amount in value.items()}
+
+
+def _reply(value: Any, path: str) -> Reply:
+    """A rule whose pattern compiles and whose answer names only groups that the pattern has."""
+    if not isinstance(value, dict) or not {"match", "say"} <= value.keys():
+        raise SpecError(f"{path} needs match and say")
+    match = _text(256)(value["match"], f"{path}.match")
+    say = _text(1024)(value["say"], f"{path}.say")
+    try:
+        pattern = re.compile(match)
+    except re.error as error:
+        raise SpecError(f"{path}.match is not a regular expression: {error}") from error
+    groups = {str(n) for n in range(pattern.groups + 1)} | pattern.groupindex.keys() | {"heard"}
+    if strange := sorted(set(re.findall(r"\{(\w+)\}", say)) - groups):
+        raise SpecError(
+            f"{path}.say names {{{strange[0]}}}, but match has no such group: it has {pattern.groups}"
+        )
+    return Reply(match=match, say=say)
+
+
+Table = Mapping[str, tuple[str, Reader]]
+"""Path within the group → (field of the dataclass, reader)."""
+
+FIELDS: Final[Mapping[str, Table]] = {
+    "engine": {
+        "type": ("type", _one_of(EngineType)),
+        "greeting": ("greeting", _text(1024)),
+        "replies": ("replies", _many(64, _reply)),
+        "fallback": ("fallback", _text(1024)),
+    },
+    "warm": {
+        "image": ("image", _text(1024)),
+        "slotsPerPod": ("slots_per_pod", _number(1, 256)),
+        "minPods": ("min_pods", _number(0, 1000)),
+        "maxPods": ("max_pods", _number(0, 1000)),
+        "bufferSlots": ("buffer_slots", _number(0, 10_000)),
+        "autoscaling": ("autoscaling", _one_of(Autoscaling)),
+        "replicas": ("replicas", _number(0, 2**31 - 1)),
+        "scaleDown.delaySeconds": ("scale_down_delay_seconds", _number(0, 86_400)),
+    },
+    "warm.gpu": {
+        "resource": ("resource", _text(253)),
+        "count": ("count", _number(0, 8)),
+    },
+    "warm.resources": {
+        "requests": ("requests", _quantities),
+        "limits": ("limits", _quantities),
+    },
+    "burst.modal": {
+        "credentialsSecretRef.name": ("credentials_secret", _text(253)),
+        "gpu": ("gpu", _many(8, _text(64))),
+        "region": ("region", _text(64)),
+        "slotsPerContainer": ("slots_per_container", _number(1, 256)),
+        "minContainers": ("min_containers", _number(0, 1000)),
+        "bufferContainers": ("buffer_containers", _number(0, 1000)),
+        "maxContainers": ("max_containers", _number(1, 1000)),
+        "scaledownWindowSeconds": ("scaledown_window_seconds", _number(2, 3600)),
+        "startDeadlineSeconds": ("start_deadline_seconds", _number(1, 60)),
+        "snapshot": ("snapshot", _one_of(Snapshot)),
+        "environment": ("environment", _text(64)),
+        "image": ("image", _text(1024)),
+    },
+    "session": {
+        "maxSeconds": ("max_seconds", _number(60, 86_400)),
+        "idleSeconds": ("idle_seconds", _number(5, 86_400)),
+        "answerSeconds": ("answer_seconds", _number(1, 60)),
+    },
+    "access": {
+        "public": ("public", _flag),
+        "apiKeysSecretRef.name": ("api_keys_secret", _text(253)),
+        "origins": ("origins", _many(64, _text(256))),
+    },
+    "policy": {"dataClass": ("data_class", _one_of(DataClass))},
+    "slo": {"admissionMs": ("admission_ms", _number(0, 60_000))},
+}
+
+
+def _at(value: Any, path: str) -> Any:
+    """What stands at a dotted path, None if nothing does."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _fields(spec: Json, group: str) -> dict[str, Any]:
+    """The dataclass fields that a group sets; what it leaves out keeps the dataclass's default."""
+    values = {path: _at(spec, f"{group}.{path}") for path in FIELDS[group]}
+    return {
+        field_name: read(value, f"{group}.{path}")
+        for path, (field_name, read) in FIELDS[group].items()
+        if (value := values[path]) is not None
+    }
+
+
+def _required(fields: dict[str, Any], name: str, sentence: str) -> dict[str, Any]:
+    if name not in fields:
+        raise SpecError(sentence)
+    return fields
+
+
+def _burst(spec: Json) -> Burst | None:
+    if _at(spec, "burst.modal") is None:
+        return None
+    fields = _fields(spec, "burst.modal")
+    sentence = (
+        "burst.modal.credentialsSecretRef.name must name a Secret with token-id and token-secret"
+    )
+    return Burst(**_required(fields, "credentials_secret", sentence))
+
+
+# --- rules across fields: (it holds, the sentence if it does not) ----------------------------------------
+
+
+def _rules(agent: VoiceAgent) -> Iterator[tuple[bool, str]]:
+    """The CRD's rules, in the CRD's words."""
+    warm, burst, session, access = agent.warm, agent.burst, agent.session, agent.access
+    yield (
+        warm.max_pods >= warm.min_pods,
+        ("warm.maxPods is below warm.minPods: raise maxPods or lower minPods"),
+    )
+    yield (
+        warm.autoscaling is not Autoscaling.EXTERNAL or warm.replicas is not None,
+        (
+            "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with"
+        ),
+    )
+    yield (
+        warm.gpu.resource not in {**warm.resources.requests, **warm.resources.limits},
+        ("warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count"),
+    )
+    yield (
+        warm.max_pods > 0 or burst is not None,
+        ("no call could ever be placed: raise warm.maxPods or add burst.modal"),
+    )
+    yield (
+        access.public != bool(access.api_keys_secret),
+        (
+            "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other"
+        ),
+    )
+    if burst is None:
+        return
+    yield (
+        burst.max_containers >= burst.min_containers,
+        (
+            "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers"
+        ),
+    )
+    yield (
+        burst.snapshot is not Snapshot.GPU or bool(burst.gpu),
+        (
+            "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu"
+        ),
+    )
+    yield (
+        burst.start_deadline_seconds <= session.answer_seconds,
+        (
+            "burst.modal.startDeadlineSeconds is above session.answerSeconds, so its calls would be given up "
+            "first: lower startDeadlineSeconds or raise answerSeconds"
+        ),
+    )
+    yield (
+        session.max_seconds <= MAX_SECONDS_WITH_BURST,
+        (
+            "session.maxSeconds may be at most 3600 with burst, because Modal lets a container end its calls "
+            "for one hour: lower maxSeconds or remove burst"
+        ),
+    )
+    yield (
+        agent.data_class is not DataClass.PHI,
+        (
+            "policy.dataClass phi keeps calls in the cluster: remove burst or set dataClass to standard"
+        ),
+    )

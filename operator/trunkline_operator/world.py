@@ -1,0 +1,179 @@
+"""What the operator sees of one agent: its pods, what gateways say of their workers, and its Modal app.
+
+Raw observations come in, frozen facts go out. Whatever is not known is said to be unknown, and every
+reader of these facts takes unknown for busy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self
+
+from trunkline_operator.spec import Json, epoch
+from trunkline_runtime.contract import ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
+
+CONTAINER: Final = "worker"
+"""The pod's container that is the worker."""
+
+
+class Phase(StrEnum):
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+# Why a container waits, where waiting is no trouble.
+ORDINARY_WAITS: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """One pod of the agent."""
+
+    name: str
+    uid: str
+    phase: Phase
+    ready: bool = False
+    started: bool = False  # its worker runs and has been ready once; so it may hold calls
+    terminating: bool = False
+    draining_since: float | None = None
+    template: str = ""
+    unschedulable: str = ""  # the scheduler's words
+    trouble: str = ""  # the kubelet's words: image pull, crash loop, wrong configuration
+    restarts: int = 0
+
+    @property
+    def ordinal(self) -> int:
+        """The number behind the last dash; -1 for a name that is not one of ours."""
+        ordinal = self.name.rpartition("-")[2]
+        return int(ordinal) if ordinal.isdecimal() else -1
+
+    @property
+    def finished(self) -> bool:
+        """Its containers ended and stay ended."""
+        return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+    @property
+    def draining(self) -> bool:
+        return self.draining_since is not None
+
+    @property
+    def active(self) -> bool:
+        """Counts as capacity, now or soon."""
+        return not (self.terminating or self.finished or self.draining)
+
+    @classmethod
+    def of(cls, pod: Json) -> Self:
+        metadata, status = pod["metadata"], pod.get("status") or {}
+        annotations = metadata.get("annotations") or {}
+        conditions = {c["type"]: c for c in status.get("conditions") or ()}
+        scheduled = conditions.get("PodScheduled", {})
+        containers = status.get("containerStatuses") or ()
+        worker: Json = next((c for c in containers if c["name"] == CONTAINER), {})
+        state = worker.get("state") or {}
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            phase=Phase(status.get("phase", Phase.PENDING)),
+            ready=conditions.get("Ready", {}).get("status") == "True",
+            # Without word of `started`, a container that runs is taken for one that may hold calls.
+            started="running" in state and worker.get("started") is not False,
+            terminating="deletionTimestamp" in metadata,
+            draining_since=epoch(annotations.get(ANNOTATION_DRAINING)),
+            template=annotations.get(ANNOTATION_TEMPLATE, ""),
+            unschedulable=scheduled.get("message", "")
+            if scheduled.get("status") == "False"
+            else "",
+            trouble=_trouble(state, status),
+            restarts=worker.get("restartCount", 0),
+        )
+
+
+def _trouble(state: Json, status: Json) -> str:
+    """Why the worker's container does not run, in the kubelet's words, or ""."""
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason", "") not in ORDINARY_WAITS:
+        return _sentence(waiting["reason"], waiting.get("message", ""))
+    if terminated := state.get("terminated"):
+        return _sentence(terminated.get("reason", "Terminated"), terminated.get("message", ""))
+    if status.get("phase") == Phase.FAILED:
+        return _sentence(status.get("reason", "Failed"), status.get("message", ""))
+    return ""
+
+
+def _sentence(reason: str, message: str) -> str:
+    return f"{reason}: {message}" if message else reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFacts:
+    """One worker, as it last spoke of itself. Its name is its pod's."""
+
+    slots: int
+    busy: int
+    draining: bool
+
+    @property
+    def drained(self) -> bool:
+        """The worker itself takes no call and has none."""
+        return self.draining and self.busy == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """One agent's calls, of all gateways together."""
+
+    known: bool = False  # a gateway reports, and none that should is silent
+    acknowledged: bool = False  # every gateway acts on the agent's latest route
+    workers: Mapping[str, WorkerFacts] = field(default_factory=dict)  # a missing one is unknown
+    burst: int = 0  # calls on burst, sessions being started included
+    refused: int = 0  # total
+    burst_error: str = ""  # the gateways' last failure to reach burst, "" after a success
+
+    @property
+    def busy(self) -> int:
+        """Slots of warm workers that are reserved or live."""
+        return sum(worker.busy for worker in self.workers.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurstFacts:
+    """The agent's Modal app, as far as the operator knows."""
+
+    app: str = ""  # the deployed app's name; "" = none that we know of
+    app_id: str = ""
+    url: str = ""
+    hash: str = ""  # what was deployed (`manifests.burst_hash`)
+    snapshot: str = ""
+    working: bool = False  # a deployment or a stop is under way
+    stopped: bool = False  # Modal confirmed that no app is left
+    failures: int = 0  # in a row
+    failed_at: float = 0.0
+    failed_hash: str = ""  # what the last failure was about; "" = the stop
+    message: str = ""  # the last failure in words
+    credentials: str = ""  # "" = present; else the sentence that says what is missing
+
+    @classmethod
+    def of(cls, status: Json) -> Self:
+        """What an earlier operator wrote into the agent's status."""
+        burst = status.get("burst") or {}
+        return cls(
+            app=burst.get("app", ""),
+            app_id=burst.get("appId", ""),
+            url=burst.get("url", ""),
+            hash=burst.get("hash", ""),
+            snapshot=burst.get("snapshot", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything that is observed of one agent at one moment."""
+
+    pods: tuple[PodFacts, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
+    secret_exists: bool = False  # the agent's own, `<agent>-trunkline`
+    burst: BurstFacts = field(default_factory=BurstFacts)
+    access: str = ""  # "" = callers' keys were read; else the sentence that says what is missing
