@@ -1,0 +1,34 @@
+"""What several test modules share: one real control plane a session, started by the first that asks."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """A control plane without controllers; nothing in it is deleted unless a test does so."""
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture
+async def api(control_plane: ControlPlane) -> AsyncIterator[Api]:
+    async with Api(control_plane.kubeconfig) as client:
+        yield client
+
+
+@pytest.fixture
+async def namespace(api: Api) -> AsyncIterator[str]:
+    """The name of a new namespace; its pods go at once when the test ends."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    yield name
+    await api.delete(f"/api/v1/namespaces/{name}/pods", {"gracePeriodSeconds": 0})
