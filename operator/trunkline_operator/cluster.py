@@ -1,0 +1,249 @@
+"""The one client of the Kubernetes API: raw JSON in and out, a verb a method.
+
+Every verb may be sent twice without harm (creates have fixed names, patches and deletes carry what they
+expect to find), so all of them are tried again after 429, a server's error or a broken connection.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import urlencode
+
+import aiohttp
+import yaml
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from trunkline_operator.config import ConfigError
+from trunkline_runtime.contract import GROUP, PLURAL, VERSION
+
+Json = dict[str, Any]
+
+FIELD_MANAGER: Final = "trunkline-operator"
+# A healthy API server answers in milliseconds, and a list of 10,000 pods in seconds.
+TIMEOUT: Final = aiohttp.ClientTimeout(total=20, connect=5)
+# 0.1 + 0.2 + 0.4 s: over a restart of one of several API servers. Whoever asked tries again later.
+TRIES: Final = 4
+FIRST_DELAY: Final = 0.1
+LONGEST_RETRY_AFTER: Final = 5.0
+TRANSIENT: Final = frozenset({429, 500, 502, 503, 504})
+
+MERGE: Final = "application/merge-patch+json"
+APPLY: Final = "application/apply-patch+yaml"
+
+COLLECTIONS: Final = {
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Secret": "/api/v1/namespaces/{}/secrets",
+    "Service": "/api/v1/namespaces/{}/services",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
+    "VoiceAgent": f"/apis/{GROUP}/{VERSION}/namespaces/{{}}/{PLURAL}",
+}
+"""Where the objects of a kind are."""
+
+AGENTS: Final = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+"""All agents of all namespaces."""
+
+
+class ApiError(Exception):
+    """What the API server answered instead. Status 0: nothing answered.
+
+    `reason` is a word of the API ("NotFound", "Conflict", "Invalid", …), `message` its sentence.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+def path(kind: str, namespace: str, name: str | None = None) -> str:
+    """The path of an object, or of all of its kind in a namespace."""
+    collection = COLLECTIONS[kind].format(namespace)
+    return collection if name is None else f"{collection}/{name}"
+
+
+def retry_delay(attempt: int, retry_after: str | None) -> float:
+    """Seconds before the next try; a server's wish counts, up to a bound."""
+    backoff = FIRST_DELAY * 2.0**attempt * random.uniform(0.5, 1.5)
+    # The other form of the header is a date, which the API server never sends.
+    asked = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+    return max(backoff, min(asked, LONGEST_RETRY_AFTER))
+
+
+class Cluster:
+    """A connection to the API server; an asynchronous context manager."""
+
+    def __init__(self, configuration: Any) -> None:
+        self._configuration = configuration
+        # Like kopf, heed only the kubeconfig's proxy: a proxy from the environment would also get
+        # requests to loopback, which no other client of Kubernetes sends there.
+        configuration.client_session_kwargs = {"trust_env": False}
+        self._rest = RESTClientObject(configuration)
+
+    @classmethod
+    async def connect(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """The cluster of $KUBECONFIG, else the one this runs in, else the one of ~/.kube/config."""
+        return cls(await load_configuration(env))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._rest.close()
+
+    @property
+    def server(self) -> str:
+        return str(self._configuration.host)
+
+    @property
+    def configuration(self) -> Any:
+        """Where the server is and how to reach it, as the Kubernetes client keeps it."""
+        return self._configuration
+
+    async def authorization(self) -> str | None:
+        """The value of the header, from a token file that is read anew each minute."""
+        header: str | None = await self._configuration.get_api_key_with_prefix("BearerToken")
+        return header
+
+    async def log_in_again(self, env: Mapping[str, str] = os.environ) -> None:
+        """Renews a credential that expired, for example one from a plug-in of the kubeconfig."""
+        self._configuration.api_key = (await load_configuration(env)).api_key
+
+    # --- the verbs ----------------------------------------------------------------------------------
+
+    async def get(self, path: str) -> Json:
+        return await self._request("GET", path)
+
+    async def find(self, path: str) -> Json | None:
+        """The object, or None if there is none."""
+        try:
+            return await self.get(path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, path: str, labels: Mapping[str, str] | None = None) -> "list[Json]":
+        selector = ",".join(f"{name}={value}" for name, value in (labels or {}).items())
+        answer = await self._request(
+            "GET", path, params={"labelSelector": selector} if selector else {}
+        )
+        items: list[Json] = answer["items"]
+        return items
+
+    async def create(self, path: str, body: Json) -> Json | None:
+        """The new object, or None if that name is taken."""
+        try:
+            return await self._request("POST", path, body)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return None
+            raise
+
+    async def patch(self, path: str, body: Json) -> Json:
+        """Merges. `metadata.resourceVersion` or `.uid` in the body must be what is there, else Conflict."""
+        return await self._request("PATCH", path, body, media=MERGE)
+
+    async def patch_status(self, path: str, status: Json) -> Json:
+        return await self.patch(f"{path}/status", {"status": status})
+
+    async def apply(self, path: str, body: Json) -> Json:
+        """Makes the object so, and takes over fields that others hold (server-side apply)."""
+        params = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", path, body, media=APPLY, params=params)
+
+    async def delete(self, path: str, uid: str) -> bool:
+        """Deletes that very object; False if it is gone, or another has its name by now."""
+        try:
+            await self._request("DELETE", path, {"preconditions": {"uid": uid}})
+        except ApiError as error:
+            if error.status in (404, 409):
+                return False
+            raise
+        return True
+
+    # --- one request --------------------------------------------------------------------------------
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        media: str = "application/json",
+        params: Mapping[str, str] | None = None,
+    ) -> Json:
+        url = f"{self.server}{path}?{urlencode(params)}" if params else self.server + path
+        renewed = False
+        for attempt in range(TRIES):
+            retry_after = None
+            try:
+                status, retry_after, answer = await self._send(method, url, body, media)
+            except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+                error = unreachable(self.server, failure)
+            else:
+                if status < 400:
+                    return answer
+                error = refused(status, answer)
+                if status == 401 and not renewed:
+                    renewed = True
+                    await self.log_in_again()
+                    continue
+                if status not in TRANSIENT:
+                    raise error
+            if attempt + 1 < TRIES:
+                await asyncio.sleep(retry_delay(attempt, retry_after))
+        raise error
+
+    async def _send(
+        self, method: str, url: str, body: Json | None, media: str
+    ) -> tuple[int, str | None, Json]:
+        """Status, Retry-After and body of one answer."""
+        headers = {"Accept": "application/json", "Content-Type": media}
+        if authorization := await self.authorization():
+            headers["Authorization"] = authorization
+        response = await self._rest.request(
+            method, url, headers=headers, body=body, _request_timeout=TIMEOUT
+        )
+        text = await response.read()
+        try:
+            answer = json.loads(text)
+        except ValueError:  # a load balancer's page
+            answer = {"message": text[:200].decode(errors="replace")}
+        return response.status, response.headers.get("Retry-After"), answer
+
+
+def refused(status: int, answer: Json) -> ApiError:
+    return ApiError(status, answer.get("reason") or str(status), answer.get("message") or "")
+
+
+def unreachable(server: str, failure: Exception) -> ApiError:
+    why = str(failure) or type(failure).__name__
+    return ApiError(0, "Unreachable", f"cannot reach the Kubernetes API at {server}: {why}")
+
+
+async def load_configuration(env: Mapping[str, str]) -> Any:
+    """Reads how to reach the API server; ConfigError says what to set."""
+    configuration = Configuration()
+    home = Path.home() / ".kube" / "config"
+    try:
+        if files := env.get("KUBECONFIG"):
+            await load_kube_config(config_file=files, client_configuration=configuration)
+        elif env.get("KUBERNETES_SERVICE_HOST"):
+            load_incluster_config(client_configuration=configuration)
+        elif home.exists():
+            await load_kube_config(config_file=str(home), client_configuration=configuration)
+        else:
+            raise ConfigError(
+                "no Kubernetes cluster is known: set KUBECONFIG, or start one with `trunkline dev`"
+            )
+    except (ConfigException, yaml.YAMLError, OSError, TypeError, ValueError) as error:
+        where = files or ("the service account" if env.get("KUBERNETES_SERVICE_HOST") else home)
+        raise ConfigError(f"cannot read how to reach the cluster from {where}: {error}") from error
+    return configuration

@@ -1,0 +1,58 @@
+"""What the operator was started with."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from trunkline_runtime.contract import CONTROL_PORT, HEALTH_PORT
+
+STATUS_SECONDS: Final = 15.0
+
+
+class ConfigError(Exception):
+    """What is missing or wrong in how the operator was started, as a sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorConfig:
+    """The operator's flags and environment.
+
+    `gateways` is kept as it was given, because pods get the same text. `status_seconds` bounds how often
+    live numbers are written into the status of an agent; conditions and pods are written at once.
+    """
+
+    operator_token: str
+    gateways: str
+    worker_image: str
+    namespaces: tuple[str, ...] = ()
+    routes_secret: tuple[str, str] | None = None
+    host: str = "0.0.0.0"
+    health_port: int = HEALTH_PORT
+    default_namespace: str = "default"
+    status_seconds: float = STATUS_SECONDS
+
+    def __post_init__(self) -> None:
+        parse_gateways(self.gateways)
+
+
+def parse_gateways(text: str) -> list[tuple[str, int]]:
+    """`host:port,…` as pairs; a host alone gets the control port. An IPv6 address stands in brackets."""
+    return [parse_address(part) for part in filter(None, map(str.strip, text.split(",")))]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, str(CONTROL_PORT)
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--gateways: {text!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_routes_secret(text: str) -> tuple[str, str] | None:
+    """`namespace/name` as a pair, and nothing as None."""
+    if not text:
+        return None
+    namespace, slash, name = text.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise ConfigError(f"--routes-secret: {text!r} is not namespace/name")
+    return namespace, name

@@ -1,0 +1,253 @@
+"""The links to all gateways: routes out, load in.
+
+The operator dials. A name stands for all its addresses and is resolved anew every RESOLVE_SECONDS, so that
+replicas of a gateway come and go by themselves. Each link gets the routes whole when it opens and after each
+change; the epoch in them lets a gateway refuse an operator that was replaced.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from trunkline_operator.loads import AgentReport, Loads, parse_load
+from trunkline_runtime.contract import (
+    DEAD_AFTER_SECONDS,
+    ENV_OPERATOR_TOKEN,
+    HEARTBEAT_SECONDS,
+    MAX_CONTROL_BYTES,
+    OPERATOR_PATH,
+    PROTOCOL_VERSION,
+    Beat,
+    Route,
+    Routes,
+)
+
+Address = tuple[str, int]
+
+RESOLVE_SECONDS: Final = 5.0
+# Several agents often change together, for example when the operator starts.
+COALESCE_SECONDS: Final = 0.01
+# A gateway that restarts is back within seconds; no link should lag more behind it.
+REDIAL_SECONDS: Final = (0.1, 2.0)
+
+log = logging.getLogger("trunkline.fleet")
+# Its debug lines would hold the bearer and the routes.
+quiet = logging.getLogger("trunkline.websockets")
+quiet.setLevel(logging.CRITICAL)
+
+
+class Fleet:
+    """All gateways; an asynchronous context manager. `changed(agent)` is called in the event loop."""
+
+    def __init__(
+        self,
+        gateways: Sequence[Address],
+        token: str,
+        *,
+        epoch: int,
+        changed: Callable[[str], None],
+        resolve_seconds: float = RESOLVE_SECONDS,
+    ) -> None:
+        self.epoch = epoch
+        self.loads = Loads()
+        self._names = gateways
+        self._token = token
+        self._changed = changed
+        self._resolve_seconds = resolve_seconds
+        self._resolved: dict[Address, set[Address]] = {}
+        self._links: dict[Address, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connected: dict[Address, asyncio.Event] = {}
+        self._routes: dict[str, Route] = {}
+        self._held = True
+        self._document: str | None = None
+        self._soon: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"Fleet({self.connected} connected, {len(self._routes)} routes, {self.loads!r})"
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._resolve()), asyncio.create_task(self._expire())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._soon:
+            self._soon.cancel()
+        # The resolver goes first: it makes links.
+        for tasks in (self._tasks, list(self._links.values())):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def connected(self) -> int:
+        """How many links are open."""
+        return len(self._connected)
+
+    @property
+    def document(self) -> Routes:
+        """The routes as they are now."""
+        routes = [self._routes[agent] for agent in sorted(self._routes)]
+        return Routes(type="routes", version=PROTOCOL_VERSION, epoch=self.epoch, routes=routes)
+
+    def report(self, agent: str) -> AgentReport:
+        return self.loads.report(agent)
+
+    def set_route(self, agent: str, route: Route | None) -> bool:
+        """Routes an agent so, or no longer; whether that is new."""
+        if self._routes.get(agent) == route:
+            return False
+        if route is None:
+            del self._routes[agent]
+        else:
+            self._routes[agent] = route
+        if not self._held and self._soon is None:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(COALESCE_SECONDS, self._publish)
+        return True
+
+    def open(self) -> None:
+        """Begins to push. Until all agents are known, gateways keep the routes that they have."""
+        self._held = False
+        self._publish()
+
+    def _publish(self) -> None:
+        self._soon = None
+        document = json.dumps(self.document, separators=(",", ":"))
+        if document != self._document:
+            self._document = document
+            for news in self._connected.values():
+                news.set()
+
+    # --- who there is -------------------------------------------------------------------------------
+
+    async def _resolve(self) -> None:
+        while True:
+            for name in self._names:
+                await self._resolve_one(name)
+            wanted = self._wanted()
+            for address in wanted - self._links.keys():
+                self._links[address] = asyncio.create_task(self._keep_link(address))
+            await asyncio.sleep(self._resolve_seconds)
+
+    async def _resolve_one(self, name: Address) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._resolve_seconds):
+                found = await loop.getaddrinfo(*name, type=1)
+        except (OSError, TimeoutError) as error:
+            # Links stay: a name server's failure says nothing about gateways.
+            if self._resolved.get(name) is None:
+                log.warning("cannot resolve gateway %s:%d: %s", *name, error or "timeout")
+                self._resolved[name] = set()
+            return
+        self._resolved[name] = {(str(where[0]), int(where[1])) for *_, where in found}
+
+    def _wanted(self) -> set[Address]:
+        return {address for found in self._resolved.values() for address in found}
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS / 4)
+            for agent in self.loads.expire(time.monotonic()):
+                self._changed(agent)
+
+    # --- one link -----------------------------------------------------------------------------------
+
+    async def _keep_link(self, address: Address) -> None:
+        """Dials until the address is no longer one of a gateway's."""
+        delay, last = REDIAL_SECONDS[0], ""
+        try:
+            while address in self._wanted():
+                began = time.monotonic()
+                why = await self._link(address)
+                if time.monotonic() - began > DEAD_AFTER_SECONDS:
+                    delay, last = REDIAL_SECONDS[0], ""
+                if why != last:  # a gateway that stays away is told once
+                    log.warning("no link to gateway %s:%d: %s", *address, why)
+                    last = why
+                await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+                delay = min(delay * 2, REDIAL_SECONDS[1])
+        finally:
+            self._links.pop(address, None)
+
+    async def _link(self, address: Address) -> str:
+        """Holds one link as long as it lives; why it ended."""
+        host, port = address
+        uri = f"ws://{f'[{host}]' if ':' in host else host}:{port}{OPERATOR_PATH}"
+        why = "it closed the link"
+        try:
+            async with connect(
+                uri,
+                additional_headers={"Authorization": f"Bearer {self._token}"},
+                open_timeout=DEAD_AFTER_SECONDS,
+                close_timeout=HEARTBEAT_SECONDS,
+                ping_interval=None,  # both sides beat
+                max_size=MAX_CONTROL_BYTES,
+                compression=None,
+                proxy=None,
+                logger=quiet,
+            ) as socket:
+                log.info("linked to gateway %s:%d", *address)
+                await self._exchange(socket, address)
+        except* InvalidStatus as refusals:
+            why = refused(refusals.exceptions[0])
+        except* (OSError, TimeoutError, WebSocketException, ValueError) as failures:
+            first = failures.exceptions[0]
+            why = str(first) or f"silent for {DEAD_AFTER_SECONDS:g} s"
+        return why
+
+    async def _exchange(self, socket: ClientConnection, address: Address) -> None:
+        news = self._connected[address] = asyncio.Event()
+        if self._document is not None:
+            news.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send(socket, news))
+                group.create_task(self._receive(socket))
+        finally:
+            del self._connected[address]
+
+    async def _send(self, socket: ClientConnection, news: asyncio.Event) -> None:
+        beat = json.dumps(Beat(type="beat"))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
+            message = self._document if news.is_set() and self._document else beat
+            news.clear()
+            # Whoever does not read for so long is as good as dead.
+            async with asyncio.timeout(DEAD_AFTER_SECONDS):
+                await socket.send(message)
+
+    async def _receive(self, socket: ClientConnection) -> None:
+        boot = ""
+        while True:
+            async with asyncio.timeout(DEAD_AFTER_SECONDS):
+                message = await socket.recv()
+            now = time.monotonic()
+            load = parse_load(message)
+            if load is None:
+                self.loads.beat(boot, now)
+                continue
+            if load["epoch"] > self.epoch and load["boot"] != boot:
+                log.error(
+                    "gateway %s takes its routes from a newer operator: is another one running?",
+                    load["gateway"],
+                )
+            boot = load["boot"]
+            for agent in self.loads.hear(load, now):
+                self._changed(agent)
+
+
+def refused(error: BaseException) -> str:
+    if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
+        return f"it refused the token: give operator and gateway the same {ENV_OPERATOR_TOKEN}"
+    return str(error)

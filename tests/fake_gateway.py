@@ -1,0 +1,134 @@
+"""A gateway as the operator meets it: a server on OPERATOR_PATH that keeps routes and sends loads."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from trunkline_runtime.contract import (
+    HEARTBEAT_SECONDS,
+    OPERATOR_PATH,
+    AgentLoad,
+    Load,
+    Route,
+    Routes,
+    WorkerLoad,
+)
+
+TOKEN = "operator-token-of-the-tests"
+
+
+def worker_load(
+    slots: int = 4, busy: int = 0, *, boot: str = "b0", draining: bool = False
+) -> WorkerLoad:
+    free = 0 if draining else slots - busy
+    return WorkerLoad(boot=boot, slots=slots, busy=busy, free=free, draining=draining)
+
+
+def agent_load(who: dict[str, WorkerLoad] | None = None, **numbers: Any) -> AgentLoad:
+    load = AgentLoad(
+        workers=who or {},
+        calls=sum(worker["busy"] for worker in (who or {}).values()),
+        burst=0,
+        arrivals=0,
+        refused=0,
+        lost=0,
+        burstFailures=0,
+        burstError="",
+    )
+    load.update(numbers)  # type: ignore[typeddict-item]  # a test names only keys of AgentLoad
+    return load
+
+
+class FakeGateway:
+    """Speaks for one gateway; `agents` is what it says, `routes` what it was told last."""
+
+    def __init__(self, name: str = "gateway-0", boot: str = "g0", token: str = TOKEN) -> None:
+        self.name = name
+        self.boot = boot
+        self.token = token
+        self.agents: dict[str, AgentLoad] = {}
+        self.told: list[Routes] = []
+        self.links = 0
+        self.refusals = 0
+        self.silent = False
+        self.port = 0
+        self._changed = asyncio.Condition()
+        self._sockets: set[ServerConnection] = set()
+        self._server: Server | None = None
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        return {route["agent"]: route for route in self.told[-1]["routes"]} if self.told else {}
+
+    async def say(self, agent: str, load: AgentLoad) -> None:
+        self.agents[agent] = load
+        for socket in list(self._sockets):
+            await self._speak(socket)
+
+    async def until(self, what: Any, seconds: float = 20) -> None:
+        """Waits until `what(gateway)` is true; asked again after every message and link."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: what(self))
+
+    async def cut(self) -> None:
+        """Breaks all links without a word."""
+        for socket in list(self._sockets):
+            socket.transport.abort()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["FakeGateway"]:
+        async with serve(
+            self._link, host, port, process_request=self._admit, compression=None
+        ) as server:
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            yield self
+            self._sockets.clear()
+
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == OPERATOR_PATH and (
+            request.headers.get("Authorization") == f"Bearer {self.token}"
+        ):
+            return None
+        self.refusals += 1
+        await self._tell()
+        return connection.respond(401, "no\n")
+
+    async def _link(self, socket: ServerConnection) -> None:
+        self.links += 1
+        self._sockets.add(socket)
+        await self._tell()
+        beat = asyncio.create_task(self._beat(socket))
+        try:
+            async for text in socket:
+                message = json.loads(text)
+                if message["type"] == "routes":
+                    self.told.append(message)
+                await self._tell()
+        except ConnectionClosed:
+            pass
+        finally:
+            beat.cancel()
+            self._sockets.discard(socket)
+
+    async def _beat(self, socket: ServerConnection) -> None:
+        while True:
+            await self._speak(socket)
+            await asyncio.sleep(HEARTBEAT_SECONDS / 2)
+
+    async def _speak(self, socket: ServerConnection) -> None:
+        if self.silent:
+            return
+        epoch = self.told[-1]["epoch"] if self.told else 0
+        load = Load(type="load", gateway=self.name, boot=self.boot, epoch=epoch, agents=self.agents)
+        with contextlib.suppress(ConnectionClosed):
+            await socket.send(json.dumps(load))
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

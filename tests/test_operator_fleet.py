@@ -1,0 +1,276 @@
+"""The operator's links to gateways: what it tells them, and what it believes of what they say."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trunkline_operator.fleet import Fleet
+from trunkline_operator.loads import AgentReport, Loads, parse_load
+from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, Route
+
+AGENT = "default/front-desk"
+
+
+def load(agents: dict[str, AgentLoad], boot: str = "g0", epoch: int = 1) -> Load:
+    return Load(type="load", gateway=f"of-{boot}", boot=boot, epoch=epoch, agents=agents)
+
+
+def route(agent: str = AGENT, **more: Any) -> Route:
+    made = Route(
+        agent=agent,
+        hash="h",
+        workerKey="k",
+        access={"public": True, "apiKeys": {}, "origins": []},
+        answerSeconds=8,
+        maxSeconds=1800,
+        admissionMs=0,
+        settings={},
+        rungs=[{"kind": "warm"}],
+        draining=[],
+    )
+    made.update(more)  # type: ignore[typeddict-item]  # a test names only keys of Route
+    return made
+
+
+# --- loads, put together -------------------------------------------------------------------------------
+
+
+def test_numbers_of_gateways_add_up_and_their_workers_count_once() -> None:
+    loads = Loads()
+    said = {"front-desk-0": worker_load(busy=2)}
+    loads.hear(load({AGENT: agent_load(said, calls=1, burst=1, arrivals=5)}), 0)
+    loads.hear(load({AGENT: agent_load(said, calls=1, burst=0, arrivals=7)}, "g1"), 0)
+    assert loads.report(AGENT) == AgentReport(
+        workers=said, calls=2, burst=1, arrivals=12, gateways=2
+    )
+
+
+def test_a_gateway_linked_twice_counts_once() -> None:
+    loads = Loads()
+    for now in (0.0, 0.5):
+        loads.hear(load({AGENT: agent_load(calls=3, arrivals=9)}), now)
+    assert loads.report(AGENT) == AgentReport(calls=3, arrivals=9, gateways=1)
+
+
+def test_of_two_words_about_a_worker_the_cautious_one_counts() -> None:
+    loads = Loads()
+    loads.hear(load({AGENT: agent_load({"w": worker_load(busy=1)})}), 0)
+    loads.hear(load({AGENT: agent_load({"w": worker_load(draining=True)})}, "g1"), 1)
+    merged = loads.report(AGENT).workers["w"]
+    assert (merged["busy"], merged["free"], merged["draining"]) == (1, 0, False)
+
+
+def test_a_restarted_worker_is_known_by_its_last_boot_alone() -> None:
+    loads = Loads()
+    old, new = worker_load(busy=4, boot="old"), worker_load(busy=1, boot="new")
+    loads.hear(load({AGENT: agent_load({"w": old})}), 0)
+    loads.hear(load({AGENT: agent_load({"w": new})}, "g1"), 1)
+    assert loads.report(AGENT).workers == {"w": new}
+
+
+def test_a_silent_gateway_takes_its_workers_and_calls_along_but_not_its_totals() -> None:
+    loads = Loads()
+    loads.hear(load({AGENT: agent_load({"w": worker_load(busy=1)}, arrivals=3)}), 0)
+    assert loads.expire(DEAD_AFTER_SECONDS) == set()
+    assert loads.expire(DEAD_AFTER_SECONDS + 0.1) == {AGENT}
+    assert loads.report(AGENT) == AgentReport(arrivals=3)
+
+
+def test_a_beat_keeps_a_gateway() -> None:
+    loads = Loads()
+    loads.hear(load({AGENT: agent_load(calls=1)}), 0)
+    loads.beat("g0", 2)
+    assert loads.expire(DEAD_AFTER_SECONDS + 1) == set()
+
+
+def test_only_news_is_told() -> None:
+    loads = Loads()
+    said = load({AGENT: agent_load({"w": worker_load()}), "default/other": agent_load()})
+    assert loads.hear(said, 0) == {AGENT, "default/other"}
+    assert loads.hear(said, 1) == set()
+    busier = load({AGENT: agent_load({"w": worker_load(busy=1)}), "default/other": agent_load()})
+    assert loads.hear(busier, 2) == {AGENT}
+    assert loads.hear(load({"default/other": agent_load()}), 3) == {AGENT}
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["g0", "g1", "g2"]), st.integers(0, 9), st.booleans()),
+        max_size=40,
+    )
+)
+def test_totals_never_fall_and_are_exact(words: list[tuple[str, int, bool]]) -> None:
+    """Gateways count up, restart, fall silent and come back."""
+    loads, now, boots, totals = Loads(), 0.0, dict[str, int](), dict[str, int]()
+    last = 0
+    for gateway, more, restart in words:
+        boots[gateway] = boots.get(gateway, 0) + restart
+        boot = f"{gateway}.{boots[gateway]}"
+        totals[boot] = totals.get(boot, 0) + more
+        now += more
+        loads.expire(now)
+        loads.hear(load({AGENT: agent_load(arrivals=totals[boot])}, boot), now)
+        assert loads.report(AGENT).arrivals == sum(totals.values()) >= last
+        last = loads.report(AGENT).arrivals
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "[]",
+        "nonsense",
+        '{"type": "load"}',
+        json.dumps(load({AGENT: agent_load(calls=-1)})),
+        json.dumps(load({AGENT: agent_load(arrivals="7")})),
+        json.dumps(load({AGENT: agent_load(workers={"w": {"boot": "b"}})})),
+    ],
+)
+def test_a_message_that_is_not_as_agreed_is_an_error(broken: str) -> None:
+    with pytest.raises(ValueError, match=r"not a message|Expecting value"):
+        parse_load(broken)
+
+
+def test_other_messages_are_ignored_and_loads_come_through_whole() -> None:
+    said = load({AGENT: agent_load({"w": worker_load(draining=True)}, refused=2)})
+    assert parse_load('{"type": "beat"}') is None
+    assert parse_load(json.dumps(said)) == said
+
+
+# --- links -----------------------------------------------------------------------------------------------
+
+
+class Changes:
+    """The agents that a fleet reported as changed."""
+
+    def __init__(self) -> None:
+        self.agents: list[str] = []
+        self._event = asyncio.Event()
+
+    def __call__(self, agent: str) -> None:
+        self.agents.append(agent)
+        self._event.set()
+
+    async def until(self, what: Callable[[], bool], seconds: float = 20) -> None:
+        async with asyncio.timeout(seconds):
+            while not what():
+                self._event.clear()
+                await self._event.wait()
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def start(
+    stack: AsyncExitStack, *gateways: FakeGateway, epoch: int = 7
+) -> tuple[Fleet, Changes]:
+    addresses = []
+    for gateway in gateways:
+        await stack.enter_async_context(gateway.serving())
+        addresses.append(("127.0.0.1", gateway.port))
+    changes = Changes()
+    fleet = Fleet(addresses, TOKEN, epoch=epoch, changed=changes, resolve_seconds=0.2)
+    return await stack.enter_async_context(fleet), changes
+
+
+async def test_every_gateway_gets_all_routes_once_opened_and_again_when_they_change(
+    stack: AsyncExitStack,
+) -> None:
+    gateways = FakeGateway(), FakeGateway("gateway-1", "g1")
+    fleet, _ = await start(stack, *gateways)
+    fleet.set_route(AGENT, route())
+    for gateway in gateways:
+        await gateway.until(lambda it: it.links == 1)
+        assert gateway.told == []  # not opened: a gateway keeps what it has
+    fleet.open()
+    for gateway in gateways:
+        await gateway.until(lambda it: it.routes)
+        assert gateway.told == [fleet.document]
+    assert not fleet.set_route(AGENT, route())
+    assert fleet.set_route(AGENT, route(draining=["front-desk-1"]))
+    fleet.set_route("default/b", route("default/b"))
+    for gateway in gateways:
+        await gateway.until(lambda it: len(it.told) == 2)
+        assert gateway.told[-1] == fleet.document
+        assert list(gateway.routes) == ["default/b", AGENT]
+    fleet.set_route(AGENT, None)
+    await gateways[0].until(lambda it: list(it.routes) == ["default/b"])
+
+
+async def test_loads_are_told_as_they_come(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    fleet, changes = await start(stack, gateway)
+    await gateway.until(lambda it: it.links == 1)
+    await gateway.say(AGENT, agent_load({"w": worker_load(busy=1)}))
+    await changes.until(lambda: fleet.report(AGENT).calls == 1)
+    assert changes.agents == [AGENT]
+
+
+async def test_a_broken_link_is_dialled_again_and_gets_the_routes_anew(
+    stack: AsyncExitStack,
+) -> None:
+    gateway = FakeGateway()
+    gateway.agents[AGENT] = agent_load(calls=2)
+    fleet, changes = await start(stack, gateway)
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    await gateway.until(lambda it: it.routes)
+    await changes.until(lambda: fleet.report(AGENT).calls == 2)
+    await gateway.cut()
+    await gateway.until(lambda it: it.links == 2 and len(it.told) == 2)
+    assert gateway.told[0] == gateway.told[1]
+    assert changes.agents == [AGENT]  # the gap was too short for anything to change
+
+
+async def test_a_silent_gateway_is_dropped_with_its_numbers(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    fleet, changes = await start(stack, gateway)
+    await gateway.until(lambda it: it.links == 1)
+    await gateway.say(AGENT, agent_load(calls=2))
+    await changes.until(lambda: fleet.report(AGENT).calls == 2)
+    gateway.silent = True
+    await changes.until(lambda: fleet.report(AGENT).calls == 0)
+    await gateway.until(lambda it: it.links == 2)  # and dialled again
+
+
+async def test_a_wrong_token_is_refused_and_said(
+    stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = FakeGateway(token="another")
+    fleet, _ = await start(stack, gateway)
+    await gateway.until(lambda it: it.refusals >= 2)
+    assert fleet.connected == 0
+    said = [record.getMessage() for record in caplog.records if record.name == "trunkline.fleet"]
+    assert len(said) == 1
+    assert "give operator and gateway the same TRUNKLINE_OPERATOR_TOKEN" in said[0]
+    assert TOKEN not in caplog.text
+
+
+async def test_nonsense_ends_the_link_and_not_the_operator(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    gateway.agents[AGENT] = agent_load(calls=-1)
+    fleet, changes = await start(stack, gateway)
+    await gateway.until(lambda it: it.links >= 2)
+    gateway.agents[AGENT] = agent_load(calls=1)
+    await changes.until(lambda: fleet.report(AGENT).calls == 1)
+
+
+async def test_a_gateway_may_come_later_than_the_operator(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    async with gateway.serving():
+        port = gateway.port
+    fleet = Fleet([("127.0.0.1", port)], TOKEN, epoch=1, changed=lambda _: None)
+    await stack.enter_async_context(fleet)
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    await stack.enter_async_context(gateway.serving(port=port))
+    await gateway.until(lambda it: it.routes)
