@@ -18,12 +18,10 @@ session goes on. Source: https://platform.openai.com/docs/api-reference/realtime
 """
 
 import json
-from binascii import Error as NotBase64
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from trunkline_runtime.engine import (
     SAMPLE_RATE,
@@ -37,15 +35,19 @@ from trunkline_runtime.engine import (
     ReplyText,
     SpeechStarted,
     SpeechStopped,
-    TurnDetection,
 )
-from trunkline_runtime.wire.realtime_items import (
-    Items,
-    agent_item,
-    caller_item,
-    client_item,
-    response,
+from trunkline_runtime.wire.realtime_commands import (
+    Cancel,
+    Clear,
+    Command,
+    Commit,
+    Configure,
+    Hear,
+    Received,
+    Respond,
 )
+from trunkline_runtime.wire.realtime_items import Items, agent_item, caller_item, client_item
+from trunkline_runtime.wire.realtime_replies import Messages, Reply
 from trunkline_runtime.wire.realtime_settings import (
     Object,
     Refused,
@@ -57,103 +59,24 @@ from trunkline_runtime.wire.realtime_settings import (
     updated,
 )
 
+__all__ = [
+    "Cancel",
+    "Clear",
+    "Command",
+    "Commit",
+    "Configure",
+    "Hear",
+    "NewId",
+    "RealtimeSession",
+    "Received",
+    "Respond",
+]
+
 NewId = Callable[[str], str]
 """Makes an id that no other has, `item_…` from "item"; plain letters, digits, `_` and `-`."""
 
 MIN_COMMIT_MS: Final = 100  # as OpenAI: less holds no word, and recognisers invent one
-MAX_DELTA_BYTES: Final = SAMPLE_RATE * 2  # 1 s in one message: an eighth of MAX_CALL_MESSAGE_BYTES
 MAX_UNHEARD: Final = 32  # turns committed and not yet recognised
-
-
-@dataclass(frozen=True, slots=True)
-class Configure:
-    turn: TurnDetection
-
-
-@dataclass(frozen=True, slots=True)
-class Hear:
-    pcm: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Respond:
-    instructions: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    pass
-
-
-Command = Configure | Hear | Commit | Clear | Respond | Cancel
-"""One call of a method of `Conversation`, each by its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What a client's message asks of the engine, and what the client is told at once."""
-
-    commands: Sequence[Command] = ()
-    messages: Sequence[str] = ()
-
-
-@dataclass(slots=True)
-class _Reply:
-    """The response in progress."""
-
-    response_id: str
-    item_id: str
-    before: str | None
-    audio_prefix: str  # of an audio delta, up to its base64
-    text: list[str] = field(default_factory=list)
-
-    @property
-    def at(self) -> Object:
-        """Where in the response a content event belongs."""
-        return {
-            "response_id": self.response_id,
-            "item_id": self.item_id,
-            "output_index": 0,
-            "content_index": 0,
-        }
-
-
-# How a reply's end stands in `response.done`: status, status_details, status of its item.
-_ENDINGS: Final[Mapping[Ended, tuple[str, Object | None, Any]]] = {
-    Ended.COMPLETED: ("completed", None, "completed"),
-    Ended.INTERRUPTED: (
-        "cancelled",
-        {"type": "cancelled", "reason": "turn_detected"},
-        "incomplete",
-    ),
-    Ended.CANCELLED: (
-        "cancelled",
-        {"type": "cancelled", "reason": "client_cancelled"},
-        "incomplete",
-    ),
-    Ended.FAILED: (
-        "failed",
-        {
-            "type": "failed",
-            "error": {
-                "type": "server_error",
-                "code": "reply_failed",
-                "message": "the reply could not be spoken; ask again",
-            },
-        },
-        "incomplete",
-    ),
-}
 
 
 class RealtimeSession:
@@ -164,20 +87,18 @@ class RealtimeSession:
         self._new_id = new_id
         self._session_id = new_id("sess")
         self._conversation_id = new_id("conv")
-        # Event ids only have to differ within a session, so they are counted: an audio delta costs a
-        # third less than with an id of its own.
-        self._event_prefix = new_id("event")
-        self._events = 0
+        self._messages = Messages(new_id("event"))
+        self._event = self._messages.event
         self._settings = SessionSettings()
         self._items = Items()
-        self._unheard: deque[str] = deque(maxlen=MAX_UNHEARD)
         self._turn: str | None = None  # the item that the caller's speech in progress will become
-        self._reply: _Reply | None = None
-        self._uncommitted = 0  # bytes
+        self._unheard: deque[str] = deque(maxlen=MAX_UNHEARD)
+        self._reply: Reply | None = None
+        self._uncommitted = 0  # bytes of audio
 
     def __repr__(self) -> str:
         return (
-            f"<RealtimeSession turn={self._turn} reply={self._reply and self._reply.item_id}"
+            f"<RealtimeSession turn={self._turn} reply={self._reply!r}"
             f" unheard={len(self._unheard)} {self._items!r}>"
         )
 
@@ -192,18 +113,18 @@ class RealtimeSession:
             message = _parsed(text)
             return _HANDLERS.get(message["type"], RealtimeSession._unknown)(self, message)
         except Refused as refused:
-            return Received(messages=[self._error(refused, message.get("event_id"))])
+            return Received(messages=[self._messages.refusal(refused, message.get("event_id"))])
 
     def send(self, event: Event) -> list[str]:
         """The messages that tell the client of an engine's event.
 
-        An event that fits nothing, such as audio of a reply that has ended, is told in no message.
+        An event that fits nothing, such as audio of a reply that has ended, makes no message.
         """
         match event:
             case ReplyAudio(pcm):
-                return self._audio(pcm)
+                return self._reply.audio(pcm) if self._reply else []
             case ReplyText(text):
-                return self._text(text)
+                return self._reply.text(text) if self._reply else []
             case SpeechStarted(at_ms):
                 return self._speech_started(at_ms)
             case SpeechStopped(at_ms):
@@ -215,17 +136,15 @@ class RealtimeSession:
             case ReplyEnded(how):
                 return self._end_reply(how)
             case Failed():
-                return [*self._end_reply(Ended.FAILED), self._failure()]
+                return [*self._end_reply(Ended.FAILED), self._messages.failure()]
 
     # --- from the client ---------------------------------------------------------------------------
 
     def _append(self, message: Object) -> Received:
-        audio = message.get("audio")
-        if not isinstance(audio, str):
-            audio = required(message, "audio", str)
+        audio = required(message, "audio", str)
         try:
             pcm = a2b_base64(audio, strict_mode=True)
-        except (NotBase64, ValueError):
+        except ValueError:
             raise Refused("audio must be base64", code="invalid_value", param="audio") from None
         if len(pcm) % 2:
             raise Refused(
@@ -250,10 +169,8 @@ class RealtimeSession:
         return Received(commands=[Clear()], messages=[self._event("input_audio_buffer.cleared")])
 
     def _update(self, message: Object) -> Received:
-        before, self._settings = (
-            self._settings,
-            updated(self._settings, required(message, "session", dict)),
-        )
+        before = self._settings
+        self._settings = updated(before, required(message, "session", dict))
         changed = before.turn != self._settings.turn
         return Received(
             commands=[Configure(self._settings.turn)] if changed else (),
@@ -273,13 +190,13 @@ class RealtimeSession:
 
     def _cancel_response(self, message: Object) -> Received:
         wanted = optional(message, "response_id", str, "response_id")
-        # A response that was asked for may not have begun, so the engine is told in any case.
-        if self._reply is None or wanted not in (None, self._reply.response_id):
-            return Received(
-                commands=[Cancel()] if self._reply is None else (),
-                messages=[self._error(_NOTHING_TO_CANCEL, message.get("event_id"))],
-            )
-        return Received(commands=[Cancel()])
+        if self._reply is not None and wanted in (None, self._reply.response_id):
+            return Received(commands=[Cancel()])
+        # A response that was asked for may not have begun, so the engine is told even of none.
+        return Received(
+            commands=[Cancel()] if self._reply is None else (),
+            messages=[self._messages.refusal(_NOTHING_TO_CANCEL, message.get("event_id"))],
+        )
 
     def _create_item(self, message: Object) -> Received:
         item = client_item(required(message, "item", dict), self._new_id("item"))
@@ -297,29 +214,16 @@ class RealtimeSession:
 
     def _truncate_item(self, message: Object) -> Received:
         item = self._items.get(required(message, "item_id", str), "truncate")
-        if item["role"] != "assistant" or required(message, "content_index", int) != 0:
+        at = {key: required(message, key, int) for key in ("content_index", "audio_end_ms")}
+        if item["role"] != "assistant" or at["content_index"] != 0 or at["audio_end_ms"] < 0:
             raise Refused(
-                "only the first part of an assistant's message can be truncated",
+                "a truncate needs an item of the assistant, content_index 0 and audio_end_ms ≥ 0",
                 code="invalid_value",
-                param="item_id",
-            )
-        end_ms = required(message, "audio_end_ms", int)
-        if end_ms < 0:
-            raise Refused(
-                "audio_end_ms must be 0 or more", code="invalid_value", param="audio_end_ms"
             )
         # As OpenAI: the transcript goes, for it holds words that the caller did not hear.
         self._items.put(agent_item(item["id"], item["status"], ""))
-        return Received(
-            messages=[
-                self._event(
-                    "conversation.item.truncated",
-                    item_id=item["id"],
-                    content_index=0,
-                    audio_end_ms=end_ms,
-                )
-            ]
-        )
+        truncated = self._event("conversation.item.truncated", item_id=item["id"], **at)
+        return Received(messages=[truncated])
 
     def _delete_item(self, message: Object) -> Received:
         item_id = required(message, "item_id", str)
@@ -327,8 +231,9 @@ class RealtimeSession:
         return Received(messages=[self._event("conversation.item.deleted", item_id=item_id)])
 
     def _unknown(self, message: Object) -> Received:
+        known = ", ".join(_HANDLERS)
         raise Refused(
-            f"there is no client event {message['type'][:64]!r} here; there are {', '.join(_HANDLERS)}",
+            f"there is no client event {message['type'][:64]!r} here; there are {known}",
             code="unknown_event",
             param="type",
         )
@@ -338,11 +243,9 @@ class RealtimeSession:
     def _speech_started(self, at_ms: int) -> list[str]:
         if self._turn is not None:
             return []
-        self._turn = self._new_id("item")
+        self._turn = item_id = self._new_id("item")
         return [
-            self._event(
-                "input_audio_buffer.speech_started", audio_start_ms=at_ms, item_id=self._turn
-            )
+            self._event("input_audio_buffer.speech_started", audio_start_ms=at_ms, item_id=item_id)
         ]
 
     def _speech_stopped(self, at_ms: int) -> list[str]:
@@ -370,77 +273,19 @@ class RealtimeSession:
         ]
 
     def _start_reply(self) -> list[str]:
-        response_id, item_id = self._new_id("resp"), self._new_id("item")
-        item = agent_item(item_id, "in_progress", None)
-        before = self._items.add(item)
-        self._reply = reply = _Reply(response_id, item_id, before, "")
-        head = json.dumps(
-            {"type": "response.output_audio.delta", **reply.at}, separators=(",", ":")
-        )
-        reply.audio_prefix = f'{head[:-1]},"delta":"'
-        created = response(response_id, self._conversation_id, "in_progress", None, [])
-        return [
-            self._event("response.created", response=created),
-            self._event(
-                "response.output_item.added", response_id=response_id, output_index=0, item=item
-            ),
-            self._event("conversation.item.added", item=item, previous_item_id=before),
-            self._event(
-                "response.content_part.added", part={"type": "audio", "transcript": ""}, **reply.at
-            ),
-        ]
-
-    def _text(self, text: str) -> list[str]:
-        if self._reply is None:
-            return []
-        self._reply.text.append(text)
-        return [self._event("response.output_audio_transcript.delta", delta=text, **self._reply.at)]
-
-    def _audio(self, pcm: bytes) -> list[str]:
-        if self._reply is None:
-            return []
-        prefix = self._reply.audio_prefix
-        messages = []
-        for start in range(0, len(pcm), MAX_DELTA_BYTES):
-            encoded = b2a_base64(pcm[start : start + MAX_DELTA_BYTES], newline=False).decode(
-                "ascii"
-            )
-            self._events += 1
-            messages.append(
-                f'{prefix}{encoded}","event_id":"{self._event_prefix}_{self._events}"}}'
-            )
-        return messages
+        ids = self._new_id("resp"), self._new_id("item")
+        self._reply = Reply(self._messages, self._items, self._conversation_id, ids)
+        return self._reply.opening()
 
     def _end_reply(self, how: Ended) -> list[str]:
-        if self._reply is None:
-            return []
         reply, self._reply = self._reply, None
-        status, details, item_status = _ENDINGS[how]
-        said = "".join(reply.text)
-        item = agent_item(reply.item_id, item_status, said)
-        self._items.put(item)
-        part = {"type": "audio", "transcript": said}
-        done = response(reply.response_id, self._conversation_id, status, details, [item])
-        return [
-            self._event("response.output_audio.done", **reply.at),
-            self._event("response.output_audio_transcript.done", transcript=said, **reply.at),
-            self._event("response.content_part.done", part=part, **reply.at),
-            self._event(
-                "response.output_item.done",
-                response_id=reply.response_id,
-                output_index=0,
-                item=item,
-            ),
-            self._event("conversation.item.done", item=item, previous_item_id=reply.before),
-            self._event("response.done", response=done),
-        ]
+        return reply.ending(how) if reply else []
 
-    # --- messages ------------------------------------------------------------------------------------
+    # --- both ----------------------------------------------------------------------------------------
 
     def _committed(self) -> list[str]:
         """Makes the caller's turn an item of the conversation."""
-        item_id = self._turn or self._new_id("item")
-        self._turn = None
+        item_id, self._turn = self._turn or self._new_id("item"), None
         self._uncommitted = 0
         self._unheard.append(item_id)
         committed = self._event(
@@ -457,35 +302,6 @@ class RealtimeSession:
 
     def _session(self) -> Object:
         return as_session(self._settings, self._session_id, self._model)
-
-    def _error(self, refused: Refused, event_id: object) -> str:
-        return self._event(
-            "error",
-            error={
-                "type": "invalid_request_error",
-                "code": refused.code,
-                "message": str(refused),
-                "param": refused.param,
-                "event_id": event_id if isinstance(event_id, str) else None,
-            },
-        )
-
-    def _failure(self) -> str:
-        return self._event(
-            "error",
-            error={
-                "type": "server_error",
-                "code": "conversation_failed",
-                "message": "the conversation cannot go on; call again",
-                "param": None,
-                "event_id": None,
-            },
-        )
-
-    def _event(self, type_: str, **fields: object) -> str:
-        self._events += 1
-        event_id = f"{self._event_prefix}_{self._events}"
-        return json.dumps({"type": type_, "event_id": event_id, **fields}, separators=(",", ":"))
 
 
 # The words are OpenAI's: some clients know this error by them, and pass over it.
@@ -508,7 +324,7 @@ _HANDLERS: Final[Mapping[str, Callable[[RealtimeSession, Object], Received]]] = 
 
 
 def _parsed(text: str) -> Object:
-    """A client's message; raises `Refused` for what is none. Nesting too deep is a RecursionError."""
+    """A client's message. Raises `Refused`; JSON nested too deep is a RecursionError."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

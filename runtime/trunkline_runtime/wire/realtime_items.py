@@ -57,7 +57,7 @@ class Items:
             return self._items[item_id]
         except KeyError:
             raise Refused(
-                f"there is no item {item_id!r} to {verb}; the newest {MAX_ITEMS} items are kept",
+                f"there is no item {item_id[:MAX_ID_CHARS]!r} to {verb}; the newest {MAX_ITEMS} items are kept",
                 code=f"item_{verb}_invalid_item_id",
                 param="item_id",
             ) from None
