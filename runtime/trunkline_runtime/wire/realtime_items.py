@@ -168,7 +168,8 @@ def _message(item_id: str, role: str, status: Status, content: list[Object]) -> 
 
 
 def _part(part: object, kept: dict[str, str]) -> Object:
-    if not isinstance(part, dict) or part.get("type") not in kept:
+    # Looked up in a list: a type that is no string may not be hashable.
+    if not isinstance(part, dict) or part.get("type") not in list(kept):
         raise Refused(
             f"each part of this item's content must be an object of type {' or '.join(kept)}",
             code="unsupported_value",
