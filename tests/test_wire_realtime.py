@@ -299,8 +299,12 @@ events: st.SearchStrategy[Event] = st.one_of(
 )
 
 
+# Flat-mapped, so that an engine's event is as likely as any of the many client messages together.
+steps_of_both = st.sampled_from([client_messages, events]).flatmap(lambda strategy: strategy)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(client_messages | events, max_size=40))
+@given(st.lists(steps_of_both, min_size=15, max_size=40))
 def test_any_sequence_keeps_the_order_and_the_types(steps: list[Json | str | Event]) -> None:
     client = Client()
     for step in steps:
@@ -475,6 +479,21 @@ def test_clear_forgets_the_turn() -> None:
     assert client.is_told(SpeechStopped(160), Heard("no", 1.0)) == []
     assert error(client, {"type": "input_audio_buffer.commit"})["code"] == (
         "input_audio_buffer_commit_empty"
+    )
+
+
+def test_a_turn_begins_once() -> None:
+    client = Client()
+    client.is_told(SpeechStarted(0))
+    assert client.is_told(SpeechStarted(1)) == []
+
+
+def test_a_reply_that_begins_ends_the_one_before() -> None:
+    client = Client()
+    messages = client.is_told(ReplyStarted(), ReplyStarted())
+    assert kinds(messages).count("response.done") == 1
+    assert (
+        kinds(messages).index("response.done") < kinds(messages[5:]).index("response.created") + 5
     )
 
 
