@@ -1,0 +1,203 @@
+"""One run of the SDK's own container entrypoint, and the calls that it makes.
+
+A memory snapshot is played by processes that stand at the snapshot point: the entrypoint asks for its
+checkpoint, drops its connections and waits for a file; it then takes the name that the file gives it and
+goes on as a restored container does. Such a process is stopped (SIGSTOP) while it waits, and so costs
+nothing but its memory.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpclib.server
+from modal_proto import api_pb2
+
+from trunkline_dev.modal.rpc import Message, service
+from trunkline_dev.modal.state import new_id
+from trunkline_runtime.contract import ENV_HOST, ENV_PORT
+
+log = logging.getLogger("trunkline.modal")
+
+# The kernel kills a process so started when the thread that started it ends, however that ends.
+LEASH: Final = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
+# What a container sees of this machine; all else comes from the app's secrets.
+INHERITED: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What all containers of one deployed server have in common."""
+
+    python: str
+    function_id: str
+    app_id: str
+    environment: str
+    definition: Message  # api_pb2.Function
+    layout: Message  # api_pb2.AppLayout
+    secrets: dict[str, str]
+    root: Path  # holds the uploaded files as a container would see them
+    scratch: Path  # for sockets and arguments
+    logs: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.definition.http_config.port)
+
+
+class ContainerProcess:
+    """The process, its socket and its log. `name` is the container's; a clone gets one at `restore`."""
+
+    def __init__(self, launch: Launch, address: str, name: str, *, snapshot: bool) -> None:
+        self.address, self.name = address, name
+        self.at_snapshot = asyncio.Event()  # enter(snap=True) has run
+        self.lifecycle_ready = asyncio.Event()  # enter(snap=False) has run
+        self.ended = asyncio.Event()
+        self.exit_code: int | None = None
+        self.error = ""  # what a hook raised
+        self._launch, self._snapshot = launch, snapshot
+        self._folder = launch.scratch / new_id("p")
+        self._restore_file = self._folder / "restore.json"
+        self._process: asyncio.subprocess.Process | None = None
+        self._service: grpclib.server.Server | None = None
+        self._reaper: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while it lives."""
+        return self._process.pid if self._process and not self.ended.is_set() else None
+
+    @property
+    def started(self) -> bool:
+        return self._service is not None
+
+    async def start(self) -> None:
+        self._folder.mkdir(parents=True)
+        socket = self._folder / "s"  # a socket's path has room for 107 bytes
+        self._service = service(_Calls(self), self.name)
+        await self._service.start(path=str(socket))
+        arguments = self._folder / "arguments"
+        arguments.write_bytes(self._arguments().SerializeToString())
+        with self._log_file(self.name).open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *LEASH,
+                self._launch.python,
+                "-m",
+                "modal._container_entrypoint",
+                env=self._environment(socket, arguments),
+                cwd=self._launch.root / "root",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._reaper = asyncio.create_task(self._reap(self._process))
+
+    def _log_file(self, name: str) -> Path:
+        return self._launch.logs / f"{name}.log"
+
+    def _arguments(self) -> Message:
+        definition = api_pb2.Function()
+        definition.CopyFrom(self._launch.definition)
+        definition.is_checkpointing_function = self._snapshot
+        definition._experimental_enable_gpu_snapshot = False  # would want gVisor's /proc files
+        return api_pb2.ContainerArguments(
+            task_id=self.name,
+            function_id=self._launch.function_id,
+            app_id=self._launch.app_id,
+            function_def=definition,
+            environment_name=self._launch.environment,
+            app_layout=self._launch.layout,
+            checkpoint_id=new_id("ch") if self._snapshot else "",
+        )
+
+    def _environment(self, socket: Path, arguments: Path) -> dict[str, str]:
+        launch = self._launch
+        return {
+            **{name: os.environ[name] for name in INHERITED if name in os.environ},
+            **launch.secrets,
+            "PYTHONPATH": str(launch.root / "root"),
+            "PYTHONUNBUFFERED": "1",
+            "MODAL_SERVER_URL": f"unix://{socket}",
+            "MODAL_TASK_ID": self.name,
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_ENVIRONMENT": launch.environment,
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(arguments),
+            "MODAL_RESTORE_STATE_PATH": str(self._restore_file),
+            "MODAL_ENABLE_SNAP_RESTORE": "1" if self._snapshot else "0",
+            # Containers here share one network, so each has an address of its own.
+            ENV_HOST: self.address,
+            ENV_PORT: str(launch.port),
+        }
+
+    async def _reap(self, process: asyncio.subprocess.Process) -> None:
+        self.exit_code = await process.wait()
+        await self._clear()
+
+    async def _clear(self) -> None:
+        if self._service:
+            self._service.close()
+            await self._service.wait_closed()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.ended.set()
+
+    def freeze(self) -> None:
+        """Stops a process that waits at the snapshot point."""
+        self._stopped = True
+        self._signal(signal.SIGSTOP)
+
+    def restore(self, name: str) -> None:
+        """Lets a process at the snapshot point go on under this name."""
+        if name != self.name:
+            self._log_file(self.name).rename(self._log_file(name))
+            self.name = name
+        half = self._restore_file.with_suffix(".half")
+        half.write_text(json.dumps({"task_id": name, "function_id": self._launch.function_id}))
+        half.rename(self._restore_file)
+        self._thaw()
+
+    def _thaw(self) -> None:
+        if self._stopped:
+            self._stopped = False
+            self._signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM: the exit hooks run."""
+        self._signal(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        await (self._reaper or self._clear())
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and what it started: it leads a group of its own."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+
+class _Calls:
+    """What a container calls. Who calls is known from the socket alone."""
+
+    def __init__(self, process: ContainerProcess) -> None:
+        self._process = process
+
+    def ContainerCheckpoint(self, _: Message) -> None:
+        self._process.at_snapshot.set()
+
+    def ContainerServerLifecycleReady(self, _: Message) -> None:
+        self._process.lifecycle_ready.set()
+
+    def TaskResult(self, request: Message) -> None:
+        self._process.error = request.result.exception
+
+    def VolumeCommit(self, _: Message) -> Message:
+        return api_pb2.VolumeCommitResponse()
