@@ -1,0 +1,224 @@
+"""One call in a worker: its seat, the caller's protocol and the engine's conversation, on one object.
+
+    caller ──frames──▶ session.receive ──commands──▶ conversation
+    caller ◀─frames─── outbox ◀── session.send ◀──events── engine (any thread)
+
+However a call ends, the conversation is closed first, then the seat is given back, then the link is
+closed; each of them once.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from trunkline_runtime.contract import Close
+from trunkline_runtime.engine import Conversation, Engine, Event, Failed, ReplyAudio
+from trunkline_runtime.wire.realtime import (
+    Cancel,
+    Clear,
+    Command,
+    Commit,
+    Configure,
+    Hear,
+    RealtimeSession,
+    Respond,
+)
+from trunkline_runtime.worker.metrics import WorkerMetrics
+from trunkline_runtime.worker.slots import Seat
+
+log = logging.getLogger("trunkline.calls")
+
+WIRE_BYTES_PER_SECOND: Final = 64_000  # 1 s of audio as base64; the JSON around it is little
+IDLE_SECONDS: Final = 300.0  # where settings say nothing; the default of session.idleSeconds
+FLUSH_SECONDS: Final = 1.0  # for the last messages, such as an error, before the close
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """What bounds a call in time and memory."""
+
+    max_seconds: float
+    # The longest scripted reply, 1,024 characters, takes about 70 s to say and an engine may make it
+    # at once. Twice as much waits only for a caller who does not read.
+    unread_seconds: float = 140.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a call is over, and the close code for it: None when the caller has closed or is gone."""
+
+    code: Close | None
+    reason: str  # at most 123 bytes, the room in a close frame
+
+
+class Call:
+    """Runs one call from the answer to the close."""
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        session: RealtimeSession,
+        limits: CallLimits,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._session = session
+        self._limits = limits
+        self._metrics = metrics
+        self._conversation: Conversation | None = None
+        self._outbox: deque[str] = deque()
+        self._unread = 0  # bytes in the outbox
+        self._filled = asyncio.Event()
+        self._ending: asyncio.Future[Ending] = self._loop.create_future()
+        self._last_heard = self._loop.time()
+
+    def __repr__(self) -> str:
+        return f"<Call {self._session!r} unread={self._unread} over={self._ending.done()}>"
+
+    async def run(self, engine: Engine, seat: Seat, give_back: Callable[[], None]) -> Ending:
+        """Serves the call to its end; `give_back` is called between conversation and link."""
+        idle_seconds = seat.settings.get("idleSeconds", IDLE_SECONDS)
+        parts = [
+            self._loop.create_task(self._guarded(part))
+            for part in (
+                self._read(engine, seat),
+                self._write(),
+                self._watch_clock(idle_seconds),
+            )
+        ]
+        try:
+            ending = await self._ending
+        finally:
+            for part in parts:
+                part.cancel()
+            try:
+                if self._conversation is not None:
+                    self._conversation.close()
+            finally:
+                give_back()
+        await asyncio.wait(parts)
+        await self._close(ending)
+        return ending
+
+    # --- from the caller -----------------------------------------------------------------------------
+
+    async def _read(self, engine: Engine, seat: Seat) -> None:
+        self._conversation = conversation = engine.open(seat.settings, self._emit)
+        self._say(self._session.opening())
+        while True:
+            message = await self._connection.recv()
+            if isinstance(message, bytes):
+                return self._end(Ending(Close.POLICY, "a binary message: send JSON as text"))
+            received = self._session.receive(message)
+            for command in received.commands:
+                self._command(conversation, command)
+            self._say(received.messages)
+
+    def _command(self, conversation: Conversation, command: Command) -> None:
+        match command:
+            case Hear(pcm):
+                self._last_heard = self._loop.time()
+                self._metrics.heard.inc(len(pcm))
+                conversation.hear(pcm)
+            case Configure(turn):
+                conversation.configure(turn)
+            case Commit():
+                conversation.commit()
+            case Clear():
+                conversation.clear()
+            case Respond(instructions):
+                conversation.respond(instructions)
+            case Cancel():
+                conversation.cancel()
+
+    # --- to the caller -------------------------------------------------------------------------------
+
+    def _emit(self, event: Event) -> None:
+        """The engine's side of the seam; called from any thread."""
+        self._loop.call_soon_threadsafe(self._tell, event)
+
+    def _tell(self, event: Event) -> None:
+        if self._ending.done():
+            return  # it was on its way between threads when the call ended
+        with self._guard():
+            if isinstance(event, ReplyAudio):
+                self._metrics.spoken.inc(len(event.pcm))
+            self._say(self._session.send(event))
+            if isinstance(event, Failed):
+                log.error("engine failed", extra={"detail": event.detail})
+                self._end(Ending(Close.LOST, "the engine failed: call again"))
+
+    def _say(self, messages: Iterable[str]) -> None:
+        """Queues messages; ends the call of a caller who lets too many of them wait."""
+        for message in messages:
+            self._outbox.append(message)
+            self._unread += len(message)
+        longest = self._limits.unread_seconds
+        if self._unread > longest * WIRE_BYTES_PER_SECOND:
+            self._outbox.clear()
+            self._end(Ending(Close.POLICY, f"more than {longest:g} s of audio wait: read faster"))
+        elif self._outbox:
+            self._filled.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._filled.wait()
+            await self._send_all()
+            self._filled.clear()
+
+    async def _send_all(self) -> None:
+        while self._outbox:
+            message = self._outbox.popleft()
+            await self._connection.send(message)
+            self._unread -= len(message)
+
+    # --- how it ends ---------------------------------------------------------------------------------
+
+    async def _watch_clock(self, idle_seconds: float) -> None:
+        too_long = self._loop.time() + self._limits.max_seconds
+        while True:
+            now, too_quiet = self._loop.time(), self._last_heard + idle_seconds
+            if too_long <= now:
+                reason = f"the call has lasted {self._limits.max_seconds:g} s, its limit"
+                return self._end(Ending(Close.NORMAL, reason))
+            if too_quiet <= now:
+                reason = f"no audio from the caller for {idle_seconds:g} s"
+                return self._end(Ending(Close.NORMAL, reason))
+            await asyncio.sleep(min(too_long, too_quiet) - now)
+
+    async def _guarded(self, part: Coroutine[None, None, None]) -> None:
+        with self._guard():
+            await part
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """The boundary between one call and all others: what goes wrong inside ends this call alone."""
+        try:
+            yield
+        except ConnectionClosed as closed:
+            code = closed.rcvd.code if closed.rcvd else None
+            self._end(Ending(None, f"the caller closed ({code})" if code else "the link broke"))
+        except Exception:
+            log.exception("a call failed")
+            self._end(Ending(Close.LOST, "the worker failed: call again"))
+
+    def _end(self, ending: Ending) -> None:
+        """The first reason counts."""
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    async def _close(self, ending: Ending) -> None:
+        if ending.code is None:
+            return
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._send_all()
+        await self._connection.close(ending.code, ending.reason)

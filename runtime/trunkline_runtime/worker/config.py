@@ -1,0 +1,113 @@
+"""A worker's environment as a frozen value; what cannot be is refused with a sentence that names the variable."""
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from trunkline_runtime.contract import (
+    ENV_AGENT,
+    ENV_ENGINE,
+    ENV_GATEWAYS,
+    ENV_HEALTH_PORT,
+    ENV_HOST,
+    ENV_MAX_SECONDS,
+    ENV_PORT,
+    ENV_SLOTS,
+    ENV_TICKET_KEY,
+    ENV_WORKER,
+    ENV_WORKER_KEY,
+    HEALTH_PORT,
+    WORKER_PORT,
+)
+from trunkline_runtime.worker.control import Endpoint
+
+ENGINES: Final = ("loopback", "speech")
+MAX_SLOTS: Final = 256  # as warm.slotsPerPod
+MIN_TICKET_KEY: Final = 32  # characters; RFC 7518 §3.2 wants a key as long as the hash
+
+
+class ConfigError(ValueError):
+    """The environment asks for what cannot be; the text names the variable and what to put there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """A worker's environment, read once."""
+
+    agent: str
+    worker: str
+    engine: str
+    slots: int
+    host: str
+    port: int
+    health_port: int
+    gateways: tuple[Endpoint, ...]
+    worker_key: str
+    ticket_key: str
+    max_seconds: float
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> "WorkerConfig":
+        """Reads `contract.ENV_*`; raises `ConfigError`."""
+        config = cls(
+            agent=_matching(env, ENV_AGENT, r"[^/\s]+/[^/\s]+", "namespace/name"),
+            worker=env.get(ENV_WORKER) or socket.gethostname(),
+            engine=_matching(env, ENV_ENGINE, "|".join(ENGINES), " or ".join(ENGINES)),
+            slots=_integer(env, ENV_SLOTS, 1, MAX_SLOTS),
+            host=env.get(ENV_HOST) or "0.0.0.0",
+            port=_integer(env, ENV_PORT, 0, 65_535, WORKER_PORT),
+            health_port=_integer(env, ENV_HEALTH_PORT, 0, 65_535, HEALTH_PORT),
+            gateways=_gateways(env.get(ENV_GATEWAYS, "")),
+            worker_key=env.get(ENV_WORKER_KEY, ""),
+            ticket_key=env.get(ENV_TICKET_KEY, ""),
+            max_seconds=_integer(env, ENV_MAX_SECONDS, 1, 86_400, 1_800),
+        )
+        config._check_ways_in()
+        return config
+
+    def _check_ways_in(self) -> None:
+        """A worker is reached by tickets of its own (a pod) or by signed ones (Modal), never both."""
+        if self.ticket_key:
+            if self.gateways or self.worker_key:
+                raise ConfigError(
+                    f"set {ENV_TICKET_KEY} in a Modal container, or {ENV_GATEWAYS} and"
+                    f" {ENV_WORKER_KEY} in a pod, not both"
+                )
+            if len(self.ticket_key) < MIN_TICKET_KEY:
+                raise ConfigError(f"{ENV_TICKET_KEY} must have {MIN_TICKET_KEY} characters or more")
+        elif not self.gateways:
+            raise ConfigError(f"set {ENV_GATEWAYS} to host:port of each gateway's control port")
+        elif not self.worker_key:
+            raise ConfigError(f"set {ENV_WORKER_KEY}: gateways take no worker without it")
+
+
+def _matching(env: Mapping[str, str], name: str, pattern: str, wanted: str) -> str:
+    value = env.get(name, "")
+    if not re.fullmatch(pattern, value):
+        raise ConfigError(f"set {name} to {wanted}" + (f"; it is {value!r}" if value else ""))
+    return value
+
+
+def _integer(
+    env: Mapping[str, str], name: str, lowest: int, highest: int, default: int | None = None
+) -> int:
+    text = env.get(name, "")
+    if not text and default is not None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+        was = f"; it is {text!r}" if text else ""
+        raise ConfigError(f"set {name} to a whole number from {lowest} to {highest}{was}")
+    return int(text)
+
+
+def _gateways(text: str) -> tuple[Endpoint, ...]:
+    endpoints = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        # A name, an IPv4 address, or an IPv6 address in brackets.
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", part)
+        if match is None or not 0 < int(match[3]) < 65_536:
+            raise ConfigError(f"{ENV_GATEWAYS} must be host:port,…; {part!r} is not one of these")
+        endpoints.append(Endpoint(match[1] or match[2], int(match[3])))
+    return tuple(endpoints)

@@ -1,0 +1,262 @@
+"""The links from a worker to all gateways: it dials them, offers its slots and answers their reserves.
+
+Names are resolved again and again, so gateways may come and go; each address has one link. A link that
+is lost frees its unclaimed reservations and ends no call. Everything that a link says goes through
+`broadcast`, which writes at once: an answer and the count that follows it cannot change places, and a
+gateway that does not read is dropped by the size of what waits for it.
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+import random
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import broadcast
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from trunkline_runtime.contract import (
+    AGENT_HEADER,
+    DEAD_AFTER_SECONDS,
+    HEARTBEAT_SECONDS,
+    MAX_CONTROL_BYTES,
+    WORKERS_PATH,
+    Bye,
+    Full,
+    Granted,
+    Hello,
+)
+from trunkline_runtime.process import QUIET
+from trunkline_runtime.worker.orders import (
+    DrainOrder,
+    Malformed,
+    ReleaseOrder,
+    ReserveOrder,
+    order_from,
+)
+from trunkline_runtime.worker.switchboard import Switchboard
+
+log = logging.getLogger("trunkline.control")
+
+RESOLVE_SECONDS: Final = 5.0  # a new gateway's address is in DNS within seconds of its readiness
+DIAL_SECONDS: Final = 5.0
+MIN_BACKOFF_SECONDS: Final = 0.1
+MAX_BACKOFF_SECONDS: Final = 5.0
+MAX_ADDRESSES: Final = 256  # gateways are a handful; a name that stands for more is a mistake
+MAX_UNREAD_BYTES: Final = 2**20  # some 10,000 control messages
+
+WHY_REFUSED: Final[Mapping[int, str]] = {
+    401: "it does not take the worker key: the agent's Secret and the route disagree",
+    404: "it has no route for the agent yet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A gateway's control port: a name, or an address once it is resolved."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialling:
+    """How a worker presents itself."""
+
+    hello: Hello
+    key: str
+    source: str | None  # the address to dial from, where gateways will find the data server
+
+
+class ControlLinks:
+    """One link to each address of each gateway. `run` keeps them, `bye` ends them."""
+
+    def __init__(
+        self, dialling: Dialling, gateways: tuple[Endpoint, ...], switchboard: Switchboard
+    ) -> None:
+        self._dialling = dialling
+        self._gateways = gateways
+        self._switchboard = switchboard
+        self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}
+        self._links: dict[Endpoint, asyncio.Task[None]] = {}
+        self._up: dict[int, ClientConnection] = {}
+        self._numbers = itertools.count(1)
+        self._states: dict[Endpoint, str] = {}
+        self._leaving = False
+        switchboard.on_change(self._tell)
+
+    def __repr__(self) -> str:
+        return f"<ControlLinks up={len(self._up)} of {len(self._links)}>"
+
+    @property
+    def up(self) -> int:
+        """How many gateways know this worker."""
+        return len(self._up)
+
+    async def run(self) -> None:
+        """Dials and serves until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat())
+            while True:
+                await self._resolve(group)
+                await asyncio.sleep(RESOLVE_SECONDS)
+
+    async def bye(self) -> None:
+        """Tells every gateway that the worker exits, and closes; no link is dialled again."""
+        self._leaving = True
+        connections = list(self._up.values())
+        broadcast(connections, json.dumps(Bye(type="bye")))
+        await asyncio.gather(*(connection.close() for connection in connections))
+
+    # --- which addresses ---------------------------------------------------------------------------
+
+    async def _resolve(self, group: asyncio.TaskGroup) -> None:
+        """Starts a link to each address that is new."""
+        for gateway in self._gateways:
+            self._addresses[gateway] = await self._addresses_of(gateway)
+        wanted = sorted(frozenset().union(*self._addresses.values()), key=str)
+        for address in wanted[:MAX_ADDRESSES]:
+            if address not in self._links:
+                self._links[address] = group.create_task(self._keep(address))
+
+    async def _addresses_of(self, gateway: Endpoint) -> frozenset[Endpoint]:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                found = await loop.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            self._note(gateway, f"cannot resolve the name: {str(error) or 'no answer in time'}")
+            # What was known stays: DNS that is down must not cost the links that are up.
+            return self._addresses.get(gateway, frozenset())
+        addresses = frozenset(Endpoint(str(info[4][0]), gateway.port) for info in found)
+        if addresses != {gateway}:
+            self._note(gateway, f"stands for {', '.join(sorted(map(str, addresses)))}")
+        return addresses
+
+    def _still_wanted(self, address: Endpoint) -> bool:
+        known = any(address in addresses for addresses in self._addresses.values())
+        return known and not self._leaving
+
+    # --- one link ----------------------------------------------------------------------------------
+
+    async def _keep(self, address: Endpoint) -> None:
+        """Dials one address again and again until its name no longer stands for it."""
+        failures = 0
+        while self._still_wanted(address):
+            heard = False
+            try:
+                async with self._dial(address) as connection:
+                    heard = await self._serve(address, connection)
+            except InvalidStatus as error:
+                status = error.response.status_code
+                self._note(address, f"refused: {WHY_REFUSED.get(status, f'it answers {status}')}")
+            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
+                self._note(address, f"cannot be reached: {str(error) or 'no answer in time'}")
+            failures = 0 if heard else failures + 1
+            await asyncio.sleep(backoff(failures, random.random()))
+        del self._links[address]
+        self._states.pop(address, None)
+
+    def _dial(self, address: Endpoint) -> connect:
+        return connect(
+            f"ws://{address}{WORKERS_PATH}",
+            additional_headers={
+                "Authorization": f"Bearer {self._dialling.key}",
+                AGENT_HEADER: self._dialling.hello["agent"],
+            },
+            local_addr=(self._dialling.source, 0) if self._dialling.source else None,
+            compression=None,
+            proxy=None,  # a proxy for the way out must not stand between pods
+            max_size=MAX_CONTROL_BYTES,
+            open_timeout=DIAL_SECONDS,
+            close_timeout=1,
+            ping_interval=None,  # beats do that
+            logger=QUIET,
+        )
+
+    async def _serve(self, address: Endpoint, connection: ClientConnection) -> bool:
+        """Lives through one link; returns whether the gateway ever said anything."""
+        number = next(self._numbers)
+        self._up[number] = connection
+        self._note(address, "linked")
+        heard = False
+        try:
+            broadcast([connection], json.dumps(self._dialling.hello))
+            broadcast([connection], self._free())
+            while True:
+                async with asyncio.timeout(DEAD_AFTER_SECONDS):
+                    message = await connection.recv()
+                heard = True
+                self._obey(message, number, connection)
+        except TimeoutError:
+            self._note(address, f"lost: silent for {DEAD_AFTER_SECONDS:g} s")
+            connection.transport.abort()
+        except Malformed as error:
+            self._note(address, f"dropped: {error}")
+            await connection.close(1002, str(error)[:100])
+        except ConnectionClosed as error:
+            self._note(address, "left" if self._leaving else f"lost: {error}")
+        finally:
+            del self._up[number]
+            self._switchboard.lose(number)
+        return heard
+
+    def _obey(self, message: str | bytes, number: int, connection: ClientConnection) -> None:
+        match order_from(message):
+            case ReserveOrder() as order:
+                broadcast([connection], self._answer(order, number))
+            case ReleaseOrder(ticket):
+                self._switchboard.release(ticket)
+            case DrainOrder(draining):
+                self._switchboard.drain(number, wanted=draining)
+
+    def _answer(self, order: ReserveOrder, number: int) -> str:
+        if order.agent != self._dialling.hello["agent"]:
+            log.warning(
+                "reserve for another agent", extra={"call": order.call, "agent": order.agent}
+            )
+            return json.dumps(Full(type="full", call=order.call))
+        ticket = self._switchboard.reserve(order, number)
+        if ticket is None:
+            return json.dumps(Full(type="full", call=order.call))
+        return json.dumps(Granted(type="granted", call=order.call, ticket=ticket))
+
+    # --- what gateways are told ----------------------------------------------------------------------
+
+    def _free(self) -> str:
+        return json.dumps(self._switchboard.free())
+
+    def _tell(self) -> None:
+        """Sends the count of free slots to all; drops those that do not read."""
+        for connection in self._up.values():
+            if connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                connection.transport.abort()
+        broadcast(self._up.values(), self._free())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._tell()
+
+    def _note(self, endpoint: Endpoint, state: str) -> None:
+        """Logs what is the matter with an endpoint when it is no longer what it was."""
+        if self._states.get(endpoint) != state:
+            self._states[endpoint] = state
+            level = (
+                logging.INFO if state.startswith(("linked", "stands", "left")) else logging.WARNING
+            )
+            log.log(level, "gateway %s: %s", endpoint, state)
+
+
+def backoff(failures: int, chance: float) -> float:
+    """Seconds until the next dial, after `failures` in a row; `chance` from 0 to 1 spreads workers out."""
+    longest = min(MIN_BACKOFF_SECONDS * 2.0 ** min(failures, 16), MAX_BACKOFF_SECONDS)
+    return MIN_BACKOFF_SECONDS + (longest - MIN_BACKOFF_SECONDS) * chance

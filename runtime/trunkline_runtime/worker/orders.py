@@ -1,0 +1,132 @@
+"""What gateways send to a worker, parsed at the edge into frozen values.
+
+A message that makes no sense raises `Malformed`: gateways are ours, so it is a bug there or a stranger,
+and the link is dropped rather than guessed at. Types that are not known are None, for a newer gateway
+may send them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Final
+
+from trunkline_runtime.contract import ReplyRule, Settings
+
+MAX_CALL_ID: Final = 128  # characters; ours have 26
+MAX_RESERVE_SECONDS: Final = 60.0  # a gateway dials within one; a longer hold is a slot lost
+MAX_REPLIES: Final = 64  # as in the VoiceAgent
+SETTINGS_TYPE: Final = "trunkline.settings"  # first on a burst data link
+
+
+class Malformed(ValueError):
+    """A message that no gateway of ours sends; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveOrder:
+    call: str
+    agent: str
+    settings: Settings
+    seconds: float  # from receipt until an unused grant lapses
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseOrder:
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    pass
+
+
+Order = ReserveOrder | ReleaseOrder | DrainOrder | Heartbeat
+
+
+def order_from(text: str | bytes) -> Order | None:
+    """One control message of a gateway; None for a type that is not known. Raises `Malformed`."""
+    message = _object(text)
+    match message.get("type"):
+        case "reserve":
+            return ReserveOrder(
+                call=_text(message, "call", MAX_CALL_ID),
+                agent=_text(message, "agent", 512),
+                settings=settings_from(message.get("settings", {})),
+                seconds=min(_positive(message, "deadline"), MAX_RESERVE_SECONDS),
+            )
+        case "release":
+            return ReleaseOrder(_text(message, "ticket", 256))
+        case "drain" | "undrain" as kind:
+            return DrainOrder(kind == "drain")
+        case "beat":
+            return Heartbeat()
+        case str():
+            return None
+    raise Malformed("a control message has a string as its type")
+
+
+def burst_settings_from(text: str | bytes) -> Settings:
+    """The settings that a gateway sends first on a burst data link. Raises `Malformed`."""
+    message = _object(text)
+    if message.get("type") != SETTINGS_TYPE:
+        raise Malformed(f"the first message on a burst link has the type {SETTINGS_TYPE}")
+    return settings_from(message.get("settings", {}))
+
+
+def settings_from(value: object) -> Settings:
+    """The known keys of a call's settings. Raises `Malformed`."""
+    if not isinstance(value, dict):
+        raise Malformed("settings must be an object")
+    settings = Settings()
+    if "greeting" in value:
+        settings["greeting"] = _text(value, "greeting")
+    if "fallback" in value:
+        settings["fallback"] = _text(value, "fallback")
+    if "replies" in value:
+        settings["replies"] = _rules(value["replies"])
+    if "idleSeconds" in value:
+        settings["idleSeconds"] = _positive(value, "idleSeconds")
+    return settings
+
+
+def _rules(value: object) -> list[ReplyRule]:
+    if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
+        raise Malformed("replies must be a list of objects")
+    if len(value) > MAX_REPLIES:
+        raise Malformed(f"there are {len(value)} replies and {MAX_REPLIES} are allowed")
+    return [ReplyRule(match=_text(rule, "match"), say=_text(rule, "say")) for rule in value]
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("a message must be JSON") from None
+    if not isinstance(message, dict):
+        raise Malformed("a message must be a JSON object")
+    return message
+
+
+def _text(message: Mapping[str, Any], key: str, longest: int | None = None) -> str:
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise Malformed(f"{key} must be a string")
+    if longest is not None and not 0 < len(value) <= longest:
+        raise Malformed(f"{key} must have 1 to {longest} characters")
+    return value
+
+
+def _positive(message: Mapping[str, Any], key: str) -> float:
+    value = message.get(key)
+    # bool is an int in Python, and JSON's Infinity and NaN are floats.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise Malformed(f"{key} must be a number")
+    if value <= 0:
+        raise Malformed(f"{key} must be above 0")
+    return float(value)

@@ -1,0 +1,218 @@
+"""A worker's slots: which are free, reserved or live, and for which call.
+
+The worker alone decides who has a slot, so this file is where double booking would have to happen. It
+has no clock and makes no tickets: both come as arguments. Every transition is in `TRANSITIONS`; one that
+is not there is a bug and raises `SlotError`. Having no room is a result, not an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from trunkline_runtime.contract import Settings
+
+
+class State(StrEnum):
+    FREE = "free"
+    RESERVED = "reserved"  # a gateway holds a ticket and may open one data link with it
+    LIVE = "live"  # the data link is open
+
+
+class Step(StrEnum):
+    """What happens to a slot. The words are those of the slot log."""
+
+    RESERVED = "reserved"
+    LIVE = "live"
+    LAPSED = "lapsed"  # the ticket can no longer be used
+    FREED = "freed"  # the call ended
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = {
+    (State.FREE, Step.RESERVED): State.RESERVED,
+    (State.FREE, Step.LIVE): State.LIVE,  # burst: the ticket is signed, so nothing was reserved
+    (State.RESERVED, Step.LIVE): State.LIVE,
+    (State.RESERVED, Step.LAPSED): State.FREE,
+    (State.LIVE, Step.FREED): State.FREE,
+}
+
+
+class SlotError(RuntimeError):
+    """A transition that no slot may make: a bug in the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transition, for the slot log."""
+
+    step: Step
+    slot: int
+    call: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A live slot: the call in it and what its gateway wants for it."""
+
+    slot: int
+    call: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A grant that no data link has used yet."""
+
+    call: str
+    ticket: str
+    link: int  # the control link that asked; its loss frees the slot
+    deadline: float  # on the caller's clock
+    settings: Settings
+
+
+class Slots:
+    """`count` slots. Methods that change one note it; `changes` hands the notes over, oldest first."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"a worker has at least one slot, not {count}")
+        self._slots: list[Reservation | Seat | None] = [None] * count
+        self._notes: list[Change] = []
+        self.draining = False
+
+    def __repr__(self) -> str:
+        slots = " ".join(
+            f"{number}:{_state(slot)}" + (f"({slot.call})" if slot else "")
+            for number, slot in enumerate(self._slots)
+        )
+        return f"<Slots {slots}{' draining' if self.draining else ''}>"
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def counts(self) -> dict[State, int]:
+        """How many slots are in each state."""
+        counts = dict.fromkeys(State, 0)
+        for slot in self._slots:
+            counts[_state(slot)] += 1
+        return counts
+
+    @property
+    def busy(self) -> int:
+        """Slots that are reserved or live."""
+        return sum(slot is not None for slot in self._slots)
+
+    @property
+    def room(self) -> int:
+        """Slots that a reserve would find now."""
+        return 0 if self.draining else len(self._slots) - self.busy
+
+    def changes(self) -> list[Change]:
+        """What happened since the last time this was asked."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def reserve(self, wanted: Reservation) -> str | None:
+        """Holds the lowest free slot for a call; returns the ticket that opens it, None without room.
+
+        A call that has a reservation keeps its slot and its ticket; link, deadline and settings become
+        those of this request, for its gateway may have come back on a new link. A live call has its slot
+        already and gets no second one.
+        """
+        number = self._of(wanted.call)
+        if number is not None:
+            held = self._slots[number]
+            if not isinstance(held, Reservation):
+                return None
+            self._slots[number] = replace(wanted, ticket=held.ticket)
+            return held.ticket
+        number = self._lowest_free()
+        if number is None:
+            return None
+        self._move(number, Step.RESERVED, wanted)
+        return wanted.ticket
+
+    def claim(self, ticket: str, now: float) -> Seat | None:
+        """Opens the data link of a ticket, once; None for a ticket that is wrong, lapsed or used."""
+        number = self._ticketed(ticket)
+        if number is None:
+            return None
+        reservation = self._slots[number]
+        assert isinstance(reservation, Reservation)
+        if reservation.deadline <= now:
+            return None
+        seat = Seat(number, reservation.call, reservation.settings)
+        self._move(number, Step.LIVE, seat)
+        return seat
+
+    def take(self, call: str) -> Seat | None:
+        """Makes the lowest free slot live without a reservation; None without room."""
+        number = self._lowest_free() if self._of(call) is None else None
+        if number is None:
+            return None
+        seat = Seat(number, call, Settings())
+        self._move(number, Step.LIVE, seat)
+        return seat
+
+    def end(self, seat: Seat) -> None:
+        """The call of this seat is over. Raises `SlotError` when it was over before."""
+        if self._slots[seat.slot] is not seat:
+            raise SlotError(f"slot {seat.slot} is not held by call {seat.call}: {self!r}")
+        self._move(seat.slot, Step.FREED, None)
+
+    def release(self, ticket: str) -> None:
+        """The gateway will not use its grant. A ticket that is used or gone is none to release."""
+        number = self._ticketed(ticket)
+        if number is not None:
+            self._move(number, Step.LAPSED, None)
+
+    def lose(self, link: int) -> None:
+        """A control link is gone, and with it the use of its reservations. Live calls go on."""
+        for number, slot in enumerate(self._slots):
+            if isinstance(slot, Reservation) and slot.link == link:
+                self._move(number, Step.LAPSED, None)
+
+    def lapse(self, now: float) -> None:
+        """Frees the reservations whose deadline has come."""
+        for number, slot in enumerate(self._slots):
+            if isinstance(slot, Reservation) and slot.deadline <= now:
+                self._move(number, Step.LAPSED, None)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `lapse` will next have something to do."""
+        deadlines = [slot.deadline for slot in self._slots if isinstance(slot, Reservation)]
+        return min(deadlines, default=None)
+
+    # At most 256 slots: a walk over them costs less than the indexes that would have to agree.
+
+    def _lowest_free(self) -> int | None:
+        return None if self.draining else self._find(lambda slot: slot is None)
+
+    def _of(self, call: str) -> int | None:
+        return self._find(lambda slot: slot is not None and slot.call == call)
+
+    def _ticketed(self, ticket: str) -> int | None:
+        return self._find(lambda slot: isinstance(slot, Reservation) and slot.ticket == ticket)
+
+    def _find(self, wanted: Callable[[Reservation | Seat | None], bool]) -> int | None:
+        return next((number for number, slot in enumerate(self._slots) if wanted(slot)), None)
+
+    def _move(self, number: int, step: Step, after: Reservation | Seat | None) -> None:
+        before = self._slots[number]
+        if TRANSITIONS.get((_state(before), step)) is not _state(after):
+            raise SlotError(f"slot {number} is {_state(before)} and cannot be {step}")
+        holder = after or before
+        assert holder is not None
+        self._slots[number] = after
+        self._notes.append(Change(step, number, holder.call))
+
+
+def _state(slot: Reservation | Seat | None) -> State:
+    match slot:
+        case None:
+            return State.FREE
+        case Reservation():
+            return State.RESERVED
+        case Seat():
+            return State.LIVE

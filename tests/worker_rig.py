@@ -1,0 +1,232 @@
+"""A worker's surroundings: gateways as a worker meets them, and a real worker on loopback."""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from trunkline_runtime.contract import (
+    AGENT_HEADER,
+    CALL_HEADER,
+    HEARTBEAT_SECONDS,
+    REALTIME_PATH,
+    TICKET_HEADER,
+    WORKERS_PATH,
+)
+from trunkline_runtime.engine import FRAME_BYTES, Engine
+from trunkline_runtime.engine.loopback import LoopbackEngine
+from trunkline_runtime.worker.config import WorkerConfig
+from trunkline_runtime.worker.control import Endpoint
+from trunkline_runtime.worker.host import WorkerHost
+
+AGENT = "default/echo"
+WORKER_KEY = "worker-key-of-the-tests"
+TICKET_KEY = "ticket-key-of-the-tests-0123456789abcdef"
+PATIENCE = 20.0  # generous: the machine may be busy
+FRAME = bytes(range(256)) * (FRAME_BYTES // 256)
+
+
+class FakeGateway:
+    """The control side of a gateway: one worker links to it, it asks and listens."""
+
+    def __init__(self, key: str = WORKER_KEY) -> None:
+        self.key = key
+        self.refuse_with: int | None = None  # an HTTP status for every dial
+        self.silent = False  # no beats, as a gateway that hangs
+        self.port = 0
+        self.dials = 0
+        self.hellos: list[dict[str, Any]] = []
+        self.peers: list[str] = []
+        self.messages: list[dict[str, Any]] = []  # all that workers said after their hello
+        self._changed = asyncio.Condition()
+        self._links: set[ServerConnection] = set()
+        self._server: Server | None = None
+
+    @property
+    def links(self) -> int:
+        return len(self._links)
+
+    @property
+    def free(self) -> dict[str, Any]:
+        """The last count of free slots that was heard."""
+        return next((m for m in reversed(self.messages) if m["type"] == "free"), {})
+
+    def heard(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.messages if message["type"] == kind]
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Waits until `what()` is true; asked again whenever a worker says or does something."""
+        async with asyncio.timeout(PATIENCE), self._changed:
+            await self._changed.wait_for(what)
+
+    async def say(self, **message: Any) -> None:
+        for link in list(self._links):
+            await link.send(json.dumps(message))
+
+    async def reserve(self, call: str, deadline: float = 30, **settings: Any) -> str | None:
+        """Asks for a slot: the ticket, or None for `full`."""
+        before = len(self._answers(call))
+        await self.say(type="reserve", call=call, agent=AGENT, settings=settings, deadline=deadline)
+        await self.until(lambda: len(self._answers(call)) > before)
+        ticket = self._answers(call)[-1].get("ticket")
+        return None if ticket is None else str(ticket)
+
+    def _answers(self, call: str) -> list[dict[str, Any]]:
+        return [m for m in self.messages if m["type"] in ("granted", "full") and m["call"] == call]
+
+    def cut(self) -> None:
+        """Breaks all links without a word, as a gateway that is killed."""
+        for link in list(self._links):
+            link.transport.abort()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["FakeGateway"]:
+        async with serve(
+            self._serve, host, port, process_request=self._admit, ping_interval=None
+        ) as server:
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            yield self
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.dials += 1
+        if self.refuse_with is not None:
+            return connection.respond(self.refuse_with, "no\n")
+        assert request.path == WORKERS_PATH
+        assert request.headers[AGENT_HEADER] == AGENT
+        if request.headers["Authorization"] != f"Bearer {self.key}":
+            return connection.respond(401, "no\n")
+        return None
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        self._links.add(connection)
+        beats = asyncio.create_task(self._beat(connection))
+        try:
+            self.hellos.append(json.loads(await connection.recv()))
+            self.peers.append(connection.remote_address[0])
+            async for message in connection:
+                self.messages.append(json.loads(message))
+                await self._notify()
+        except ConnectionClosed:
+            pass
+        finally:
+            beats.cancel()
+            self._links.discard(connection)
+            await self._notify()
+
+    async def _beat(self, connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                if not self.silent:
+                    await connection.send(json.dumps({"type": "beat"}))
+                await asyncio.sleep(HEARTBEAT_SECONDS / 2)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class RunningWorker:
+    """A worker in the test's own loop, and what a gateway does with its data server."""
+
+    def __init__(self, config: WorkerConfig, engine: Engine) -> None:
+        self.host = WorkerHost(config, engine)
+        self.engine = engine
+        self.stop = asyncio.Event()
+        self.listening = asyncio.Event()
+        self.run = asyncio.create_task(self.host.run(self.stop, self.listening.set))
+
+    def dial(self, ticket: str, path: str = REALTIME_PATH, **options: Any) -> connect:
+        return connect(
+            f"ws://127.0.0.1:{self.host.port}{path}",
+            additional_headers={TICKET_HEADER: ticket, CALL_HEADER: "call"},
+            compression=None,
+            proxy=None,
+            **options,
+        )
+
+    async def health(self, path: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.host.health_port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        return int(head.split()[1]), body
+
+
+def worker_config(*gateways: FakeGateway, **changes: Any) -> WorkerConfig:
+    settings: dict[str, Any] = {
+        "agent": AGENT,
+        "worker": "echo-0",
+        "engine": "loopback",
+        "slots": 2,
+        "host": "127.0.0.1",
+        "port": 0,
+        "health_port": 0,
+        "gateways": tuple(Endpoint("127.0.0.1", gateway.port) for gateway in gateways),
+        "worker_key": WORKER_KEY if gateways else "",
+        "ticket_key": "" if gateways else TICKET_KEY,
+        "max_seconds": 60,
+    }
+    return WorkerConfig(**{**settings, **changes})
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    *gateways: FakeGateway, engine: Engine | None = None, **changes: Any
+) -> AsyncIterator[RunningWorker]:
+    """A worker that is ready and linked to the gateways; without any it takes burst tickets."""
+    config = worker_config(*gateways, **changes)
+    engine = engine or LoopbackEngine(slots=config.slots)
+    engine.load()
+    engine.resume()
+    running = RunningWorker(config, engine)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(
+                {running.run, asyncio.ensure_future(running.listening.wait())},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for gateway in gateways:
+                await gateway.until(lambda gateway=gateway: bool(gateway.free))  # type: ignore[misc]
+        yield running
+        running.stop.set()
+        async with asyncio.timeout(PATIENCE):
+            await running.run
+    finally:
+        running.run.cancel()
+        await asyncio.wait({running.run})
+        engine.close()
+
+
+# --- what a caller says and hears ----------------------------------------------------------------------
+
+
+def append(pcm: bytes = FRAME) -> str:
+    return json.dumps(
+        {"type": "input_audio_buffer.append", "audio": base64.b64encode(pcm).decode()}
+    )
+
+
+async def next_message(connection: ClientConnection, kind: str) -> dict[str, Any]:
+    """The next message of this type; others before it are passed over."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            message: dict[str, Any] = json.loads(await connection.recv())
+            if message["type"] == kind:
+                return message
+
+
+async def closed(connection: ClientConnection) -> tuple[int | None, str | None]:
+    """Reads to the end: the close code and reason that the worker gave."""
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await connection.recv()
+    return connection.close_code, connection.close_reason
