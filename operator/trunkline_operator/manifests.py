@@ -1,8 +1,54 @@
-"""Agent → bodies of what it owns in the cluster."""
+"""Agent → bodies of what it owns in the cluster, and the hashes that say when they must be replaced.
 
+Only what a running worker cannot change enters a hash: image, engine, slots and hardware. What changes per
+call (greeting, replies, keys, limits of a call) travels with the call, so editing it restarts nothing.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from trunkline_operator.spec import Json, VoiceAgent
+from trunkline_operator.world import CONTAINER
+from trunkline_runtime.contract import (
+    ANNOTATION_TEMPLATE,
+    ENV_AGENT,
+    ENV_ENGINE,
+    ENV_GATEWAYS,
+    ENV_HEALTH_PORT,
+    ENV_HOST,
+    ENV_MAX_SECONDS,
+    ENV_PORT,
+    ENV_SLOTS,
+    ENV_WORKER,
+    ENV_WORKER_KEY,
+    GROUP,
+    HEALTH_PORT,
+    HEALTHZ_PATH,
+    KIND,
+    LABEL_AGENT,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    READYZ_PATH,
+    VERSION,
+    WORKER_PORT,
+)
+
+WORKER_KEY: Final = "worker-key"
+TICKET_KEY: Final = "ticket-key"
+"""Entries of the agent's own Secret."""
+
+# A worker that is told to go ends its calls within maxSeconds; the rest is for saying goodbye.
+GRACE_BEYOND_LAST_CALL: Final = 60
+# Weights of the largest engine load in minutes from a cold disk. A worker that is not ready by then is stuck.
+START_SECONDS: Final = 600
+# Distroless' "nonroot"; any number but 0 will do, and the image need not know it.
+USER: Final = 65532
+# Modal's own limit for an app's name is 64 characters.
+LONGEST_APP_NAME: Final = 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,29 +67,186 @@ def secret_name(agent: VoiceAgent) -> str:
 
 def secret(agent: VoiceAgent, worker_key: str, ticket_key: str) -> Json:
     """The agent's own Secret with these two keys."""
-    raise NotImplementedError
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(agent, secret_name(agent)),
+        "type": "Opaque",
+        "data": {
+            entry: base64.b64encode(key.encode()).decode()
+            for entry, key in ((WORKER_KEY, worker_key), (TICKET_KEY, ticket_key))
+        },
+    }
 
 
 def secret_strings(secret: Json) -> dict[str, str]:
-    """The entries of a Secret as text; one that is not UTF-8 is left out."""
-    raise NotImplementedError
+    """The entries of a Secret as text, without a last newline; one that is not UTF-8 is left out."""
+    texts = {}
+    for entry, data in (secret.get("data") or {}).items():
+        try:
+            # A key that was written with `echo` into a file ends in a newline that nobody means.
+            texts[entry] = base64.b64decode(data).decode().removesuffix("\n")
+        except UnicodeDecodeError:
+            continue
+    return texts
 
 
 def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> Json:
-    """One warm pod."""
-    raise NotImplementedError
+    """One warm pod. Its termination grace lets every call on it end by itself."""
+    metadata = _metadata(agent, f"{agent.name}-{ordinal}")
+    metadata["annotations"] = {
+        ANNOTATION_TEMPLATE: template_hash(agent, installation),
+        # Nobody may move a pod to save money while it talks; the drain does that.
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {
+            "containers": [_container(agent, installation)],
+            "terminationGracePeriodSeconds": agent.session.max_seconds + GRACE_BEYOND_LAST_CALL,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        },
+    }
+
+
+def _metadata(agent: VoiceAgent, name: str) -> Json:
+    """Of an object that the agent owns: it goes when the agent goes."""
+    owner = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "name": agent.name,
+        "uid": agent.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": agent.namespace,
+        "labels": {LABEL_AGENT: agent.name, LABEL_MANAGED_BY: MANAGED_BY},
+        "ownerReferences": [owner],
+    }
+
+
+def _container(agent: VoiceAgent, installation: Installation) -> Json:
+    return {
+        "name": CONTAINER,
+        "image": agent.warm.image or installation.worker_image,
+        "env": _environment(agent, installation),
+        "ports": [
+            {"name": "data", "containerPort": WORKER_PORT},
+            {"name": "health", "containerPort": HEALTH_PORT},
+        ],
+        # Started = has been ready once: before that, a pod holds no call and may go at once.
+        "startupProbe": _probe(READYZ_PATH, period=1, failures=START_SECONDS),
+        "readinessProbe": _probe(READYZ_PATH, period=1, failures=3),
+        # A restart ends every call on the pod, so only a worker that is silent for a minute is restarted.
+        "livenessProbe": _probe(HEALTHZ_PATH, period=10, failures=6),
+        "resources": _resources(agent),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
+    plain = {
+        ENV_AGENT: agent.key,
+        ENV_ENGINE: agent.engine.type.value,
+        ENV_SLOTS: str(agent.warm.slots_per_pod),
+        ENV_PORT: str(WORKER_PORT),
+        ENV_HEALTH_PORT: str(HEALTH_PORT),
+        ENV_GATEWAYS: installation.gateways,
+        ENV_MAX_SECONDS: str(agent.session.max_seconds),
+    }
+    own = {ENV_WORKER: "metadata.name", ENV_HOST: "status.podIP"}
+    key = {"name": secret_name(agent), "key": WORKER_KEY}
+    return [
+        *({"name": name, "value": value} for name, value in plain.items()),
+        *(
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for name, path in own.items()
+        ),
+        {"name": ENV_WORKER_KEY, "valueFrom": {"secretKeyRef": key}},
+    ]
+
+
+def _probe(path: str, *, period: int, failures: int) -> Json:
+    return {
+        "httpGet": {"path": path, "port": "health"},
+        "periodSeconds": period,
+        "timeoutSeconds": 3,
+        "failureThreshold": failures,
+    }
+
+
+def _resources(agent: VoiceAgent) -> Json:
+    """A GPU stands in the limits; Kubernetes then requests as many."""
+    gpu = agent.warm.gpu
+    gpus = {gpu.resource: str(gpu.count)} if gpu.count else {}
+    groups = {
+        "requests": dict(agent.warm.resources.requests),
+        "limits": {**agent.warm.resources.limits, **gpus},
+    }
+    return {name: amounts for name, amounts in groups.items() if amounts}
 
 
 def template_hash(agent: VoiceAgent, installation: Installation) -> str:
-    """Of what a pod cannot change while it runs: image, engine, slots, hardware."""
-    raise NotImplementedError
+    """Of what a pod cannot change while it runs. A pod with another one is rolled."""
+    warm = agent.warm
+    return digest(
+        {
+            "image": warm.image or installation.worker_image,
+            "engine": agent.engine.type,
+            "slots": warm.slots_per_pod,
+            "resources": _resources(agent),
+        }
+    )
 
 
 def burst_app(agent: VoiceAgent) -> str:
-    """The name of its app at Modal."""
-    raise NotImplementedError
+    """The name of its app at Modal. The uid keeps two clusters in one workspace apart."""
+    tail = f"-{agent.uid[:8]}"
+    head = f"{MANAGED_BY}-{agent.namespace}-{agent.name}"
+    return head[: LONGEST_APP_NAME - len(tail)] + tail
 
 
 def burst_hash(agent: VoiceAgent, installation: Installation) -> str:
     """Of all that a deployment at Modal depends on; "" without burst."""
-    raise NotImplementedError
+    burst = agent.burst
+    if burst is None:
+        return ""
+    return digest(
+        {
+            "app": burst_app(agent),
+            "build": installation.build,
+            "engine": agent.engine.type,
+            "maxSeconds": agent.session.max_seconds,
+            "gpu": burst.gpu,
+            "region": burst.region,
+            "slots": burst.slots_per_container,
+            "containers": (burst.min_containers, burst.buffer_containers, burst.max_containers),
+            "scaledownWindow": burst.scaledown_window_seconds,
+            "snapshot": burst.snapshot,
+            "environment": burst.environment,
+            "image": burst.image,
+        }
+    )
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Short and stable: equal content has an equal digest, in every process."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 Rules
 - A pod that may hold calls is first marked draining, and deleted only when its worker itself has said
-  "draining, 0 busy"; unknown counts as busy.
+  "draining, 0 busy". Unknown counts as busy, until so long after that no call can be left.
 - A draining pod is no capacity. When load returns, a drain is taken back before a pod is made.
 - A name that is still in use, even by a pod that is going, is not used again.
 - At rest there are no steps.
@@ -11,12 +11,38 @@ Whoever carries out a step must expect that it was carried out before: a create 
 delete finds the uid gone, both are fine.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
 
-from trunkline_operator.manifests import Installation
-from trunkline_operator.scaling import Decision, Memory
+from trunkline_operator.manifests import (
+    GRACE_BEYOND_LAST_CALL,
+    Installation,
+    burst_app,
+    burst_hash,
+    secret_name,
+    template_hash,
+    worker_pod,
+)
+from trunkline_operator.policy import ladder
+from trunkline_operator.scaling import Decision, Demand, Memory, decided
 from trunkline_operator.spec import Json, VoiceAgent
-from trunkline_operator.world import World
+from trunkline_operator.world import Phase, PodFacts, World
+from trunkline_runtime.contract import FINALIZER
+
+# Modal refuses for reasons that pass in seconds (its limits) or that a person must mend (a token).
+FIRST_RETRY: Final = 5.0
+LONGEST_RETRY: Final = 300.0
+# Tries to stop an app after the deadline of a deletion, before the agent is let go without.
+STOP_TRIES: Final = 5
+# Nothing tells the operator of a Secret that it does not own, nor of a last call that it cannot see.
+CREDENTIALS_LOOK: Final = 30.0
+LAST_CALL_LOOK: Final = 2.0
+# A wait that ended by rounding must not become a busy loop.
+SOONEST: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +54,9 @@ class AddFinalizer:
 class RemoveFinalizer:
     """The last step of a deletion."""
 
-    left_behind: str = ""  # what could not be cleaned up by the deadline, for an Event and the log
+    left_behind: str = (
+        ""  # the app that could not be stopped by the deadline, for an Event and the log
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +133,299 @@ Step = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]  # in the order in which to take them; a Requeue is last
     scaling: Decision | None  # None for an agent that is being deleted
     memory: Memory  # give it to the next look
-    draining: tuple[str, ...]  # the route's drain list once the steps are taken, sorted
+    draining: tuple[str, ...]  # the route's drain list once the steps are taken
+    outdated: int = 0  # pods of an older template that are still there
+    blocked: bool = False  # they stay until a call ends or somebody makes room
 
 
 def planned(
     agent: VoiceAgent, world: World, now: float, memory: Memory, installation: Installation
 ) -> Plan:
-    """The steps from the observed world to the declared one, in the order in which to take them."""
-    raise NotImplementedError
+    """The steps from the observed world to the declared one."""
+    view = View(agent=agent, world=world, now=now, installation=installation)
+    if agent.deleted_at is not None:
+        return _plan(view, list(_farewell(view, agent.deleted_at)), None, memory)
+    scaling = decided(agent.warm, _demand(view), now, memory)
+    steps = [*_foundation(view), *_pods(view, scaling.pods), *_burst(view)]
+    if scaling.look_again is not None:
+        steps.append(Requeue(scaling.look_again))
+    return _plan(view, steps, scaling, scaling.memory)
+
+
+def _plan(view: "View", steps: list[Step], scaling: Decision | None, memory: Memory) -> Plan:
+    waits = [step.after for step in steps if isinstance(step, Requeue)]
+    acts = [step for step in steps if not isinstance(step, Requeue)]
+    pods = [pod for pod in view.pods if not pod.finished]
+    drain = {pod.name for pod in pods if pod.draining or pod.terminating}
+    drain |= {step.name for step in acts if isinstance(step, Drain | DeletePod)}
+    drain -= {step.name for step in acts if isinstance(step, Undrain)}
+    outdated = [pod for pod in pods if not (pod.terminating or view.current(pod))]
+    moving = any(pod.draining or not (pod.ready or pod.unschedulable) for pod in pods)
+    moving |= any(isinstance(step, CreatePod | Drain | DeletePod) for step in acts)
+    return Plan(
+        steps=(*acts, *(Requeue(max(wait, SOONEST)) for wait in sorted(waits)[:1])),
+        scaling=scaling,
+        memory=memory,
+        draining=tuple(sorted(drain)),
+        outdated=len(outdated),
+        blocked=bool(outdated) and not moving,
+    )
+
+
+class View:
+    """What every rule below looks at."""
+
+    __slots__ = ("agent", "installation", "now", "pods", "template", "world")
+
+    def __init__(
+        self, agent: VoiceAgent, world: World, now: float, installation: Installation
+    ) -> None:
+        self.agent, self.world, self.now, self.installation = agent, world, now, installation
+        self.template = template_hash(agent, installation)
+        # A pod of somebody else, or of an agent that had this name before, is not ours to touch.
+        own = (pod for pod in world.pods if pod.owner == agent.uid)
+        self.pods = sorted(own, key=lambda pod: pod.ordinal)
+
+    def current(self, pod: PodFacts) -> bool:
+        return pod.template == self.template
+
+    def busy(self, pod: PodFacts) -> int | None:
+        """The pod's calls; None = unknown. A worker that was never ready has none."""
+        worker = self.world.traffic.workers.get(pod.name)
+        if worker is None:
+            return None if pod.started else 0
+        return worker.busy
+
+    def unborn(self, pod: PodFacts) -> bool:
+        """It never had a worker."""
+        return pod.phase is Phase.PENDING and self.busy(pod) == 0
+
+    def broken(self, pod: PodFacts) -> bool:
+        """Of an older template and not running: it holds no call and nobody waits for it."""
+        return not self.current(pod) and not pod.started and self.busy(pod) == 0
+
+    def drained(self, pod: PodFacts) -> bool:
+        """It was told to drain, and no call is left on it."""
+        if pod.draining_since is None:
+            return False
+        if worker := self.world.traffic.workers.get(pod.name):
+            return worker.drained
+        return not pod.started or self.now >= self.last_call(pod.draining_since)
+
+    def last_call(self, since: float) -> float:
+        """When every call that was there at a time has ended: none outlives maxSeconds."""
+        return since + self.agent.session.max_seconds + GRACE_BEYOND_LAST_CALL
+
+    def burst_silent(self) -> bool:
+        """No call is on burst, and no gateway would start one."""
+        traffic = self.world.traffic
+        return traffic.known and traffic.acknowledged and traffic.burst == 0
+
+
+def _demand(view: View) -> Demand:
+    traffic = view.world.traffic
+    active = [pod for pod in view.pods if pod.active]
+    serving = [pod for pod in active if pod.ready]
+    return Demand(
+        busy=traffic.busy,
+        burst=traffic.burst,
+        refused=traffic.refused,
+        known=traffic.known and all(pod.name in traffic.workers for pod in serving),
+        active=len(active),
+        serving=len(serving),
+    )
+
+
+def _foundation(view: View) -> Iterator[Step]:
+    """What must be there before a pod is made."""
+    if FINALIZER not in view.agent.finalizers:
+        yield AddFinalizer()
+    if not view.world.secret_exists:
+        yield EnsureSecret(secret_name(view.agent))
+
+
+# --- pods ------------------------------------------------------------------------------------------------
+
+
+def _pods(view: View, wanted: int) -> Iterator[Step]:
+    """Pods that ended go; then pods are added, or drained, or rolled; drained ones go."""
+    here = [pod for pod in view.pods if not pod.terminating]
+    yield from (DeletePod(pod.name, pod.uid) for pod in here if pod.finished)
+    broken = [pod for pod in here if pod.active and view.broken(pod)]
+    active = [pod for pod in here if pod.active and not view.broken(pod)]
+    draining = [pod for pod in here if pod.draining and not pod.finished]
+    yield from (_removal(view, pod) for pod in broken)
+
+    returning: list[PodFacts] = []
+    if len(active) < wanted:
+        returning = _returning(view, draining)[: wanted - len(active)]
+        missing = wanted - len(active) - len(returning)
+        room = view.agent.warm.max_pods - len(active) - len(draining)
+        yield from (Undrain(pod.name, pod.uid) for pod in returning)
+        yield from _creations(view, min(missing, room))
+    elif victims := _excess(view, active, wanted):
+        yield from (_removal(view, pod) for pod in victims)
+    else:
+        yield from _roll(view, active, draining)
+    yield from _ends(view, [pod for pod in draining if pod not in returning])
+
+
+def _returning(view: View, draining: list[PodFacts]) -> list[PodFacts]:
+    """Draining pods whose drain may be taken back, those first that serve and hold most calls."""
+    current = [pod for pod in draining if view.current(pod)]
+    return sorted(current, key=lambda pod: (not pod.ready, -(view.busy(pod) or 0), pod.ordinal))
+
+
+def _creations(view: View, count: int) -> Iterator[Step]:
+    """New pods with the lowest names that are not in use by any pod, whoever owns it."""
+    taken = {pod.name for pod in view.world.pods}
+    name = view.agent.name
+    free = (ordinal for ordinal in itertools.count() if f"{name}-{ordinal}" not in taken)
+    for ordinal in itertools.islice(free, max(count, 0)):
+        yield CreatePod(f"{name}-{ordinal}", worker_pod(view.agent, ordinal, view.installation))
+
+
+def _removal(view: View, pod: PodFacts) -> Step:
+    if view.unborn(pod):
+        return DeletePod(pod.name, pod.uid)
+    return Drain(pod.name, pod.uid, rfc3339(view.now))
+
+
+def _loss(view: View, pod: PodFacts) -> tuple[bool, bool, float, int]:
+    """How much is lost with a pod, least first: not ready, older template, few calls, high ordinal."""
+    busy = view.busy(pod)
+    return pod.ready, view.current(pod), math.inf if busy is None else busy, -pod.ordinal
+
+
+def _excess(view: View, active: list[PodFacts], wanted: int) -> list[PodFacts]:
+    """The pods above the wanted number. A new one that starts to replace an old one is not too many."""
+    old = any(not view.current(pod) for pod in active)
+    starting = any(view.current(pod) and not pod.ready for pod in active)
+    count = len(active) - wanted - (1 if old and starting else 0)
+    return sorted(active, key=lambda pod: _loss(view, pod))[: max(count, 0)]
+
+
+def _roll(view: View, active: list[PodFacts], draining: list[PodFacts]) -> Iterator[Step]:
+    """The next pod's step from an older template to the current one, while all wanted pods are there.
+
+    With room below maxPods a new pod comes first; the old one is then one too many. Without room, and when
+    no node has room for the new one, the old pod with fewest calls is drained first: if it has none, or if
+    new calls may go to burst meanwhile.
+    """
+    old = [pod for pod in active if not view.current(pod)]
+    if not old:
+        return
+    starting = [pod for pod in active if view.current(pod) and not pod.ready]
+    leaving = [pod for pod in draining if not view.current(pod)]
+    if not starting and len(active) + len(draining) < view.agent.warm.max_pods:
+        yield from _creations(view, 1)
+    elif not leaving and all(pod.unschedulable for pod in starting):
+        victim = min(old, key=lambda pod: _loss(view, pod))
+        overflow = ladder(view.agent).burst is not None and bool(view.world.burst.url)
+        if overflow or view.busy(victim) == 0:
+            yield _removal(view, victim)
+
+
+def _ends(view: View, draining: list[PodFacts]) -> Iterator[Step]:
+    """Drained pods go. One whose worker is silent is looked at again when no call can be left."""
+    for pod in draining:
+        if view.drained(pod):
+            yield DeletePod(pod.name, pod.uid)
+        elif pod.draining_since is not None and view.busy(pod) is None:
+            yield Requeue(view.last_call(pod.draining_since) - view.now)
+
+
+# --- burst -----------------------------------------------------------------------------------------------
+
+
+def _burst(view: View) -> Iterator[Step]:
+    """Deployed if policy allows it and something changed; stopped, once silent, if it must not be."""
+    facts = view.world.burst
+    if facts.working:
+        return
+    if ladder(view.agent).burst is None:
+        if facts.app:
+            yield from _stop(view, facts.app, late=False)
+        return
+    goal = burst_hash(view.agent, view.installation)
+    if facts.app and facts.hash == goal:
+        return
+    if facts.credentials:
+        yield Requeue(CREDENTIALS_LOOK)
+    else:
+        yield _retried(view, DeployBurst(burst_app(view.agent), goal), about=goal)
+
+
+def _retried(view: View, step: Step, about: str) -> Step:
+    """The step, or a wait if it failed a moment ago."""
+    facts = view.world.burst
+    if not facts.failures or facts.failed_hash != about:
+        return step
+    # The exponent is bounded so that the power is.
+    delay = min(FIRST_RETRY * 2 ** min(facts.failures - 1, 10), LONGEST_RETRY)
+    wait = facts.failed_at + delay - view.now
+    return Requeue(wait) if wait > 0 else step
+
+
+# --- deletion --------------------------------------------------------------------------------------------
+
+
+def _farewell(view: View, deleted_at: float) -> Iterator[Step]:
+    """All pods drained and gone, the app stopped, then the finalizer. It ends by a deadline."""
+    if FINALIZER not in view.agent.finalizers:
+        return
+    deadline = view.last_call(deleted_at)
+    late = view.now >= deadline
+    here = [pod for pod in view.pods if not pod.terminating]
+    for pod in here:
+        if late or pod.finished or view.unborn(pod) or view.drained(pod):
+            yield DeletePod(pod.name, pod.uid)
+        elif not pod.draining:
+            yield Drain(pod.name, pod.uid, rfc3339(view.now))
+    # Past the deadline nobody waits for a pod that is going: its node may be gone.
+    empty = not here and (late or not view.pods)
+    app, left = _app_left(view), _app_lost(view, late)
+    if app and not left:
+        yield from _stop(view, app, late)
+    elif empty:
+        yield RemoveFinalizer(left)
+        return
+    if not late:
+        yield Requeue(deadline - view.now)
+
+
+def _app_left(view: View) -> str:
+    """The app that must be stopped; one that may have been deployed unnoticed counts, "" = none."""
+    facts = view.world.burst
+    if facts.stopped:
+        return ""
+    if view.agent.burst is None or facts.credentials:
+        return facts.app
+    return facts.app or burst_app(view.agent)
+
+
+def _app_lost(view: View, late: bool) -> str:
+    """The app that nobody can stop any more, so that a deletion never hangs; "" = none."""
+    facts = view.world.burst
+    failed = facts.failures >= STOP_TRIES and not facts.failed_hash
+    return _app_left(view) if late and (facts.credentials or failed) else ""
+
+
+def _stop(view: View, app: str, late: bool) -> Iterator[Step]:
+    facts = view.world.burst
+    if facts.working:
+        return
+    if facts.credentials:
+        yield Requeue(CREDENTIALS_LOOK)
+    elif late or view.burst_silent():
+        yield _retried(view, StopBurst(app), about="")
+    else:
+        yield Requeue(LAST_CALL_LOOK)
+
+
+def rfc3339(now: float) -> str:
+    """A time as the API writes it."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

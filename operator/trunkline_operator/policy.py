@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trunkline_operator.spec import VoiceAgent
+from trunkline_operator.spec import Burst, DataClass, VoiceAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,11 +10,46 @@ class Ladder:
     """The rungs that a call of this agent may be placed on."""
 
     warm: bool
-    burst: bool
+    burst: Burst | None
     words: str  # the arithmetic: "at most 4 × 4 warm + 10 × 4 burst = 56 calls"
-    warnings: tuple[str, ...] = ()  # what is allowed but will surprise
+    warnings: tuple[str, ...] = ()  # what is allowed and may surprise
 
 
 def ladder(agent: VoiceAgent) -> Ladder:
-    """The rungs that policy allows; an agent that is being deleted has none."""
-    raise NotImplementedError
+    """The rungs that policy allows. An agent that is being deleted has none."""
+    leaving = agent.deleted_at is not None
+    warm = agent.warm.max_pods > 0 and not leaving
+    burst = None if leaving or agent.data_class is DataClass.PHI else agent.burst
+    return Ladder(
+        warm=warm,
+        burst=burst,
+        words=_arithmetic(agent, warm, burst),
+        warnings=() if leaving else _warnings(agent, warm, burst),
+    )
+
+
+def _arithmetic(agent: VoiceAgent, warm: bool, burst: Burst | None) -> str:
+    rungs: list[tuple[int, int, str]] = []
+    if warm:
+        rungs.append((agent.warm.max_pods, agent.warm.slots_per_pod, "warm"))
+    if burst:
+        rungs.append((burst.max_containers, burst.slots_per_container, "burst"))
+    if not rungs:
+        return "no rung: no call is taken"
+    terms = " + ".join(f"{hosts} × {slots} {kind}" for hosts, slots, kind in rungs)
+    return f"at most {terms} = {sum(hosts * slots for hosts, slots, _ in rungs)} calls"
+
+
+def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, ...]:
+    room = agent.warm.max_pods * agent.warm.slots_per_pod
+    said = {
+        "policy.dataClass phi keeps calls in the cluster, so burst.modal is not used": (
+            agent.burst is not None and agent.data_class is DataClass.PHI
+        ),
+        "warm.minPods is 0 and there is no burst, so the first call is refused while a pod starts": (
+            warm and agent.warm.min_pods == 0 and burst is None
+        ),
+        f"warm.bufferSlots {agent.warm.buffer_slots} is more than all {room} warm slots, so there are "
+        "always warm.maxPods pods": warm and agent.warm.buffer_slots > room,
+    }
+    return tuple(sentence for sentence, true in said.items() if true)

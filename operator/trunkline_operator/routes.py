@@ -1,20 +1,25 @@
-"""Agent → the route that gateways get."""
+"""Agent → the route that gateways get. A route holds secrets: it is never logged."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from trunkline_operator.policy import ladder
 from trunkline_operator.spec import VoiceAgent
-from trunkline_runtime.contract import Route
+from trunkline_runtime.contract import Access, BurstRung, ReplyRule, Route, Rung, Settings, WarmRung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """Secrets of one agent, as text."""
 
-    worker: str  # worker-key of its own Secret
-    ticket: str  # ticket-key of its own Secret
-    callers: Mapping[str, str] = field(default_factory=dict)  # access.apiKeysSecretRef: name → key
-    proxy_token: str = ""  # "wk-….ws-…" where the credentials Secret has one
+    worker: str = field(repr=False)  # worker-key of its own Secret
+    ticket: str = field(repr=False)  # ticket-key of its own Secret
+    callers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """`access.apiKeysSecretRef`: name → key."""
+    proxy_token: str = field(default="", repr=False)
+    """ "wk-….ws-…" where the credentials Secret has one."""
 
 
 def route(
@@ -25,5 +30,65 @@ def route(
     *,
     default_namespace: bool = False,
 ) -> Route:
-    """The route of an agent; one that is being deleted has no rung, so that it takes no new call."""
-    raise NotImplementedError
+    """The route of an agent; one that is being deleted has no rung, so that it takes no new call.
+
+    `burst_url` is "" while no app is deployed, and then there is no burst rung.
+    """
+    content = Route(
+        agent=agent.key,
+        hash="",
+        workerKey=keys.worker,
+        access=_access(agent, keys),
+        answerSeconds=agent.session.answer_seconds,
+        maxSeconds=agent.session.max_seconds,
+        admissionMs=agent.admission_ms,
+        settings=_settings(agent),
+        rungs=_rungs(agent, keys, burst_url),
+        draining=sorted(draining),
+    )
+    if default_namespace:
+        content["defaultNamespace"] = True
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    # Gateways keep it beside keys, and anybody may see it in a log: it must not give a key away.
+    content["hash"] = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return content
+
+
+def _access(agent: VoiceAgent, keys: Keys) -> Access:
+    """Gateways need only to recognise a key, so they get its digest. An empty key opens nothing."""
+    named = {name: key for name, key in sorted(keys.callers.items()) if key}
+    digests = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in named.items()}
+    return Access(
+        public=agent.access.public,
+        apiKeys={} if agent.access.public else digests,
+        origins=list(agent.access.origins),
+    )
+
+
+def _settings(agent: VoiceAgent) -> Settings:
+    engine = agent.engine
+    return Settings(
+        greeting=engine.greeting,
+        replies=[ReplyRule(match=reply.match, say=reply.say) for reply in engine.replies],
+        fallback=engine.fallback,
+        idleSeconds=agent.session.idle_seconds,
+    )
+
+
+def _rungs(agent: VoiceAgent, keys: Keys, burst_url: str) -> list[Rung]:
+    allowed = ladder(agent)
+    rungs: list[Rung] = []
+    if allowed.warm:
+        rungs.append(WarmRung(kind="warm"))
+    if allowed.burst and burst_url:
+        rungs.append(
+            BurstRung(
+                kind="burst",
+                name=allowed.burst.region,
+                url=burst_url,
+                proxyToken=keys.proxy_token,
+                ticketKey=keys.ticket,
+                deadlineSeconds=allowed.burst.start_deadline_seconds,
+            )
+        )
+    return rungs

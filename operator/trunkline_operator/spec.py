@@ -179,9 +179,8 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         **_fields(spec, "policy"),
         **_fields(spec, "slo"),
     )
-    for holds, sentence in _rules(agent):
-        if not holds:
-            raise SpecError(sentence)
+    if sentences := "; ".join(_broken(agent)):
+        raise SpecError(sentences)
     return agent
 
 
@@ -352,67 +351,53 @@ def _burst(spec: Json) -> Burst | None:
     return Burst(**_required(fields, "credentials_secret", sentence))
 
 
-# --- rules across fields: (it holds, the sentence if it does not) ----------------------------------------
+# --- rules across fields: what must hold, and the sentence when it does not -----------------------------
+# In the CRD's words; the CRD's other rules are about policy (policy.py) and about changes.
+
+AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
+    "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
+        lambda agent: agent.warm.max_pods >= agent.warm.min_pods
+    ),
+    "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": (
+        lambda agent: (
+            agent.warm.autoscaling is Autoscaling.INTERNAL or agent.warm.replicas is not None
+        )
+    ),
+    "warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count": (
+        lambda agent: (
+            agent.warm.gpu.resource not in agent.warm.resources.requests
+            and agent.warm.gpu.resource not in agent.warm.resources.limits
+        )
+    ),
+    "no call could ever be placed: raise warm.maxPods or add burst.modal": (
+        lambda agent: agent.warm.max_pods > 0 or agent.burst is not None
+    ),
+    "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other": (
+        lambda agent: agent.access.public != bool(agent.access.api_keys_secret)
+    ),
+}
+
+BURST_RULES: Final[Mapping[str, Callable[[Burst, Session], bool]]] = {
+    "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers": (
+        lambda burst, _: burst.max_containers >= burst.min_containers
+    ),
+    "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu": (
+        lambda burst, _: burst.snapshot is not Snapshot.GPU or bool(burst.gpu)
+    ),
+    "burst.modal.startDeadlineSeconds is above session.answerSeconds, so callers would be refused "
+    "before it: lower startDeadlineSeconds or raise answerSeconds": (
+        lambda burst, session: burst.start_deadline_seconds <= session.answer_seconds
+    ),
+    "session.maxSeconds is at most 3600 with burst, because Modal lets a container finish its calls for "
+    "one hour: lower maxSeconds or remove burst": (
+        lambda _, session: session.max_seconds <= MAX_SECONDS_WITH_BURST
+    ),
+}
 
 
-def _rules(agent: VoiceAgent) -> Iterator[tuple[bool, str]]:
-    """The CRD's rules, in the CRD's words."""
-    warm, burst, session, access = agent.warm, agent.burst, agent.session, agent.access
-    yield (
-        warm.max_pods >= warm.min_pods,
-        ("warm.maxPods is below warm.minPods: raise maxPods or lower minPods"),
-    )
-    yield (
-        warm.autoscaling is not Autoscaling.EXTERNAL or warm.replicas is not None,
-        (
-            "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with"
-        ),
-    )
-    yield (
-        warm.gpu.resource not in {**warm.resources.requests, **warm.resources.limits},
-        ("warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count"),
-    )
-    yield (
-        warm.max_pods > 0 or burst is not None,
-        ("no call could ever be placed: raise warm.maxPods or add burst.modal"),
-    )
-    yield (
-        access.public != bool(access.api_keys_secret),
-        (
-            "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other"
-        ),
-    )
-    if burst is None:
-        return
-    yield (
-        burst.max_containers >= burst.min_containers,
-        (
-            "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers"
-        ),
-    )
-    yield (
-        burst.snapshot is not Snapshot.GPU or bool(burst.gpu),
-        (
-            "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu"
-        ),
-    )
-    yield (
-        burst.start_deadline_seconds <= session.answer_seconds,
-        (
-            "burst.modal.startDeadlineSeconds is above session.answerSeconds, so its calls would be given up "
-            "first: lower startDeadlineSeconds or raise answerSeconds"
-        ),
-    )
-    yield (
-        session.max_seconds <= MAX_SECONDS_WITH_BURST,
-        (
-            "session.maxSeconds may be at most 3600 with burst, because Modal lets a container end its calls "
-            "for one hour: lower maxSeconds or remove burst"
-        ),
-    )
-    yield (
-        agent.data_class is not DataClass.PHI,
-        (
-            "policy.dataClass phi keeps calls in the cluster: remove burst or set dataClass to standard"
-        ),
-    )
+def _broken(agent: VoiceAgent) -> Iterator[str]:
+    """The sentences of the rules that the agent breaks."""
+    yield from (sentence for sentence, holds in AGENT_RULES.items() if not holds(agent))
+    if burst := agent.burst:
+        rules = BURST_RULES.items()
+        yield from (sentence for sentence, holds in rules if not holds(burst, agent.session))

@@ -15,6 +15,9 @@ from trunkline_runtime.contract import ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 CONTAINER: Final = "worker"
 """The pod's container that is the worker."""
 
+SNAPSHOT_MAKING: Final = "making"
+"""The first container of a deployment starts, so that later ones are restored from its snapshot."""
+
 
 class Phase(StrEnum):
     PENDING = "Pending"
@@ -34,6 +37,7 @@ class PodFacts:
 
     name: str
     uid: str
+    owner: str  # uid of its controller
     phase: Phase
     ready: bool = False
     started: bool = False  # its worker runs and has been ready once; so it may hold calls
@@ -68,6 +72,7 @@ class PodFacts:
     def of(cls, pod: Json) -> Self:
         metadata, status = pod["metadata"], pod.get("status") or {}
         annotations = metadata.get("annotations") or {}
+        owners = metadata.get("ownerReferences") or ()
         conditions = {c["type"]: c for c in status.get("conditions") or ()}
         scheduled = conditions.get("PodScheduled", {})
         containers = status.get("containerStatuses") or ()
@@ -76,12 +81,13 @@ class PodFacts:
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
+            owner=next((o["uid"] for o in owners if o.get("controller")), ""),
             phase=Phase(status.get("phase", Phase.PENDING)),
             ready=conditions.get("Ready", {}).get("status") == "True",
             # Without word of `started`, a container that runs is taken for one that may hold calls.
             started="running" in state and worker.get("started") is not False,
             terminating="deletionTimestamp" in metadata,
-            draining_since=epoch(annotations.get(ANNOTATION_DRAINING)),
+            draining_since=_moment(annotations.get(ANNOTATION_DRAINING)),
             template=annotations.get(ANNOTATION_TEMPLATE, ""),
             unschedulable=scheduled.get("message", "")
             if scheduled.get("status") == "False"
@@ -89,6 +95,14 @@ class PodFacts:
             trouble=_trouble(state, status),
             restarts=worker.get("restartCount", 0),
         )
+
+
+def _moment(stamp: str | None) -> float | None:
+    """The time of a drain; a text that is no time was not written by the operator and counts for nothing."""
+    try:
+        return epoch(stamp)
+    except ValueError:
+        return None
 
 
 def _trouble(state: Json, status: Json) -> str:
@@ -146,7 +160,7 @@ class BurstFacts:
     app_id: str = ""
     url: str = ""
     hash: str = ""  # what was deployed (`manifests.burst_hash`)
-    snapshot: str = ""
+    snapshot: str = ""  # "" | SNAPSHOT_MAKING | "made" | why there is none, in words
     working: bool = False  # a deployment or a stop is under way
     stopped: bool = False  # Modal confirmed that no app is left
     failures: int = 0  # in a row
