@@ -408,10 +408,14 @@ def _app_left(view: View) -> str:
 
 
 def _app_lost(view: View, late: bool) -> str:
-    """The app that nobody can stop any more, so that a deletion never hangs; "" = none."""
+    """The app that nobody can stop, so that a deletion never hangs; "" = none.
+
+    One that was perhaps never there is not waited for until the deadline.
+    """
     facts = view.world.burst
     failed = facts.failures >= STOP_TRIES and not facts.failed_hash
-    return _app_left(view) if late and (facts.credentials or failed) else ""
+    lost = (failed and not facts.app) or (late and bool(failed or facts.credentials))
+    return _app_left(view) if lost else ""
 
 
 def _stop(view: View, app: str, late: bool) -> Iterator[Step]:

@@ -39,6 +39,15 @@ class Snapshot(StrEnum):
     NONE = "none"
 
 
+class Region(StrEnum):
+    """Where Modal can take sessions in."""
+
+    US_EAST = "us-east"
+    US_WEST = "us-west"
+    EU_WEST = "eu-west"
+    AP_SOUTH = "ap-south"
+
+
 class DataClass(StrEnum):
     STANDARD = "standard"
     PHI = "phi"  # protected health information: stays in the cluster
@@ -90,7 +99,7 @@ class Burst:
 
     credentials_secret: str
     gpu: tuple[str, ...] = ("L4",)
-    region: str = "us-east"
+    region: Region = Region.US_EAST
     slots_per_container: int = 4
     min_containers: int = 0
     buffer_containers: int = 0
@@ -292,7 +301,7 @@ FIELDS: Final[Mapping[str, Table]] = {
     "burst.modal": {
         "credentialsSecretRef.name": ("credentials_secret", _text(253)),
         "gpu": ("gpu", _many(8, _text(64))),
-        "region": ("region", _text(64)),
+        "region": ("region", _one_of(Region)),
         "slotsPerContainer": ("slots_per_container", _number(1, 256)),
         "minContainers": ("min_containers", _number(0, 1000)),
         "bufferContainers": ("buffer_containers", _number(0, 1000)),

@@ -7,7 +7,7 @@ from typing import Final
 from trunkline_operator.plan import Plan, rfc3339
 from trunkline_operator.policy import ladder
 from trunkline_operator.spec import Json, SpecError, VoiceAgent
-from trunkline_operator.world import SNAPSHOT_MAKING, BurstFacts, PodFacts, World
+from trunkline_operator.world import BurstFacts, PodFacts, World
 from trunkline_runtime.contract import LABEL_AGENT
 
 
@@ -187,9 +187,7 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     if facts.credentials:
         return Condition.BURST_READY, False, Reason.CREDENTIALS_MISSING, facts.credentials
     if not facts.url:
-        return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, "the app is being deployed"
-    if facts.snapshot == SNAPSHOT_MAKING:
-        words = "the first container starts, and its snapshot is made"
+        words = "the first container starts" if facts.app else "the app is being deployed"
         return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, words
     words = f"app {facts.app} takes calls in {burst.region}"
     return Condition.BURST_READY, True, Reason.BURST_READY, words

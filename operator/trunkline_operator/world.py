@@ -15,9 +15,6 @@ from trunkline_runtime.contract import ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 CONTAINER: Final = "worker"
 """The pod's container that is the worker."""
 
-SNAPSHOT_MAKING: Final = "making"
-"""The first container of a deployment starts, so that later ones are restored from its snapshot."""
-
 
 class Phase(StrEnum):
     PENDING = "Pending"
@@ -158,9 +155,9 @@ class BurstFacts:
 
     app: str = ""  # the deployed app's name; "" = none that we know of
     app_id: str = ""
-    url: str = ""
+    url: str = ""  # known once its first container has answered
     hash: str = ""  # what was deployed (`manifests.burst_hash`)
-    snapshot: str = ""  # "" | SNAPSHOT_MAKING | "made" | why there is none, in words
+    snapshot: str = ""  # what its containers are restored from
     working: bool = False  # a deployment or a stop is under way
     stopped: bool = False  # Modal confirmed that no app is left
     failures: int = 0  # in a row

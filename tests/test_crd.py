@@ -1,0 +1,362 @@
+"""The resource, as a real API server takes it, and as the operator's own types have it."""
+
+import asyncio
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trunkline_dev.kube import Api, ApiError
+from trunkline_operator import spec
+from trunkline_operator.status import Condition
+from trunkline_runtime import contract
+
+ROOT = Path(__file__).parent.parent
+CRD = yaml.safe_load((ROOT / "crds/voiceagents.yaml").read_text())
+V1ALPHA1 = CRD["spec"]["versions"][0]
+SCHEMA = V1ALPHA1["schema"]["openAPIV3Schema"]
+SPEC = SCHEMA["properties"]["spec"]
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+API_VERSION = f"{contract.GROUP}/{contract.VERSION}"
+
+CLASSES: dict[str, type] = {
+    "engine": spec.Engine,
+    "warm": spec.Warm,
+    "warm.gpu": spec.Gpu,
+    "warm.resources": spec.Resources,
+    "burst.modal": spec.Burst,
+    "session": spec.Session,
+    "access": spec.Access,
+    "policy": spec.VoiceAgent,
+    "slo": spec.VoiceAgent,
+}
+"""Group of `spec.FIELDS` → the dataclass that it fills."""
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+async def agents(api: Api, namespace: str) -> str:
+    """The path of a namespace's agents; the CRD is there and served."""
+    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    await api.wait_for(
+        CRDS,
+        lambda crds: any(
+            condition["type"] == "Established" and condition["status"] == "True"
+            for condition in crds[0].get("status", {}).get("conditions", ())
+        ),
+        fieldSelector=f"metadata.name={CRD['metadata']['name']}",
+    )
+    path = f"/apis/{API_VERSION}/namespaces/{namespace}/{contract.PLURAL}"
+    async with asyncio.timeout(30):
+        while True:  # a kind is served a moment after it is established, and nothing tells when
+            try:
+                await api.get(path)
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return path
+
+
+def an_agent(name: str = "an-agent", /, **changes: Any) -> Json:
+    """A minimal agent with the values at some paths (`__` for a dot) changed; None takes them away."""
+    body: Json = {"engine": {"type": "loopback"}, "access": {"public": True}}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": contract.KIND,
+        "metadata": {"name": name},
+        "spec": changed(body, changes),
+    }
+
+
+def changed(body: Json, changes: Json) -> Json:
+    body = copy.deepcopy(body)
+    for path, value in copy.deepcopy(changes).items():
+        *parents, last = path.split("__")
+        place = body
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if value is None:
+            place.pop(last)
+        else:
+            place[last] = value
+    return body
+
+
+BURST_MODAL: Json = {"credentialsSecretRef": {"name": "modal"}}
+BURST: Json = {"burst__modal": BURST_MODAL}
+
+REFUSED: dict[str, Json] = {
+    "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": {
+        "warm": {"minPods": 3, "maxPods": 2}
+    },
+    "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": {
+        "warm__autoscaling": "external"
+    },
+    "warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count": {
+        "warm__resources__limits": {"nvidia.com/gpu": 1}
+    },
+    "no call could ever be placed: raise warm.maxPods or add burst.modal": {
+        "warm": {"minPods": 0, "maxPods": 0}
+    },
+    "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other": {
+        "access__apiKeysSecretRef": {"name": "callers"}
+    },
+    "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers": {
+        **BURST,
+        "burst__modal__minContainers": 11,
+    },
+    "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu": {
+        **BURST,
+        "burst__modal__snapshot": "gpu",
+        "burst__modal__gpu": [],
+    },
+    "burst.modal.startDeadlineSeconds is above session.answerSeconds, so callers would be refused "
+    "before it: lower startDeadlineSeconds or raise answerSeconds": {
+        **BURST,
+        "session__answerSeconds": 6,
+    },
+    "session.maxSeconds is at most 3600 with burst, because Modal lets a container finish its calls for "
+    "one hour: lower maxSeconds or remove burst": {**BURST, "session__maxSeconds": 3601},
+    "policy.dataClass phi keeps calls in the cluster: remove burst or set dataClass to standard": {
+        **BURST,
+        "policy__dataClass": "phi",
+    },
+}
+"""Sentence of a rule → a spec that breaks this rule and no other."""
+
+NAME_RULE = "the name is too long, because pods are named after it: use at most 50 characters"
+ENVIRONMENT_RULE = (
+    "burst.modal.environment cannot change while burst is on: remove burst, wait until "
+    "status.burst.app is empty, and add burst with the new environment"
+)
+
+
+async def refusal(api: Api, path: str, body: Json) -> str:
+    with pytest.raises(ApiError) as caught:
+        await api.create(path, body)
+    assert (caught.value.status, caught.value.reason) == (422, "Invalid")
+    return caught.value.message
+
+
+# --- a real API server ----------------------------------------------------------------------------------
+
+
+async def test_every_rule_is_refused_with_its_sentence(api: Api, agents: str) -> None:
+    for sentence, changes in REFUSED.items():
+        message = await refusal(api, agents, an_agent(**changes))
+        told = [other for other in rules(SCHEMA) if other in message]
+        assert told == [sentence], message
+
+
+async def test_access_needs_one_of_its_two_ways(api: Api, agents: str) -> None:
+    message = await refusal(api, agents, an_agent(access={}))
+    assert "access needs exactly one of public: true and apiKeysSecretRef" in message
+
+
+async def test_a_name_too_long_for_pods_is_refused(api: Api, agents: str) -> None:
+    assert NAME_RULE in await refusal(api, agents, an_agent("a" * 51))
+    await api.create(agents, an_agent("a" * 50))
+
+
+async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) -> None:
+    await api.create(agents, an_agent(**BURST))
+    other = {"spec": {"burst": {"modal": {**BURST_MODAL, "environment": "test"}}}}
+    with pytest.raises(ApiError) as caught:
+        await api.patch(f"{agents}/an-agent", other)
+    assert ENVIRONMENT_RULE in caught.value.message
+    await api.patch(f"{agents}/an-agent", {"spec": {"burst": None}})
+    await api.patch(f"{agents}/an-agent", other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"engine__type": "moshi"}, 'Unsupported value: "moshi": supported values: "loopback", "speech"'),
+        ({"engine": None}, "spec.engine: Required value"),
+        ({"access": None}, "spec.access: Required value"),
+        ({"warm__slotsPerPod": 0}, "should be greater than or equal to 1"),
+        ({"warm__slotsPerPod": "four"}, "must be of type integer"),
+        ({"burst__modal": {}}, "spec.burst.modal.credentialsSecretRef: Required value"),
+        ({"warm__resources__requests": {"cpu": "much"}}, "spec.warm.resources.requests.cpu"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_shape_is_refused(api: Api, agents: str, changes: Json, said: str) -> None:
+    assert said in await refusal(api, agents, an_agent(**changes))
+
+
+async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str) -> None:
+    for name, changes in (("plain", {}), ("with-burst", BURST)):
+        body = an_agent(name, **changes)
+        stored = await api.create(agents, body)
+        metadata = {k: stored["metadata"][k] for k in ("name", "namespace", "uid", "generation")}
+        assert stored["spec"] != body["spec"]
+        assert spec.parsed(stored) == spec.parsed({**body, "metadata": metadata})
+
+
+async def test_amounts_may_be_numbers_or_text(api: Api, agents: str) -> None:
+    amounts = {"requests": {"cpu": 2, "memory": "1.5Gi"}, "limits": {"memory": "2Gi"}}
+    agent = spec.parsed(await api.create(agents, an_agent(warm__resources=amounts)))
+    assert agent.warm.resources.requests == {"cpu": "2", "memory": "1.5Gi"}
+    assert agent.warm.resources.limits == {"memory": "2Gi"}
+
+
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem
+)
+async def test_examples_are_accepted(api: Api, agents: str, namespace: str, example: Path) -> None:
+    for document in yaml.safe_load_all(example.read_text()):
+        if document["kind"] == "Secret":
+            await api.create(f"/api/v1/namespaces/{namespace}/secrets", document)
+        else:
+            stored = await api.create(agents, document)
+            assert spec.parsed(stored).name == example.stem
+
+
+async def test_scale_writes_and_reads_replicas(api: Api, agents: str) -> None:
+    await api.create(agents, an_agent(warm={"autoscaling": "external", "replicas": 2}))
+    status = {"replicas": 1, "selector": "trunkline.dev/agent=an-agent"}
+    await api.patch(f"{agents}/an-agent/status", {"status": status})
+    await api.patch(f"{agents}/an-agent/scale", {"spec": {"replicas": 3}})
+    scale = await api.get(f"{agents}/an-agent/scale")
+    assert (scale["spec"], scale["status"]) == ({"replicas": 3}, status)
+    assert spec.parsed(await api.get(f"{agents}/an-agent")).warm.replicas == 3
+
+
+# --- the text itself ------------------------------------------------------------------------------------
+
+
+def rules(schema: Json) -> list[str]:
+    """The sentences of all rules."""
+    own = [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
+    return own + [sentence for _, child in children(schema) for sentence in rules(child)]
+
+
+def children(schema: Json) -> Iterator[tuple[str, Json]]:
+    yield from schema.get("properties", {}).items()
+    if "items" in schema:
+        yield "[]", schema["items"]
+
+
+def walk(schema: Json, path: str = "") -> Iterator[tuple[str, Json]]:
+    for name, child in children(schema):
+        below = f"{path}.{name}" if path else name
+        yield below, child
+        yield from walk(child, below)
+
+
+def schema_at(path: str) -> Json:
+    schema: Json = SPEC
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
+def table() -> Iterator[tuple[str, str, Json, Any]]:
+    """(group, path of a field, its schema, its default in the dataclass)."""
+    for group, entries in spec.FIELDS.items():
+        defaults = {field.name: field for field in fields(CLASSES[group])}
+        for path, (name, _) in entries.items():
+            field = defaults[name]
+            made = field.default if field.default_factory is MISSING else field.default_factory()
+            yield group, f"{group}.{path}", schema_at(f"{group}.{path}"), made
+
+
+def test_it_is_the_resource_of_the_contract() -> None:
+    names = CRD["spec"]["names"]
+    assert (CRD["spec"]["group"], V1ALPHA1["name"]) == (contract.GROUP, contract.VERSION)
+    assert (names["kind"], names["plural"]) == (contract.KIND, contract.PLURAL)
+    assert CRD["metadata"]["name"] == f"{contract.PLURAL}.{contract.GROUP}"
+    assert CRD["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_every_rule_has_a_test_and_the_operator_says_the_same() -> None:
+    tested = {*REFUSED, NAME_RULE, ENVIRONMENT_RULE}
+    assert sorted(rules(SCHEMA)) == sorted(tested)
+    assert {*spec.AGENT_RULES, *spec.BURST_RULES} <= tested
+
+
+def test_everything_is_described_in_a_sentence() -> None:
+    for path, schema in walk(SCHEMA):
+        if not path.endswith("[]"):
+            assert schema.get("description", "").endswith("."), path
+
+
+def test_the_operator_reads_every_field() -> None:
+    read = {path for _, path, _, _ in table()}
+    groups = {path.rsplit(".", n)[0] for path in read for n in range(1, path.count(".") + 1)}
+    leaves = {path for path, _ in walk(SPEC) if "[]" not in path} - groups
+    assert leaves == read
+
+
+def test_defaults_are_the_same_in_both() -> None:
+    for _, path, schema, default in table():
+        if default is MISSING or default is None or "SecretRef" in path:
+            assert "default" not in schema, path
+        else:
+            plain = list(default) if isinstance(default, tuple) else default
+            assert schema["default"] == plain, path
+    for path, schema in walk(SPEC):
+        declared = path.startswith(("engine", "access", "burst"))
+        if schema["type"] == "object" and "properties" in schema and not declared:
+            assert schema["default"] == {}, path
+
+
+def test_bounds_are_the_same_in_both() -> None:
+    for group, path, schema, _ in table():
+        read = spec.FIELDS[group][path.removeprefix(f"{group}.")][1]
+        for fine, wrong in edges(schema):
+            read(fine, path)
+            with pytest.raises(spec.SpecError, match=re.escape(path)):
+                read(wrong, path)
+
+
+def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
+    """(a value at the edge, one past it) for each bound of a field."""
+    match schema:
+        case {"enum": words}:
+            yield from ((word, f"{word}-") for word in words)
+        case {"type": "integer"}:
+            yield schema["minimum"], schema["minimum"] - 1
+            yield schema["minimum"], True
+            yield (most := schema.get("maximum", 2**31 - 1)), most + 1
+        case {"type": "string"}:
+            yield "a" * schema["maxLength"], "a" * (schema["maxLength"] + 1)
+            yield "a", 1
+        case {"type": "array", "items": {"type": "string", "maxLength": longest}}:
+            yield ["a"] * schema["maxItems"], ["a"] * (schema["maxItems"] + 1)
+            yield ["a" * longest], ["a" * (longest + 1)]
+        case {"type": "array"}:
+            entry = {"match": "a" * 256, "say": "a" * 1024}
+            yield [entry] * schema["maxItems"], [entry] * (schema["maxItems"] + 1)
+            yield [entry], [{**entry, "match": "a" * 257}]
+            yield [entry], [{**entry, "say": "a" * 1025}]
+        case {"type": "boolean"}:
+            yield False, "no"
+        case {"type": "object"}:
+            yield {"cpu": 1}, ["cpu"]
+
+
+def test_conditions_are_named_in_the_description() -> None:
+    described = SCHEMA["properties"]["status"]["properties"]["conditions"]["description"]
+    assert [word for word in described.split() if word.endswith(":")] == [
+        f"{condition}:" for condition in Condition
+    ]
+
+
+def test_columns_show_what_the_status_has() -> None:
+    columns = {
+        column["name"]: column["jsonPath"] for column in V1ALPHA1["additionalPrinterColumns"]
+    }
+    assert list(columns) == ["Engine", "Pods", "Slots", "Busy", "Burst", "Ready", "Age"]
+    paths = {path for path, _ in walk(SCHEMA)}
+    for name, path in columns.items():
+        if name not in ("Ready", "Age"):
+            assert path.removeprefix(".") in paths
