@@ -17,6 +17,7 @@ import fcntl
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -214,6 +215,8 @@ def _locked(wanted: Wanted) -> Iterator[None]:
         except BlockingIOError:
             wanted.say(f"waiting for another process that prepares {wanted.caches}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_by_a_killed_one in wanted.caches.glob("staging-*"):
+            shutil.rmtree(left_by_a_killed_one)
         yield
 
 

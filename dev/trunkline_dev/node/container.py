@@ -38,6 +38,7 @@ class Sandbox:
     pod: Callable[[], Json]
     log_file: Callable[[str], Path]
     changed: Callable[[], None]
+    warn: Callable[[str, str], None]
 
 
 def timestamp() -> str:
@@ -107,6 +108,7 @@ class Container:
         state = {"waiting": {"reason": reason, "message": message}}
         if self.status["state"] != state:
             self._update(state=state)
+            self._sandbox.warn(reason, message)
 
     async def _execute(self) -> int:
         """Runs it once, from start to end, and returns the exit code."""

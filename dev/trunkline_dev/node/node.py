@@ -14,9 +14,10 @@ import aiohttp
 from trunkline_dev.kube import STRATEGIC, Api, ApiError, Json, condition
 from trunkline_dev.node.config import NodeConfig
 from trunkline_dev.node.container import timestamp
+from trunkline_dev.node.events import warn
 from trunkline_dev.node.logs import serving_logs
+from trunkline_dev.node.placement import obstacles
 from trunkline_dev.node.pod import Pod, log_file, pod_path
-from trunkline_dev.node.resources import demand, shortfall, unselected
 
 HOST: Final = "127.0.0.1"
 HEARTBEAT_SECONDS: Final = 10.0
@@ -41,6 +42,10 @@ class Node:
         }
         self._pods: dict[str, tuple[Pod, asyncio.Task[None]]] = {}
         self._since = timestamp()
+        self._known: dict[str, Json] = {}
+        self._self: dict[str, Json] = {}
+        self._selector = f"metadata.name={config.name}"
+        self._news = asyncio.Event()
         self.ready = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -56,14 +61,26 @@ class Node:
             async with (
                 aiohttp.ClientSession(connector=connector) as self._prober,
                 serving_logs(self._api, HOST, self._log_file, self._runs) as port,
-                contextlib.aclosing(self._api.follow(path)) as changes,
                 asyncio.TaskGroup() as self._group,
             ):
                 self._group.create_task(self._heartbeat(port))
-                async for pods in changes:
-                    await self._sync(pods)
+                self._group.create_task(self._follow(path, self._known))
+                self._group.create_task(self._follow("/api/v1/nodes", self._self, self._selector))
+                while True:
+                    await self._news.wait()
+                    self._news.clear()
+                    await self._sync(dict(self._known))
         finally:
             await self._say_farewell()
+
+    async def _follow(self, path: str, known: dict[str, Json], selector: str = "") -> None:
+        """Keeps `known` as the API server has it, and calls for a look whenever it changes."""
+        changes = self._api.follow(path, fieldSelector=selector)
+        async with contextlib.aclosing(changes):
+            async for objects in changes:
+                known.clear()
+                known.update(objects)
+                self._news.set()
 
     # Pods
 
@@ -80,23 +97,21 @@ class Node:
             if bound == self._config.name:
                 self._advance(pod, active)
             elif not bound and self._config.binds and _schedulable(pod):
-                await self._schedule(pod, active)
+                for node in self._self.values():  # None before it is registered.
+                    await self._schedule(pod, node, active)
         for uid, (running, _) in self._pods.items():
             if uid in pods:
                 running.update(pods[uid])
 
-    async def _schedule(self, pod: Json, active: list[Json]) -> None:
+    async def _schedule(self, pod: Json, node: Json, active: list[Json]) -> None:
         placed = [p for p in active if p["spec"].get("nodeName") == self._config.name]
-        obstacles = [
-            *unselected(pod["spec"].get("nodeSelector") or {}, self._labels),
-            *shortfall(self._capacity, map(demand, placed), demand(pod)),
-        ]
+        found = obstacles(pod, node, self._capacity, placed)
         try:
-            if not obstacles:
+            if not found:
                 await self._bind(pod)
                 self._advance(pod, active)
                 return
-            message = f"0/1 nodes are available: {', '.join(f'1 {each}' for each in obstacles)}."
+            message = f"0/1 nodes are available: {', '.join(f'1 {each}' for each in found)}."
             if condition(pod, "PodScheduled").get("message") != message:
                 await self._report_unschedulable(pod, message)
         except (ApiError, aiohttp.ClientError, TimeoutError) as error:
@@ -120,6 +135,7 @@ class Node:
         }
         body = {"status": {"conditions": [unscheduled]}}
         await self._api.patch(f"{pod_path(pod)}/status", body, media=STRATEGIC)
+        await warn(self._api, pod, "FailedScheduling", message)
 
     def _advance(self, manifest: Json, active: list[Json]) -> None:
         """Starts a pod that is not yet running here."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ import aiohttp
 
 from trunkline_dev.kube import STRATEGIC, Api, ApiError, Json
 from trunkline_dev.node.container import Container, Sandbox, timestamp
+from trunkline_dev.node.events import warn
 from trunkline_dev.node.support import refusal
 
 RETRY_SECONDS: Final = 1.0
@@ -44,6 +46,8 @@ class Pod:
         self._api, self._manifest, self._logs = api, manifest, logs
         self._changed, self._updated = asyncio.Event(), asyncio.Event()
         self._conditions: dict[str, Json] = {}
+        # More at once than this would be a flood, not news.
+        self._warnings: deque[tuple[str, str]] = deque(maxlen=10)
         self.ended = False
         known = {
             each["name"]: each for each in manifest["status"].get("containerStatuses") or []
@@ -58,6 +62,7 @@ class Pod:
             pod=lambda: self._manifest,
             log_file=self.log_file,
             changed=self._changed.set,
+            warn=lambda reason, message: self._warnings.append((reason, message)),
         )
         self._containers = [
             Container(spec, sandbox, known.get(spec["name"], {}))
@@ -159,6 +164,8 @@ class Pod:
                 log.warning("%s: %r", pod_path(self._manifest), error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            while self._warnings:
+                await warn(self._api, self._manifest, *self._warnings.popleft())
             await self._changed.wait()
 
     async def _write_status(self) -> None:

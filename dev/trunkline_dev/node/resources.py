@@ -50,9 +50,3 @@ def shortfall(capacity: Amounts, placed: Iterable[Amounts], wanted: Amounts) -> 
         if amount > 0
         and used.get(resource, Decimal(0)) + amount > capacity.get(resource, Decimal(0))
     ]
-
-
-def unselected(selector: Mapping[str, str], labels: Mapping[str, str]) -> list[str]:
-    """Why a node with these labels is not one that the pod selects; empty if it is."""
-    missing = [f"{key}={value}" for key, value in selector.items() if labels.get(key) != value]
-    return [f"node(s) didn't match the node selector {', '.join(missing)}"] if missing else []

@@ -1,8 +1,8 @@
 """What a pod asks for that processes cannot give it. Pure.
 
 Ignored, because a process on one trusted machine does not miss it: security contexts and runtime
-classes, pull policies and secrets, DNS, priorities, tolerations and the spread over nodes, limits of
-resources (requests are counted when a pod is placed), the service account and its token's mount.
+classes, pull policies and secrets, DNS, priorities and the spread over nodes, limits of resources
+(requests are counted when a pod is placed), the service account and its token's mount.
 Everything else that is not understood is refused: the lists below name what is, so that a field
 which comes with a newer Kubernetes is never passed over in silence.
 """
@@ -16,12 +16,13 @@ PROBES: Final = "startupProbe", "readinessProbe", "livenessProbe"
 
 _POD_FIELDS: Final = frozenset({
     "containers", "nodeName", "nodeSelector", "restartPolicy", "terminationGracePeriodSeconds",
+    "tolerations",
     # Looked at below.
     "affinity", "volumes",
     # Ignored.
     "automountServiceAccountToken", "dnsPolicy", "enableServiceLinks", "imagePullSecrets",
     "preemptionPolicy", "priority", "priorityClassName", "runtimeClassName", "schedulerName",
-    "securityContext", "serviceAccount", "serviceAccountName", "tolerations",
+    "securityContext", "serviceAccount", "serviceAccountName",
     "topologySpreadConstraints",
 })  # fmt: skip
 _CONTAINER_FIELDS: Final = frozenset({
