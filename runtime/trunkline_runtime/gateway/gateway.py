@@ -1,0 +1,296 @@
+"""A gateway: the routes it acts on, the workers it knows, the calls it holds."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry
+from websockets.http11 import Request
+
+from trunkline_runtime.contract import (
+    CALL_HEADER,
+    HEARTBEAT_SECONDS,
+    AgentLoad,
+    Load,
+    WorkerLoad,
+)
+from trunkline_runtime.gateway.admission import Admitted, Denied, admit
+from trunkline_runtime.gateway.burst import BurstSessions
+from trunkline_runtime.gateway.call import Call, Ending, Facts
+from trunkline_runtime.gateway.intake import Answered, Intake
+from trunkline_runtime.gateway.ladder import Patience, Placement, Rejected
+from trunkline_runtime.gateway.ledger import Ledger
+from trunkline_runtime.gateway.leg import LINGER_SECONDS
+from trunkline_runtime.gateway.operator_link import OperatorLink
+from trunkline_runtime.gateway.placing import Asked, Placer
+from trunkline_runtime.gateway.routes import Route, Routes, WarmRung
+from trunkline_runtime.gateway.table import Row, Table
+from trunkline_runtime.gateway.workers import WorkerLinks
+
+log = logging.getLogger("trunkline.gateway")
+
+SETTLE_SECONDS: Final = 1.0  # for all workers to dial in once there are routes
+RETRY_SECONDS: Final = (2, 5)  # Retry-After, spread so that refused callers do not come back as one
+STALL_SECONDS: Final = 0.5  # a loop that was this late cannot say who was silent
+
+NO_ROUTES: Final = "no routes yet: neither the operator nor the routes file has brought any"
+SETTLING: Final = "routes have just come: workers are dialling in"
+DRAINING: Final = "this gateway is leaving: it keeps its calls and takes no new ones"
+
+Source = Literal["operator", "file"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which gateway this is."""
+
+    name: str
+    default_namespace: str
+    operator_token: str
+
+
+class Gateway:
+    """Everything of one gateway but its listeners. It is the `Desk` of its intakes."""
+
+    def __init__(self, identity: Identity, registry: CollectorRegistry, patience: Patience) -> None:
+        self._identity = identity
+        self._boot = uuid.uuid4().hex
+        self._routes: Routes | None = None
+        self._source: Source = "file"
+        self._routed = asyncio.Event()
+        self._linked = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._draining = False
+        self._open: set[Intake | Call] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._table = Table()
+        self._ledger = Ledger(registry)
+        self._burst = BurstSessions()
+        self.workers = WorkerLinks(self._table, self._by_agent, self._changed)
+        self.operator = OperatorLink(identity.operator_token, self._from_operator, self.load)
+        self._placer = Placer(
+            table=self._table,
+            links=self.workers,
+            burst=self._burst,
+            ledger=self._ledger,
+            patience=patience,
+            changed=self._changed,
+        )
+
+    def __repr__(self) -> str:
+        epoch = self._routes.epoch if self._routes else 0
+        return (
+            f"<Gateway {self._identity.name} epoch={epoch} open={len(self._open)} {self._table!r}>"
+        )
+
+    # --- routes in, load out ---
+
+    def take(self, routes: Routes, source: Source) -> None:
+        """Acts on routes from now on, unless newer ones are there.
+
+        The operator's link outranks the file, which lags behind it: within one epoch the file never
+        replaces what the operator has pushed.
+        """
+        current = self._routes
+        if current is not None and (
+            routes.epoch < current.epoch
+            or (routes.epoch == current.epoch and source == "file" and self._source == "operator")
+        ):
+            level = logging.WARNING if source == "operator" else logging.DEBUG
+            extra = {"epoch": routes.epoch, "current": current.epoch, "source": source}
+            log.log(level, "routes of an old epoch were refused", extra=extra)
+            return
+        self._routes, self._source = routes, source
+        extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
+        log.info("routes were taken", extra=extra)
+        self._routed.set()
+        self.workers.routes_changed()
+        self.operator.urge()
+
+    def load(self) -> Load:
+        """What the operator is told."""
+        known = {*self._by_agent(), *self._table.agents(), *self._ledger.tallies}
+        return Load(
+            type="load",
+            gateway=self._identity.name,
+            boot=self._boot,
+            epoch=self._routes.epoch if self._routes else 0,
+            agents={agent: self._agent_load(agent) for agent in sorted(known)},
+        )
+
+    def unready(self) -> str | None:
+        """Why load balancers should send no caller here; None when they should."""
+        if self._draining:
+            return DRAINING
+        if self._routes is None:
+            return NO_ROUTES
+        return None if self._settled.is_set() else SETTLING
+
+    # --- the desk ---
+
+    async def answer(self, call: str, request: Request) -> Answered | Denied:
+        """A worker on the line for this caller, or the plain answer instead."""
+        begun = asyncio.get_running_loop().time()
+        decision = self._admit(call, request)
+        if isinstance(decision, Denied):
+            self.denied(decision)
+            return decision
+        route = decision.route
+        self._ledger.arrived(route.agent)
+        asked = Asked(
+            call=call,
+            route=route,
+            target=decision.target,
+            subprotocol=decision.subprotocol,
+            begun=begun,
+        )
+        try:
+            await self._settling(begun + route.answer_seconds)
+            leg, placement = await self._placer.place(asked)
+        except asyncio.CancelledError:
+            self._ledger.left(call, route.agent)
+            raise
+        if leg is None:
+            return self._refuse(call, route, placement)
+        self._ledger.placed(call, route, placement)
+        facts = Facts(
+            call=call, agent=route.agent, placement=placement, max_seconds=route.max_seconds
+        )
+        return Answered(leg, facts, self._ended)
+
+    def denied(self, denied: Denied) -> None:
+        self._ledger.denied(denied)
+
+    def opened(self, connection: Intake | Call) -> None:
+        self._open.add(connection)
+        self._empty.clear()
+
+    def gone(self, connection: Intake | Call) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._empty.set()
+
+    # --- its life ---
+
+    async def tick(self) -> None:
+        """Beats and looks for the dead, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + HEARTBEAT_SECONDS
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self.workers.beat()
+            self.operator.beat()
+            now = loop.time()
+            if now - due < STALL_SECONDS:  # else what was said meanwhile may not be read yet
+                self.workers.sweep(now)
+                self.operator.sweep(now)
+
+    async def settle(self, most: float) -> None:
+        """Lets workers dial in before anyone is told that there are none.
+
+        An empty table that only means a restart must not turn its first callers away. It waits a second,
+        and at most `most` seconds where warm workers are expected and none has come yet.
+        """
+        await self._routed.wait()
+        await asyncio.sleep(min(SETTLE_SECONDS, most))
+        if any(WarmRung() in route.rungs for route in self._by_agent().values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, most - SETTLE_SECONDS)):
+                    await self._linked.wait()
+        self._settled.set()
+
+    async def drain(self, grace: float, hurry: asyncio.Event) -> None:
+        """Takes no new call and returns when the last one has ended, the grace is over, or at `hurry`."""
+        self._draining = True
+        log.info("draining", extra={"open": len(self._open), "grace_seconds": grace})
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._empty, hurry)]
+        await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def close(self) -> None:
+        """Ends what is left: callers are told to call again, sessions are ended."""
+        self._draining = True
+        for connection in list(self._open):
+            if isinstance(connection, Call):
+                connection.restart()
+            else:
+                connection.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * LINGER_SECONDS):
+                await self._empty.wait()
+        await self.workers.close()
+        await self._burst.close()
+
+    # --- inside ---
+
+    def _by_agent(self) -> Mapping[str, Route]:
+        return self._routes.by_agent if self._routes else {}
+
+    def _from_operator(self, routes: Routes) -> None:
+        self.take(routes, "operator")
+
+    def _changed(self, agent: str) -> None:
+        if self._table.rows(agent):
+            self._linked.set()
+        self.operator.urge()
+
+    def _admit(self, call: str, request: Request) -> Admitted | Denied:
+        if self._draining or self._routes is None:
+            return _unavailable(call, f"{self.unready()}\n", "unready", "")
+        return admit(request, self._by_agent(), self._identity.default_namespace)
+
+    async def _settling(self, by: float) -> None:
+        """Waits while an empty table may only mean that workers have had no time to dial in."""
+        if not self._settled.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(by):
+                    await self._settled.wait()
+
+    def _refuse(self, call: str, route: Route, placement: Placement) -> Denied:
+        self._ledger.refused(call, route.agent, placement)
+        self.operator.urge()
+        assert isinstance(placement.result, Rejected)
+        text = f"{placement.result.why}: call again after a while\n"
+        return _unavailable(call, text, "refused", route.agent)
+
+    def _ended(self, call: Call, ending: Ending) -> None:
+        self._ledger.ended(call.facts, ending)
+        if ending.lost or call.facts.placement.rung != "warm":
+            self.operator.urge()
+
+    def _agent_load(self, agent: str) -> AgentLoad:
+        tally = self._ledger.tally(agent)
+        return AgentLoad(
+            workers={row.worker: _worker_load(row) for row in self._table.rows(agent)},
+            calls=tally.calls,
+            burst=tally.burst,
+            arrivals=tally.arrivals,
+            refused=tally.refused,
+            lost=tally.lost,
+            burstFailures=tally.burst_failures,
+            burstError=tally.burst_error,
+        )
+
+
+def _worker_load(row: Row) -> WorkerLoad:
+    return WorkerLoad(
+        boot=row.boot, slots=row.slots, busy=row.busy, free=row.free, draining=row.draining
+    )
+
+
+def _unavailable(call: str, text: str, outcome: str, agent: str) -> Denied:
+    retry = str(random.randint(*RETRY_SECONDS))
+    return Denied(
+        status=503,
+        text=text,
+        outcome=outcome,
+        agent=agent,
+        headers=(("Retry-After", retry), (CALL_HEADER, call)),
+    )

@@ -1,0 +1,180 @@
+"""One caller's connection up to its answer: the head, then a 101 and a call, or a plain HTTP response."""
+
+import asyncio
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from trunkline_runtime.contract import CALL_HEADER
+from trunkline_runtime.gateway.admission import Denied
+from trunkline_runtime.gateway.call import Call, Ended, Facts
+from trunkline_runtime.gateway.leg import (
+    HEAD_END,
+    LINGER_SECONDS,
+    MAX_HEAD_BYTES,
+    Leg,
+    notice_dead_peer,
+)
+from trunkline_runtime.process import QUIET, answer
+
+log = logging.getLogger("trunkline.gateway")
+
+HEAD_SECONDS: Final = 5.0  # for the whole head, whatever trickles in
+MAX_EARLY_BYTES: Final = 64 * 2**10  # from a caller that does not wait for its 101
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A worker is on the line for this caller."""
+
+    leg: Leg
+    facts: Facts
+    ended: Ended
+
+
+class Desk(Protocol):
+    """What the intake asks for an answer, and tells of what lives."""
+
+    async def answer(self, call: str, request: Request) -> Answered | Denied: ...
+
+    def denied(self, denied: Denied) -> None: ...
+
+    def opened(self, connection: "Intake | Call") -> None: ...
+
+    def gone(self, connection: "Intake | Call") -> None: ...
+
+
+class Intake(asyncio.Protocol):
+    """Gives way to a `Call` on the same transport, or answers plainly and closes it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._loop = asyncio.get_running_loop()
+        self._handshake = ServerProtocol(max_size=None, logger=QUIET)
+        self._buffer = b""
+        self._answered = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Intake placing={self._task is not None} answered={self._answered}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        notice_dead_peer(transport)
+        self._desk.opened(self)
+        self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered:
+            return
+        self._buffer += data
+        if self._task is not None:
+            if len(self._buffer) > MAX_EARLY_BYTES:
+                self._transport.abort()
+            return
+        end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
+        if end >= 0:
+            self._cancel_timer()
+            head, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
+            self._task = self._loop.create_task(self._answer(head))
+        elif len(self._buffer) > MAX_HEAD_BYTES:
+            self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timer()
+        if self._task is not None:
+            self._task.cancel()  # what was booked for a caller that left is given back
+        self._desk.gone(self)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    async def _answer(self, head: bytes) -> None:
+        try:
+            await self._decide(head)
+        except Exception:  # the boundary of a caller's request: nobody above would see it
+            log.exception("a caller could not be answered")
+            self._refuse(500, "the gateway failed; its log says why\n")
+        finally:
+            self._task = None
+
+    async def _decide(self, head: bytes) -> None:
+        handshake = self._handshake
+        handshake.receive_data(head)
+        request = next(iter(handshake.events_received()), None)
+        if not isinstance(request, Request):
+            self._malformed()
+            return
+        response = handshake.accept(request)
+        if response.status_code != 101:
+            self._desk.denied(Denied(status=response.status_code, text="", outcome="invalid"))
+            self._respond(response)
+            return
+        call = uuid.uuid4().hex
+        match await self._desk.answer(call, request):
+            case Denied() as denied:
+                self._refuse(denied.status, denied.text, denied.headers)
+            case Answered() as answered:
+                response.headers[CALL_HEADER] = call
+                self._begin(response, answered)
+
+    def _begin(self, response: Response, answered: Answered) -> None:
+        """Answers 101 and hands the transport over, in one step."""
+        leg = answered.leg
+        if leg.subprotocol is not None:
+            response.headers["Sec-WebSocket-Protocol"] = leg.subprotocol
+        self._write(response)
+        call = Call(answered.facts, self._transport, answered.ended, self._desk.gone)
+        self._desk.opened(call)
+        self._desk.gone(self)
+        self._transport.set_protocol(call)
+        call.attach(leg)
+        if self._buffer:
+            call.data_received(self._buffer)
+
+    def _malformed(self) -> None:
+        """`websockets` answers a head that is too long itself, and others not at all."""
+        self._desk.denied(Denied(status=400, text="", outcome="invalid"))
+        written = b"".join(self._handshake.data_to_send())
+        if written:
+            self._finish(written)
+        else:
+            self._refuse(400, "this is no HTTP/1.1 request that a WebSocket could begin with\n")
+
+    def _late(self) -> None:
+        self._refuse(408, f"the head of a request may take {HEAD_SECONDS:g} s\n")
+
+    def _refuse(self, status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        if self._answered or self._transport.is_closing():
+            return
+        response = answer(status, text)
+        for name, value in headers:
+            response.headers[name] = value
+        self._finish(response.serialize())
+
+    def _respond(self, response: Response) -> None:
+        self._finish(response.serialize())
+
+    def _write(self, response: Response) -> None:
+        self._answered = True
+        self._handshake.parser.close()  # its frame refers to the protocol: one cycle less
+        self._transport.write(response.serialize())
+
+    def _finish(self, written: bytes) -> None:
+        """Writes the last bytes; the socket stays a moment so that they are not lost in a reset."""
+        self._answered = True
+        self._buffer = b""
+        self._cancel_timer()
+        self._handshake.parser.close()
+        self._transport.write(written)
+        self._transport.write_eof()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,190 @@
+"""The order in which a call looks for a slot, and the record of where it looked.
+
+A `Ladder` is asked for the next attempt and told how that went; it never waits and has no clock. Every
+attempt has a deadline, and none lies behind the route's `answerSeconds`.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trunkline_runtime.gateway.routes import BurstRung, Route, WarmRung
+from trunkline_runtime.gateway.table import Row
+
+Pick = Callable[[Collection[Row]], Row | None]
+"""The table's choice among the workers that were not tried yet."""
+
+NO_SLOT: Final = "no free slot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long one attempt may take, in seconds, and how many workers a warm rung tries."""
+
+    reserve: float = 0.25  # a worker answers in 0.2 ms; one that is silent so long is stuck
+    dial: float = 1.0  # inside a cluster
+    tries: int = 3  # with the two above, the most that stuck workers can cost: 3.75 s
+
+
+@dataclass(frozen=True, slots=True)
+class TryWarm:
+    row: Row
+    reserve_by: float
+    answer_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class TryBurst:
+    rung: BurstRung
+    answer_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    region: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """No rung had a slot in time; the sentence is for the caller."""
+
+    why: str
+
+
+Result = Warm | Burst | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rung or worker that was passed over, why, and how long that took."""
+
+    rung: str
+    worker: str
+    why: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Why a call went where it went."""
+
+    result: Result
+    steps: tuple[Step, ...]
+    ms: float
+
+    @property
+    def rung(self) -> str:
+        match self.result:
+            case Warm():
+                return "warm"
+            case Burst(region):
+                return f"burst/{region}"
+            case Rejected():
+                return "none"
+
+    @property
+    def worker(self) -> str:
+        return self.result.worker if isinstance(self.result, Warm) else ""
+
+    def as_log(self) -> dict[str, Any]:
+        """For the log: no key and no content."""
+        passed = [
+            {"rung": step.rung, "worker": step.worker, "why": step.why, "ms": round(step.ms, 1)}
+            for step in self.steps
+        ]
+        return {
+            "rung": self.rung,
+            "worker": self.worker,
+            "admission_ms": round(self.ms, 1),
+            "passed_over": passed,
+        }
+
+
+class Ladder:
+    """One call's way down the rungs of its route. `begun` and every `now` are seconds of one clock."""
+
+    def __init__(self, route: Route, begun: float, patience: Patience) -> None:
+        self._route = route
+        self._begun = begun
+        self._end = begun + route.answer_seconds
+        self._patience = patience
+        self._rung = 0
+        self._tried: set[Row] = set()
+        self._tries = 0  # on this rung
+        self._steps: list[Step] = []
+        self._attempt: TryWarm | TryBurst | None = None
+        self._since = begun
+
+    def __repr__(self) -> str:
+        return f"<Ladder rung={self._rung} tries={self._tries} attempt={self._attempt}>"
+
+    def next(self, now: float, pick: Pick) -> TryWarm | TryBurst | Rejected:
+        """The next attempt, or the end. The attempt before must have been told of by `failed`."""
+        assert self._attempt is None, "an attempt is still open"
+        while self._rung < len(self._route.rungs):
+            if now >= self._end:
+                return Rejected(f"no slot of {self._route.agent} was free in time")
+            attempt: TryWarm | TryBurst | None
+            match self._route.rungs[self._rung]:
+                case WarmRung():
+                    attempt = self._warm(now, pick)
+                    if attempt is None:
+                        continue
+                case BurstRung() as rung:
+                    self._descend()
+                    attempt = TryBurst(rung, min(now + rung.deadline, self._end))
+            self._attempt, self._since = attempt, now
+            return attempt
+        return Rejected(f"every slot of {self._route.agent} is taken")
+
+    def failed(self, now: float, why: str) -> None:
+        """The open attempt did not end in a call."""
+        match self._attempt:
+            case TryWarm(row):
+                step = Step("warm", row.worker, why, self._ms(now))
+            case TryBurst(rung):
+                step = Step(f"burst/{rung.name}", "", why, self._ms(now))
+            case None:
+                raise AssertionError("no attempt is open")
+        self._steps.append(step)
+        self._attempt = None
+
+    def answered(self, now: float) -> Placement:
+        """The open attempt's worker has answered: the call is placed."""
+        match self._attempt:
+            case TryWarm(row):
+                return self._placed(Warm(row.worker), now)
+            case TryBurst(rung):
+                return self._placed(Burst(rung.name), now)
+            case None:
+                raise AssertionError("no attempt is open")
+
+    def rejected(self, rejected: Rejected, now: float) -> Placement:
+        return self._placed(rejected, now)
+
+    def _warm(self, now: float, pick: Pick) -> TryWarm | None:
+        row = pick(self._tried) if self._tries < self._patience.tries else None
+        if row is None:
+            if not self._tries:
+                self._steps.append(Step("warm", "", NO_SLOT, 0.0))
+            self._descend()
+            return None
+        self._tried.add(row)
+        self._tries += 1
+        reserve_by = min(now + self._patience.reserve, self._end)
+        return TryWarm(row, reserve_by, min(reserve_by + self._patience.dial, self._end))
+
+    def _descend(self) -> None:
+        self._rung += 1
+        self._tries = 0
+
+    def _ms(self, now: float) -> float:
+        return (now - self._since) * 1000
+
+    def _placed(self, result: Result, now: float) -> Placement:
+        return Placement(result=result, steps=tuple(self._steps), ms=(now - self._begun) * 1000)

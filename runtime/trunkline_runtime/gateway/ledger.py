@@ -1,0 +1,165 @@
+"""What is kept of every call: metrics, the totals that the operator is told, and one log line each
+for its placement and its end. Never content, never a key.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from trunkline_runtime.gateway.admission import Denied
+from trunkline_runtime.gateway.call import Ending, Facts
+from trunkline_runtime.gateway.ladder import Burst, Placement
+from trunkline_runtime.gateway.routes import Route
+
+log = logging.getLogger("trunkline.calls")
+
+# From a warm slot on loopback (1 ms) to the longest answerSeconds that a caller waits for.
+ADMISSION_BUCKETS: Final = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2,
+    3,
+    5,
+    8,
+    13,
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """One agent's counts since the gateway's start. The totals never fall."""
+
+    calls: int = 0  # live
+    burst: int = 0  # of them on burst, and sessions being started
+    arrivals: int = 0
+    refused: int = 0
+    lost: int = 0
+    burst_failures: int = 0
+    burst_error: str = ""
+
+
+class _Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.calls = Counter(
+            "trunkline_calls",
+            "Calls by how they were answered: answered, refused, left, unauthorized, forbidden, invalid, "
+            "unready",
+            ["agent", "outcome"],
+            registry=registry,
+        )
+        self.admission = Histogram(
+            "trunkline_admission_seconds",
+            "From the caller's request to its 101",
+            ["agent", "rung"],
+            buckets=ADMISSION_BUCKETS,
+            registry=registry,
+        )
+        self.live = Gauge("trunkline_live_calls", "Calls now", ["agent"], registry=registry)
+        self.lost = Counter(
+            "trunkline_lost_calls",
+            "Calls ended by their worker's death",
+            ["agent"],
+            registry=registry,
+        )
+        self.spills = Counter(
+            "trunkline_burst_spills", "Calls placed on burst", ["agent"], registry=registry
+        )
+        self.burst_failures = Counter(
+            "trunkline_burst_failures",
+            "Burst sessions that could not be started or dialled",
+            ["agent"],
+            registry=registry,
+        )
+        self.slow = Counter(
+            "trunkline_slow_admissions",
+            "Admissions slower than slo.admissionMs",
+            ["agent"],
+            registry=registry,
+        )
+
+
+class Ledger:
+    """One gateway's books."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._metrics = _Metrics(registry)
+        self.tallies: dict[str, Tally] = {}
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.tallies}>"
+
+    def tally(self, agent: str) -> Tally:
+        return self.tallies.setdefault(agent, Tally())
+
+    def denied(self, denied: Denied) -> None:
+        """A caller got a plain answer before it asked for a slot."""
+        self._metrics.calls.labels(denied.agent, denied.outcome).inc()
+
+    def arrived(self, agent: str) -> None:
+        """An authenticated caller asks for a slot."""
+        self.tally(agent).arrivals += 1
+
+    def left(self, call: str, agent: str) -> None:
+        """The caller did not wait for its answer."""
+        self._metrics.calls.labels(agent, "left").inc()
+        log.info("left while being placed", extra={"call": call, "agent": agent})
+
+    def refused(self, call: str, agent: str, placement: Placement) -> None:
+        self.tally(agent).refused += 1
+        self._metrics.calls.labels(agent, "refused").inc()
+        log.info("refused", extra={"call": call, "agent": agent, **placement.as_log()})
+
+    def placed(self, call: str, route: Route, placement: Placement) -> None:
+        """A worker has answered; the call begins."""
+        agent, metrics = route.agent, self._metrics
+        self.tally(agent).calls += 1
+        metrics.live.labels(agent).inc()
+        metrics.calls.labels(agent, "answered").inc()
+        metrics.admission.labels(agent, placement.rung).observe(placement.ms / 1000)
+        if isinstance(placement.result, Burst):
+            metrics.spills.labels(agent).inc()
+        if 0 < route.admission_ms < placement.ms:
+            metrics.slow.labels(agent).inc()
+        log.info("placed", extra={"call": call, "agent": agent, **placement.as_log()})
+
+    def ended(self, facts: Facts, ending: Ending) -> None:
+        agent, tally = facts.agent, self.tally(facts.agent)
+        tally.calls -= 1
+        self._metrics.live.labels(agent).dec()
+        if isinstance(facts.placement.result, Burst):
+            tally.burst -= 1
+        if ending.lost:
+            tally.lost += 1
+            self._metrics.lost.labels(agent).inc()
+        log.info(
+            "ended",
+            extra={
+                "call": facts.call,
+                "agent": agent,
+                "rung": facts.placement.rung,
+                "worker": facts.placement.worker,
+                "admission_ms": round(facts.placement.ms, 1),
+                "code": ending.code,
+                "by": ending.by.value,
+                "lost": ending.lost,
+                "seconds": round(ending.seconds, 3),
+                "bytes_up": ending.bytes_up,
+                "bytes_down": ending.bytes_down,
+            },
+        )
+
+    def burst_failed(self, agent: str, why: str) -> None:
+        tally = self.tally(agent)
+        tally.burst_failures += 1
+        tally.burst_error = why
+        self._metrics.burst_failures.labels(agent).inc()

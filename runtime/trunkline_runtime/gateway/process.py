@@ -1,0 +1,195 @@
+"""The gateway's process: its listeners, its clock, and its way out."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from trunkline_runtime.contract import MAX_CONTROL_BYTES, OPERATOR_PATH, WORKERS_PATH
+from trunkline_runtime.gateway.gateway import Gateway, Identity
+from trunkline_runtime.gateway.intake import Intake
+from trunkline_runtime.gateway.ladder import Patience
+from trunkline_runtime.gateway.operator_link import OperatorLink
+from trunkline_runtime.gateway.routes_file import RoutesFile
+from trunkline_runtime.gateway.workers import WorkerLinks
+from trunkline_runtime.process import QUIET, PortInUse, answer, serving_health
+
+log = logging.getLogger("trunkline.gateway")
+
+BACKLOG: Final = 4096  # a spike of callers within one turn of the loop; Linux's own bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """How a gateway is started; a port of 0 means any free one."""
+
+    host: str
+    port: int
+    control_host: str
+    control_port: int
+    health_host: str
+    health_port: int
+    name: str
+    operator_token: str = field(repr=False)
+    routes_file: Path | None = None
+    default_namespace: str = "default"
+    grace_seconds: float = 1860.0
+    settle_seconds: float = (
+        5.0  # the longest wait for workers; they look for new gateways that often
+    )
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A gateway whose listeners are open."""
+
+    gateway: Gateway
+    port: int
+    control_port: int
+    health_port: int
+
+
+async def run(config: GatewayConfig) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace."""
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def leave() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave)
+    async with serving(config) as running:
+        # A full collection that walked all imports would stop every call for 10 ms.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        await running.gateway.drain(config.grace_seconds, hurry)
+
+
+@contextlib.asynccontextmanager
+async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
+    """Opens the listeners; on the way out every call is closed with 1012 and nothing is left open.
+
+    Raises PortInUse.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    identity = Identity(
+        name=config.name,
+        default_namespace=config.default_namespace,
+        operator_token=config.operator_token,
+    )
+    gateway = Gateway(identity, registry, config.patience)
+    async with contextlib.AsyncExitStack() as stack:
+        health_port = await stack.enter_async_context(
+            serving_health(config.health_host, config.health_port, gateway.unready, registry)
+        )
+        control_port = await stack.enter_async_context(_controlling(gateway, config))
+        stack.push_async_callback(gateway.close)
+        port = await stack.enter_async_context(_answering(gateway, config))
+        await stack.enter_async_context(_working(gateway, config))
+        running = Running(
+            gateway=gateway, port=port, control_port=control_port, health_port=health_port
+        )
+        ports = {"calls": port, "control": control_port, "health": health_port}
+        log.info("listening", extra={"gateway": config.name, "ports": ports})
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def _answering(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[int]:
+    """The callers' listener."""
+    loop = asyncio.get_running_loop()
+    with _port_in_use(config.host, config.port, "calls", "--port"):
+        server = await loop.create_server(
+            lambda: Intake(gateway), config.host, config.port, backlog=BACKLOG
+        )
+    try:
+        yield next(iter(server.sockets)).getsockname()[1]
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[int]:
+    """The listener for workers and the operator; keys are checked before the 101."""
+    links: dict[str, WorkerLinks | OperatorLink] = {
+        WORKERS_PATH: gateway.workers,
+        OPERATOR_PATH: gateway.operator,
+    }
+
+    def refusal(_: ServerConnection, request: Request) -> Response | None:
+        link = links.get(request.path)
+        if link is None:
+            return answer(404, f"there are {WORKERS_PATH} and {OPERATOR_PATH}\n")
+        return link.refusal(request)
+
+    async def follow(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        try:
+            await links[connection.request.path].serve(connection)
+        except Exception:  # the boundary of a link: `websockets` would log it where nobody looks
+            log.exception("a control link failed")
+
+    with _port_in_use(config.control_host, config.control_port, "control links", "--control-port"):
+        server = await serve(
+            follow,
+            config.control_host,
+            config.control_port,
+            process_request=refusal,
+            compression=None,
+            ping_interval=None,  # both sides beat
+            close_timeout=1,
+            max_size=MAX_CONTROL_BYTES,
+            logger=QUIET,
+        )
+    async with server:
+        yield next(iter(server.sockets)).getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def _working(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[None]:
+    """What runs beside the listeners."""
+    work = [gateway.tick(), gateway.operator.report(), gateway.settle(config.settle_seconds)]
+    if config.routes_file is not None:
+        routes_file = RoutesFile(config.routes_file, lambda routes: gateway.take(routes, "file"))
+        routes_file.look()
+        work.append(routes_file.watch())
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    for task in tasks:
+        task.add_done_callback(_report_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _report_failure(task: "asyncio.Task[None]") -> None:
+    """These run for ever; one that fails is a bug, and must not end in silence."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of the gateway has stopped", exc_info=error)
+
+
+@contextlib.contextmanager
+def _port_in_use(host: str, port: int, what: str, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(host, port, what, flag) from error
+        raise

@@ -1,0 +1,157 @@
+"""The slot table: the workers of each agent as this gateway sees them, in buckets by free view.
+
+A row's view is what its worker last reported as free, less the reserves that are not yet answered. It is
+a hint; the worker's grant is the truth. Adding, moving and picking are O(1), or O(tries) where rows were
+tried already. Nothing here has a clock, a socket or randomness of its own.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Row:
+    """One worker. Compared by identity: a worker that started again is another row."""
+
+    agent: str
+    worker: str
+    boot: str
+    slots: int
+    free: int = 0  # as reported
+    busy: int = 0
+    draining: bool = False  # as reported
+    barred: bool = False  # the route's own list says that it drains
+    asked: int = 0  # reserves without an answer
+    _bucket: int = field(default=0, init=False, repr=False)
+    _index: int = field(default=0, init=False, repr=False)
+
+    @property
+    def view(self) -> int:
+        return 0 if self.barred or self.draining else max(0, self.free - self.asked)
+
+
+class _Pool:
+    """One agent's rows. Bucket n holds those with n free slots; those with none are in no bucket."""
+
+    __slots__ = ("buckets", "room", "rows")
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.buckets: list[list[Row]] = [[]]
+        self.room = 0  # the sum of the views
+
+    def place(self, row: Row, view: int) -> None:
+        if view == row._bucket:
+            return
+        if row._bucket:
+            bucket = self.buckets[row._bucket]
+            last = bucket.pop()
+            if last is not row:
+                bucket[row._index], last._index = last, row._index
+        while len(self.buckets) <= view:
+            self.buckets.append([])
+        self.room += view - row._bucket
+        row._bucket = view
+        if view:
+            row._index = len(self.buckets[view])
+            self.buckets[view].append(row)
+
+
+class Table:
+    """All rows. A row is changed by `update` alone, so that it always lies in its bucket."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, _Pool] = {}
+
+    def __repr__(self) -> str:
+        pools = {
+            agent: {name: row.view for name, row in pool.rows.items()}
+            for agent, pool in self._pools.items()
+        }
+        return f"<Table {pools}>"
+
+    def add(self, row: Row) -> Row | None:
+        """Takes a row in; returns the one of the same agent and worker that it replaces."""
+        pool = self._pools.setdefault(row.agent, _Pool())
+        old = pool.rows.get(row.worker)
+        if old is not None:
+            self.remove(old)
+            pool = self._pools.setdefault(row.agent, pool)
+        pool.rows[row.worker] = row
+        pool.place(row, row.view)
+        return old
+
+    def remove(self, row: Row) -> bool:
+        """Takes a row out; false when another has replaced it already."""
+        pool = self._pools.get(row.agent)
+        if pool is None or pool.rows.get(row.worker) is not row:
+            return False
+        pool.place(row, 0)
+        del pool.rows[row.worker]
+        if not pool.rows:
+            del self._pools[row.agent]
+        return True
+
+    def report(self, row: Row, *, free: int, busy: int, draining: bool) -> None:
+        """What the worker says of itself."""
+        row.free, row.busy, row.draining = free, busy, draining
+        self._moved(row)
+
+    def bar(self, row: Row, barred: bool) -> None:
+        """Whether the route's drain list names the worker."""
+        row.barred = barred
+        self._moved(row)
+
+    def ask(self, row: Row) -> None:
+        """A reserve is on its way."""
+        row.asked += 1
+        self._moved(row)
+
+    def settle(self, row: Row, *, granted: bool, full: bool = False) -> None:
+        """A reserve is answered, or nobody waits for the answer any more.
+
+        The worker's own report of the change may be in the same packet or behind it; until it comes
+        the row counts what the answer itself says.
+        """
+        row.asked -= 1
+        if granted:
+            row.free = max(0, row.free - 1)
+        elif full:
+            row.free = 0
+        self._moved(row)
+
+    def pick(self, agent: str, tried: Collection[Row], draw: Callable[[int], int]) -> Row | None:
+        """The fullest worker that still has a free slot, so that others can empty.
+
+        `draw(n)` is a random number from 0 to n - 1 and decides between equals, so that gateways do
+        not march in step.
+        """
+        pool = self._pools.get(agent)
+        if pool is None:
+            return None
+        for bucket in pool.buckets[1:]:
+            if not bucket:
+                continue
+            start = draw(len(bucket))
+            for offset in range(len(bucket)):
+                row = bucket[(start + offset) % len(bucket)]
+                if row not in tried:
+                    return row
+        return None
+
+    def room(self, agent: str) -> int:
+        """Free slots of an agent, as far as this gateway knows."""
+        pool = self._pools.get(agent)
+        return pool.room if pool else 0
+
+    def rows(self, agent: str) -> Iterable[Row]:
+        pool = self._pools.get(agent)
+        return tuple(pool.rows.values()) if pool else ()
+
+    def agents(self) -> Iterable[str]:
+        return tuple(self._pools)
+
+    def _moved(self, row: Row) -> None:
+        pool = self._pools.get(row.agent)
+        if pool is not None and pool.rows.get(row.worker) is row:
+            pool.place(row, row.view)

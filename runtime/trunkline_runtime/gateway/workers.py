@@ -1,0 +1,308 @@
+"""The control links of workers. Workers dial in and offer their slots; each alone decides who has one."""
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from trunkline_runtime.contract import (
+    AGENT_HEADER,
+    DEAD_AFTER_SECONDS,
+    PROTOCOL_VERSION,
+    Close,
+    Settings,
+)
+from trunkline_runtime.gateway.admission import bearers
+from trunkline_runtime.gateway.leg import Failed, Leg
+from trunkline_runtime.gateway.routes import Route
+from trunkline_runtime.gateway.table import Row, Table
+from trunkline_runtime.process import answer
+
+log = logging.getLogger("trunkline.gateway")
+
+HELLO_SECONDS: Final = 5.0
+MAX_SLOTS: Final = 256  # as in the VoiceAgent
+
+
+class Malformed(ValueError):
+    """A message that no worker of ours sends; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The worker holds a slot; the ticket opens one data link."""
+
+    ticket: str
+
+
+class WorkerLink:
+    """One control link and the row it feeds."""
+
+    def __init__(self, connection: ServerConnection, row: Row, port: int, table: Table) -> None:
+        self.connection = connection
+        self.row = row
+        self.host: str = connection.remote_address[0]
+        self.port = port
+        self.legs: set[Leg] = set()
+        self.seen = asyncio.get_running_loop().time()
+        self._table = table
+        self._pending: dict[str, asyncio.Future[Granted | Failed]] = {}
+
+    def __repr__(self) -> str:
+        return f"<WorkerLink {self.row.agent} {self.row.worker} pending={len(self._pending)}>"
+
+    def send(self, **message: object) -> None:
+        """Does not wait: a worker that does not read is dropped after three silent seconds."""
+        broadcast([self.connection], json.dumps(message))
+
+    async def reserve(
+        self, call: str, settings: Settings, by: float, hold: float
+    ) -> Granted | Failed:
+        """A grant that is held for `hold` seconds, or why there is none by `by`, a time of the loop."""
+        answered: asyncio.Future[Granted | Failed] = asyncio.get_running_loop().create_future()
+        self._pending[call] = answered
+        self._table.ask(self.row)
+        self.send(type="reserve", call=call, agent=self.row.agent, settings=settings, deadline=hold)
+        try:
+            async with asyncio.timeout_at(by):
+                return await answered
+        except TimeoutError:
+            return (
+                Failed("did not answer a reserve in time")
+                if answered.cancelled()
+                else answered.result()
+            )
+        except asyncio.CancelledError:
+            # The caller left, perhaps in the very turn in which the slot was granted.
+            if not answered.cancelled() and isinstance(granted := answered.result(), Granted):
+                self.release(granted.ticket)
+            raise
+        finally:
+            if self._pending.pop(call, None) is not None:
+                self._table.settle(self.row, granted=False)
+
+    def release(self, ticket: str) -> None:
+        self.send(type="release", ticket=ticket)
+
+    def bar(self, barred: bool) -> None:
+        """The route's drain list names the worker, or no longer does."""
+        if barred != self.row.barred:
+            self._table.bar(self.row, barred)
+            self.send(type="drain" if barred else "undrain")
+
+    def heard(self, message: Mapping[str, Any]) -> None:
+        """Acts on one message. Raises `Malformed`."""
+        match message:
+            case {"type": "free", "n": int(free), "busy": int(busy), "draining": bool(draining)}:
+                if not 0 <= free <= self.row.slots or not 0 <= busy <= self.row.slots:
+                    raise Malformed("free and busy slots must lie between 0 and the slots of hello")
+                self._table.report(self.row, free=free, busy=busy, draining=draining)
+            case {"type": "granted", "call": str(call), "ticket": str(ticket)}:
+                self._granted(call, ticket)
+            case {"type": "full", "call": str(call)}:
+                self._settle(call, Failed("full"))
+            case {"type": "free" | "granted" | "full" as kind}:
+                raise Malformed(f"{kind} lacks a key or has one of the wrong type")
+
+    def lost(self) -> None:
+        """The link is gone, and with it all that was asked on it."""
+        for call in list(self._pending):
+            self._settle(call, Failed("lost its control link"))
+
+    def _granted(self, call: str, ticket: str) -> None:
+        if not self._settle(call, Granted(ticket)):
+            self.release(ticket)  # nobody waits for it any more
+
+    def _settle(self, call: str, outcome: Granted | Failed) -> bool:
+        answered = self._pending.pop(call, None)
+        if answered is None:
+            return False
+        granted = isinstance(outcome, Granted)
+        self._table.settle(self.row, granted=granted, full=not granted)
+        if answered.done():
+            return False
+        answered.set_result(outcome)
+        return True
+
+
+class WorkerLinks:
+    """All control links of workers.
+
+    `changed` is called with an agent when its workers come or go, or when its last free slot is taken.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        routes: Callable[[], Mapping[str, Route]],
+        changed: Callable[[str], None],
+    ) -> None:
+        self._table = table
+        self._routes = routes
+        self._changed = changed
+        self._links: dict[Row, WorkerLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<WorkerLinks {sorted(f'{row.agent}:{row.worker}' for row in self._links)}>"
+
+    def of(self, row: Row) -> WorkerLink | None:
+        """The link behind a row of the table."""
+        return self._links.get(row)
+
+    def refusal(self, request: Request) -> Response | None:
+        """The plain answer instead of a link; None when the worker may dial in."""
+        agents = request.headers.get_all(AGENT_HEADER)
+        route = self._routes().get(agents[0]) if len(agents) == 1 else None
+        if route is None:
+            return answer(404, f"there is no route for the agent that {AGENT_HEADER} names\n")
+        if not _proves(request, route):
+            return answer(401, f"this is not the worker key of {route.agent}\n")
+        return None
+
+    async def serve(self, connection: ServerConnection) -> None:
+        """One link, from its hello to its end."""
+        assert connection.request is not None
+        agent = connection.request.headers[AGENT_HEADER]
+        link = None
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                link = self._greet(connection, _hello(await connection.recv(), agent))
+            async for text in connection:
+                self._heard(link, _message(text))
+        except TimeoutError:
+            await connection.close(Close.POLICY, f"no hello came in {HELLO_SECONDS:g} s")
+        except Malformed as error:
+            log.warning("a worker was dropped", extra={"agent": agent, "why": str(error)})
+            await connection.close(Close.POLICY, str(error))
+        except ConnectionClosed:
+            pass
+        finally:
+            if link is not None:
+                self._lost(link)
+
+    def routes_changed(self) -> None:
+        """Pushes drain lists, and drops the workers of agents that are gone or have another key."""
+        for link in list(self._links.values()):
+            route = self._routes().get(link.row.agent)
+            if route is None:
+                self._drop(link, f"there is no route for {link.row.agent} any more")
+            elif not _proves(link.connection.request, route):
+                self._drop(link, f"{link.row.agent} has another worker key now")
+            else:
+                link.bar(link.row.worker in route.draining)
+
+    def beat(self) -> None:
+        broadcast([link.connection for link in self._links.values()], '{"type":"beat"}')
+
+    def sweep(self, now: float) -> None:
+        """A worker that was silent for three seconds is dead, whatever TCP says."""
+        for link in list(self._links.values()):
+            if now - link.seen > DEAD_AFTER_SECONDS:
+                log.warning(
+                    "a worker is silent: its calls are lost",
+                    extra={"agent": link.row.agent, "worker": link.row.worker},
+                )
+                for leg in list(link.legs):
+                    leg.abort()
+                link.connection.transport.abort()
+
+    async def close(self) -> None:
+        """Waits for the links that were told to go."""
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _greet(self, connection: ServerConnection, hello: "_Hello") -> WorkerLink:
+        row = Row(agent=hello.agent, worker=hello.worker, boot=hello.boot, slots=hello.slots)
+        link = WorkerLink(connection, row, hello.port, self._table)
+        old = self._table.add(row)
+        if old is not None:
+            replaced = self._links[old]
+            if old.boot == row.boot:
+                link.legs = replaced.legs  # the same process on a new link
+            replaced.connection.transport.abort()
+        self._links[row] = link
+        route = self._routes().get(hello.agent)
+        link.bar(route is not None and hello.worker in route.draining)
+        log.info(
+            "a worker dialled in",
+            extra={"agent": hello.agent, "worker": hello.worker, "boot": hello.boot},
+        )
+        self._changed(hello.agent)
+        return link
+
+    def _heard(self, link: WorkerLink, message: Mapping[str, Any]) -> None:
+        link.seen = asyncio.get_running_loop().time()
+        had_room = self._table.room(link.row.agent) > 0
+        link.heard(message)
+        if had_room and not self._table.room(link.row.agent):
+            self._changed(link.row.agent)
+
+    def _lost(self, link: WorkerLink) -> None:
+        link.lost()
+        self._links.pop(link.row, None)
+        if self._table.remove(link.row):
+            log.info(
+                "a worker's link ended",
+                extra={"agent": link.row.agent, "worker": link.row.worker, "boot": link.row.boot},
+            )
+            self._changed(link.row.agent)
+
+    def _drop(self, link: WorkerLink, why: str) -> None:
+        task = asyncio.get_running_loop().create_task(link.connection.close(Close.POLICY, why))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hello:
+    agent: str
+    worker: str
+    boot: str
+    slots: int
+    port: int
+
+
+def _hello(text: str | bytes, agent: str) -> _Hello:
+    match _message(text):
+        case {
+            "type": "hello",
+            "version": int(version),
+            "agent": str(named),
+            "worker": str(worker),
+            "boot": str(boot),
+            "slots": int(slots),
+            "port": int(port),
+        }:
+            if version != PROTOCOL_VERSION:
+                raise Malformed(f"this gateway speaks version {PROTOCOL_VERSION}, not {version}")
+            if named != agent:
+                raise Malformed(f"hello names another agent than {AGENT_HEADER}")
+            if not worker or not 1 <= slots <= MAX_SLOTS or not 1 <= port <= 65535:
+                raise Malformed("hello needs a worker, 1 to 256 slots and a port")
+            return _Hello(agent=agent, worker=worker, boot=boot, slots=slots, port=port)
+    raise Malformed("a link begins with a hello that has all its keys")
+
+
+def _message(text: str | bytes) -> Mapping[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("a message must be JSON") from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise Malformed("a message must be a JSON object with a type")
+    return message
+
+
+def _proves(request: Request | None, route: Route) -> bool:
+    keys = bearers(request.headers) if request is not None else []
+    return len(keys) == 1 and hmac.compare_digest(
+        keys[0].encode("latin-1"), route.worker_key.encode()
+    )
