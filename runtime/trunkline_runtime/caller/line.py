@@ -96,7 +96,7 @@ class Caller:
         asked = mouth if isinstance(mouth, Question) else None
         answer = ear if isinstance(ear, Answer) else None
         return CallLog(
-            call=response.headers.get(CALL_HEADER, "") if response else "",
+            call=_header(response, CALL_HEADER) if response else "",
             started=self._started,
             answered=self._answered,
             first_message=self._first_message,
@@ -224,11 +224,16 @@ def _is_loopback(address: str) -> bool:
     return host.startswith("127.") or host in ("localhost", "::1")
 
 
+def _header(response: Response, name: str) -> str:
+    """The first of this name: a server may send any number of them."""
+    return next(iter(response.headers.get_all(name)), "")
+
+
 def _body(refusal: Response) -> str:
     return bytes(refusal.body).decode(errors="replace")[:MAX_REFUSAL_CHARS].strip()
 
 
 def _retry_after(refusal: Response) -> float | None:
     """In seconds; the other form, a date, is read as none."""
-    value = refusal.headers.get("Retry-After", "")
+    value = _header(refusal, "Retry-After")
     return float(value) if value.isascii() and value.isdigit() else None
