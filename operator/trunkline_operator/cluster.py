@@ -20,6 +20,7 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from trunkline_operator.config import ConfigError
+from trunkline_operator.metrics import REQUESTS
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 
 Json = dict[str, Any]
@@ -79,8 +80,9 @@ def retry_delay(attempt: int, retry_after: str | None) -> float:
 class Cluster:
     """A connection to the API server; an asynchronous context manager."""
 
-    def __init__(self, configuration: Any) -> None:
+    def __init__(self, configuration: Any, env: Mapping[str, str]) -> None:
         self._configuration = configuration
+        self._env = env
         # Like kopf, heed only the kubeconfig's proxy: a proxy from the environment would also get
         # requests to loopback, which no other client of Kubernetes sends there.
         configuration.client_session_kwargs = {"trust_env": False}
@@ -89,7 +91,7 @@ class Cluster:
     @classmethod
     async def connect(cls, env: Mapping[str, str] = os.environ) -> Self:
         """The cluster of $KUBECONFIG, else the one this runs in, else the one of ~/.kube/config."""
-        return cls(await load_configuration(env))
+        return cls(await load_configuration(env), env)
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,9 +113,9 @@ class Cluster:
         header: str | None = await self._configuration.get_api_key_with_prefix("BearerToken")
         return header
 
-    async def log_in_again(self, env: Mapping[str, str] = os.environ) -> None:
+    async def log_in_again(self) -> None:
         """Renews a credential that expired, for example one from a plug-in of the kubeconfig."""
-        self._configuration.api_key = (await load_configuration(env)).api_key
+        self._configuration.api_key = (await load_configuration(self._env)).api_key
 
     # --- the verbs ----------------------------------------------------------------------------------
 
@@ -148,10 +150,13 @@ class Cluster:
 
     async def patch(self, path: str, body: Json) -> Json:
         """Merges. `metadata.resourceVersion` or `.uid` in the body must be what is there, else Conflict."""
-        return await self._request("PATCH", path, body, media=MERGE)
-
-    async def patch_status(self, path: str, status: Json) -> Json:
-        return await self.patch(f"{path}/status", {"status": status})
+        try:
+            return await self._request("PATCH", path, body, media=MERGE)
+        except ApiError as error:
+            # Said of a uid as of any field that never changes; it means that another has the name.
+            if error.reason == "Invalid" and "metadata.uid" in error.message:
+                raise ApiError(409, "Conflict", error.message) from error
+            raise
 
     async def apply(self, path: str, body: Json) -> Json:
         """Makes the object so, and takes over fields that others hold (server-side apply)."""
@@ -187,7 +192,9 @@ class Cluster:
                 status, retry_after, answer = await self._send(method, url, body, media)
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
                 error = unreachable(self.server, failure)
+                REQUESTS.labels(verb(method, media), resource(path), "0").inc()
             else:
+                REQUESTS.labels(verb(method, media), resource(path), str(status)).inc()
                 if status < 400:
                     return answer
                 error = refused(status, answer)
@@ -219,6 +226,19 @@ class Cluster:
         return response.status, response.headers.get("Retry-After"), answer
 
 
+VERBS: Final = {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch"}
+
+
+def verb(method: str, media: str) -> str:
+    return "apply" if media == APPLY else VERBS[method]
+
+
+def resource(path: str) -> str:
+    """ "pods", "voiceagents/status": what a path is about, without names."""
+    parts = path.partition("/namespaces/")[2].split("/")[1:] or path.split("/")[-1:]
+    return "/".join(parts[::2])
+
+
 def refused(status: int, answer: Json) -> ApiError:
     return ApiError(status, answer.get("reason") or str(status), answer.get("message") or "")
 
@@ -231,7 +251,7 @@ def unreachable(server: str, failure: Exception) -> ApiError:
 async def load_configuration(env: Mapping[str, str]) -> Any:
     """Reads how to reach the API server; ConfigError says what to set."""
     configuration = Configuration()
-    home = Path.home() / ".kube" / "config"
+    home = Path(env.get("HOME", "/")) / ".kube" / "config"
     try:
         if files := env.get("KUBECONFIG"):
             await load_kube_config(config_file=files, client_configuration=configuration)

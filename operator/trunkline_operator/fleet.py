@@ -11,7 +11,9 @@ import json
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -37,11 +39,30 @@ RESOLVE_SECONDS: Final = 5.0
 COALESCE_SECONDS: Final = 0.01
 # A gateway that restarts is back within seconds; no link should lag more behind it.
 REDIAL_SECONDS: Final = (0.1, 2.0)
+# For so long a gateway that cannot be reached is taken for one that lives and has calls.
+ABSENCE_SECONDS: Final = 30.0
+# From a gateway having received routes until what it says must be said in their light.
+TAKE_IN_SECONDS: Final = 0.1
 
 log = logging.getLogger("trunkline.fleet")
 # Its debug lines would hold the bearer and the routes.
 quiet = logging.getLogger("trunkline.websockets")
 quiet.setLevel(logging.CRITICAL)
+
+
+@dataclass(slots=True)
+class _Link:
+    """One open link."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    boot: str = ""  # of the gateway, "" until it has spoken
+    received: deque[tuple[int, float]] = field(default_factory=deque)  # revision of routes, when
+    acted_on: int = 0  # the newest revision that the gateway has spoken in the light of
+
+    def hear(self, boot: str, ours: bool, now: float) -> None:
+        self.boot = boot
+        while ours and self.received and self.received[0][1] + TAKE_IN_SECONDS <= now:
+            self.acted_on = self.received.popleft()[0]
 
 
 class Fleet:
@@ -65,10 +86,16 @@ class Fleet:
         self._resolved: dict[Address, set[Address]] = {}
         self._links: dict[Address, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._connected: dict[Address, asyncio.Event] = {}
+        self._open: dict[Address, _Link] = {}
+        self._absent: dict[Address, float] = {}  # since when, of addresses without an open link
         self._routes: dict[str, Route] = {}
+        self.published = (
+            asyncio.Event()
+        )  # set after each change of the document; its reader clears it
         self._held = True
         self._document: str | None = None
+        self._revision = 0  # of the document
+        self._changed_in: dict[str, int] = {}  # the revision in which an agent's route changed last
         self._soon: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -90,7 +117,23 @@ class Fleet:
     @property
     def connected(self) -> int:
         """How many links are open."""
-        return len(self._connected)
+        return len(self._open)
+
+    @property
+    def complete(self) -> bool:
+        """A gateway reports, and none that may have calls is silent."""
+        return any(link.boot for link in self._open.values()) and not self._missing()
+
+    def acknowledged(self, agent: str) -> bool:
+        """Every gateway acts on the latest route of the agent (or on its having none)."""
+        wanted = self._changed_in.get(agent, 0)
+        return not (self._held or self._missing()) and all(
+            link.acted_on >= wanted for link in self._open.values()
+        )
+
+    def _missing(self) -> bool:
+        now = time.monotonic()
+        return any(now - since < ABSENCE_SECONDS for since in self._absent.values())
 
     @property
     def document(self) -> Routes:
@@ -101,6 +144,12 @@ class Fleet:
     def report(self, agent: str) -> AgentReport:
         return self.loads.report(agent)
 
+    def forget(self, agent: str) -> None:
+        """Drops all that is kept of an agent that is no more."""
+        self.set_route(agent, None)
+        self._changed_in.pop(agent, None)
+        self.loads.forget(agent)
+
     def set_route(self, agent: str, route: Route | None) -> bool:
         """Routes an agent so, or no longer; whether that is new."""
         if self._routes.get(agent) == route:
@@ -109,6 +158,7 @@ class Fleet:
             del self._routes[agent]
         else:
             self._routes[agent] = route
+        self._changed_in[agent] = self._revision + 1
         if not self._held and self._soon is None:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_later(COALESCE_SECONDS, self._publish)
@@ -124,8 +174,10 @@ class Fleet:
         document = json.dumps(self.document, separators=(",", ":"))
         if document != self._document:
             self._document = document
-            for news in self._connected.values():
-                news.set()
+            self._revision += 1
+            self.published.set()
+            for link in self._open.values():
+                link.news.set()
 
     # --- who there is -------------------------------------------------------------------------------
 
@@ -133,8 +185,8 @@ class Fleet:
         while True:
             for name in self._names:
                 await self._resolve_one(name)
-            wanted = self._wanted()
-            for address in wanted - self._links.keys():
+            for address in self._wanted() - self._links.keys():
+                self._absent[address] = time.monotonic()
                 self._links[address] = asyncio.create_task(self._keep_link(address))
             await asyncio.sleep(self._resolve_seconds)
 
@@ -178,6 +230,7 @@ class Fleet:
                 delay = min(delay * 2, REDIAL_SECONDS[1])
         finally:
             self._links.pop(address, None)
+            self._absent.pop(address, None)
 
     async def _link(self, address: Address) -> str:
         """Holds one link as long as it lives; why it ended."""
@@ -206,43 +259,49 @@ class Fleet:
         return why
 
     async def _exchange(self, socket: ClientConnection, address: Address) -> None:
-        news = self._connected[address] = asyncio.Event()
+        link = self._open[address] = _Link()
+        self._absent.pop(address, None)
         if self._document is not None:
-            news.set()
+            link.news.set()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._send(socket, news))
-                group.create_task(self._receive(socket))
+                group.create_task(self._send(socket, link))
+                group.create_task(self._receive(socket, link))
         finally:
-            del self._connected[address]
+            del self._open[address]
+            self._absent[address] = time.monotonic()
 
-    async def _send(self, socket: ClientConnection, news: asyncio.Event) -> None:
+    async def _send(self, socket: ClientConnection, link: _Link) -> None:
         beat = json.dumps(Beat(type="beat"))
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
-            message = self._document if news.is_set() and self._document else beat
-            news.clear()
-            # Whoever does not read for so long is as good as dead.
+                await asyncio.wait_for(link.news.wait(), HEARTBEAT_SECONDS)
+            # Whoever does not take a message for so long is as good as dead.
             async with asyncio.timeout(DEAD_AFTER_SECONDS):
-                await socket.send(message)
+                if link.news.is_set() and self._document is not None:
+                    link.news.clear()
+                    revision = self._revision
+                    await socket.send(self._document)
+                    await (await socket.ping())  # the pong says that the routes have arrived
+                    link.received.append((revision, time.monotonic()))
+                else:
+                    await socket.send(beat)
 
-    async def _receive(self, socket: ClientConnection) -> None:
-        boot = ""
+    async def _receive(self, socket: ClientConnection, link: _Link) -> None:
         while True:
             async with asyncio.timeout(DEAD_AFTER_SECONDS):
                 message = await socket.recv()
             now = time.monotonic()
             load = parse_load(message)
             if load is None:
-                self.loads.beat(boot, now)
+                self.loads.beat(link.boot, now)
                 continue
-            if load["epoch"] > self.epoch and load["boot"] != boot:
+            if load["epoch"] > self.epoch and load["boot"] != link.boot:
                 log.error(
                     "gateway %s takes its routes from a newer operator: is another one running?",
                     load["gateway"],
                 )
-            boot = load["boot"]
+            link.hear(load["boot"], load["epoch"] == self.epoch, now)
             for agent in self.loads.hear(load, now):
                 self._changed(agent)
 

@@ -1,0 +1,178 @@
+"""The Modal app of each agent: what is known of it, and the one task at a time that changes it.
+
+A deployment takes seconds to minutes, so it runs beside the agent's looks and tells when it ends. An app
+counts as deployed once it also has had a session: then its snapshot exists before a caller waits for it.
+Credentials are remembered while there may be an app, because an agent's Secret may go before the agent.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from trunkline_operator.burst import Burst, BurstApp, BurstError, Credentials
+from trunkline_operator.metrics import DEPLOYMENTS
+from trunkline_operator.spec import Burst as BurstSpec
+from trunkline_operator.spec import Snapshot, VoiceAgent
+from trunkline_operator.world import BurstFacts
+from trunkline_runtime.contract import GROUP
+
+# The first boot of an app loads its model: minutes, where it is not in the image.
+WARM_UP_SECONDS: Final = 900.0
+
+log = logging.getLogger("trunkline.burst")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Where at Modal an agent's app lives."""
+
+    credentials: Credentials = field(repr=False)
+    environment: str
+
+
+@dataclass(slots=True)
+class _App:
+    facts: BurstFacts
+    account: Account | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Deployments:
+    """All agents' apps. `changed(agent)` is called when work on one has ended."""
+
+    def __init__(self, burst: Burst, changed: Callable[[str], None]) -> None:
+        self._burst = burst
+        self._changed = changed
+        self._apps: dict[str, _App] = {}
+
+    def __repr__(self) -> str:
+        return f"Deployments({ {agent: app.facts.app for agent, app in self._apps.items()} })"
+
+    def facts(self, agent: str, earlier: BurstFacts) -> BurstFacts:
+        """What is known; at first, what an earlier operator left in the agent's status."""
+        return self._apps.setdefault(agent, _App(earlier)).facts
+
+    def account(self, agent: str) -> Account | None:
+        app = self._apps.get(agent)
+        return app.account if app else None
+
+    def remember(self, agent: str, account: Account) -> None:
+        self._apps[agent].account = account
+
+    def forget(self, agent: str) -> None:
+        app = self._apps.pop(agent, None)
+        if app and app.task:
+            app.task.cancel()
+
+    async def close(self) -> None:
+        tasks = [app.task for app in self._apps.values() if app.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._burst.close()
+
+    def deploy(self, agent: str, app: BurstApp, build: str) -> None:
+        """Deploys and warms up, beside everything else; `build` is the hash of what is deployed."""
+        if self.account(agent) is not None:
+            self._start(agent, "deploy", build, self._deployed(agent, app, build))
+
+    def stop(self, agent: str, name: str) -> None:
+        """Stops the app of that name, beside everything else."""
+        if self.account(agent) is not None:
+            self._start(agent, "stop", "", self._stopped(agent, name))
+
+    async def _deployed(self, agent: str, app: BurstApp, build: str) -> BurstFacts:
+        account = self._apps[agent].account
+        assert account is not None
+        deployed = await self._burst.deploy(app, account.credentials)
+        # From here on there is something to stop, whatever comes.
+        self._apps[agent].facts = replace(
+            self._apps[agent].facts, app=app.name, app_id=deployed.app_id, stopped=False
+        )
+        self._changed(agent)
+        if app.snapshot != Snapshot.NONE.value:
+            seconds = await self._burst.warm_up(
+                app.name, app.environment, account.credentials, WARM_UP_SECONDS
+            )
+            log.info("%s: first session after %.1f s", agent, seconds, extra={"agent": agent})
+        return BurstFacts(
+            app=app.name,
+            app_id=deployed.app_id,
+            url=deployed.url,
+            hash=build,
+            snapshot=app.snapshot,
+        )
+
+    async def _stopped(self, agent: str, name: str) -> BurstFacts:
+        account = self._apps[agent].account
+        assert account is not None
+        await self._burst.stop(name, account.environment, account.credentials)
+        return BurstFacts(stopped=True)
+
+    def _start(
+        self, agent: str, work: str, build: str, outcome: Coroutine[Any, Any, BurstFacts]
+    ) -> None:
+        app = self._apps[agent]
+        if app.task is not None:  # never two at once; the next look asks again
+            outcome.close()
+            return
+        app.facts = replace(app.facts, working=True)
+        app.task = asyncio.create_task(self._run(agent, work, build, outcome))
+
+    async def _run(
+        self, agent: str, work: str, build: str, outcome: Coroutine[Any, Any, BurstFacts]
+    ) -> None:
+        log.info("%s: %s begins", agent, work, extra={"agent": agent})
+        app = self._apps[agent]
+        try:
+            app.facts = await outcome
+        except BurstError as error:
+            app.facts = failed(app.facts, build, f"{error.reason}: {error.message}")
+            log.warning("%s: %s failed: %s", agent, work, app.facts.message, extra={"agent": agent})
+        except (
+            Exception
+        ) as error:  # a bug of ours or of the SDK must not leave the agent working for ever
+            app.facts = failed(app.facts, build, f"InternalError: {error!r}")
+            log.exception("%s: %s failed", agent, work, extra={"agent": agent})
+        else:
+            log.info("%s: %s done", agent, work, extra={"agent": agent})
+        finally:
+            app.task = None
+        DEPLOYMENTS.labels(work, "failed" if app.facts.failures else "done").inc()
+        self._changed(agent)
+
+
+def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:
+    return replace(
+        facts,
+        working=False,
+        failures=facts.failures + 1,
+        failed_at=time.time(),
+        failed_hash=build,
+        message=message,
+    )
+
+
+def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -> BurstApp:
+    """The app of that name which the agent asks for."""
+    return BurstApp(
+        name=name,
+        agent=agent.key,
+        engine=agent.engine.type.value,
+        ticket_key=ticket_key,
+        environment=burst.environment,
+        tags={GROUP: agent.key},
+        image=burst.image,
+        gpu=burst.gpu,
+        region=burst.region,
+        slots=burst.slots_per_container,
+        min_containers=burst.min_containers,
+        buffer_containers=burst.buffer_containers,
+        max_containers=burst.max_containers,
+        scaledown_window=burst.scaledown_window_seconds,
+        max_seconds=agent.session.max_seconds,
+        snapshot=burst.snapshot.value,
+    )

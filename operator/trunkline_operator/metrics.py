@@ -1,0 +1,88 @@
+"""What the operator counts, and its port with /healthz, /readyz and /metrics."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as exposition
+
+from trunkline_operator.config import ConfigError
+from trunkline_runtime.contract import HEALTHZ_PATH, METRICS_PATH, READYZ_PATH
+
+# What is there when a request asks; None means ready, a sentence says why not.
+Readiness = Callable[[], str | None]
+
+LOOKS: Final = Histogram(
+    "trunkline_operator_reconcile_seconds",
+    "From reading an agent to having acted on it.",
+    ["outcome"],  # done | gone | refused | failed
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+REQUESTS: Final = Counter(
+    "trunkline_operator_api_requests",
+    "Answers of the Kubernetes API.",
+    ["verb", "resource", "status"],  # status 0: none came
+)
+PODS: Final = Gauge("trunkline_operator_pods", "Pods of an agent.", ["namespace", "agent", "state"])
+DEPLOYMENTS: Final = Counter(
+    "trunkline_operator_burst_deployments", "Work on Modal apps.", ["work", "outcome"]
+)
+AGENTS: Final = Gauge("trunkline_operator_agents", "Agents that the operator looks after.")
+LINKS: Final = Gauge("trunkline_operator_gateway_links", "Open links to gateways.")
+EPOCH: Final = Gauge("trunkline_operator_route_epoch", "The epoch of the routes.")
+
+POD_STATES: Final = ("ready", "starting", "draining")
+
+
+def count_pods(namespace: str, agent: str, pods: dict[str, int]) -> None:
+    for state in POD_STATES:
+        PODS.labels(namespace, agent, state).set(pods.get(state, 0))
+
+
+def forget_pods(namespace: str, agent: str) -> None:
+    for state in POD_STATES:
+        with contextlib.suppress(KeyError):
+            PODS.remove(namespace, agent, state)
+
+
+@contextlib.asynccontextmanager
+async def serving_health(host: str, port: int, ready: Readiness) -> AsyncIterator[int]:
+    """Answers health checks and scrapes; yields the port (of use where 0 was asked for)."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        why_not = ready()
+        return web.Response(status=503 if why_not else 200, text=f"{why_not or 'ready'}\n")
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=exposition(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get(HEALTHZ_PATH, healthz),
+            web.get(READYZ_PATH, readyz),
+            web.get(METRICS_PATH, metrics),
+        ]
+    )
+    # A scrape's idle connection must not keep the process from ending.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} for health checks: {error.strerror}; "
+                "free the port or set --health-port"
+            ) from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,404 @@
+"""One look at an agent: observe, plan, act, route, report. The same whatever made it look.
+
+Nothing is remembered that a restart could not do without: the pods, the Secret and the status are in the
+cluster, the load comes from the gateways. A step that the API refuses (a quota, a name that is taken) does
+not keep the others from being taken, nor the agent from being routed and its status from being told.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from trunkline_operator import metrics
+from trunkline_operator.burst import Credentials
+from trunkline_operator.cluster import ApiError, Cluster, path
+from trunkline_operator.deployments import Account, Deployments, described
+from trunkline_operator.fleet import Fleet
+from trunkline_operator.manifests import (
+    TICKET_KEY,
+    WORKER_KEY,
+    Installation,
+    secret,
+    secret_name,
+    secret_strings,
+)
+from trunkline_operator.plan import (
+    AddFinalizer,
+    CreatePod,
+    DeletePod,
+    DeployBurst,
+    Drain,
+    EnsureSecret,
+    Plan,
+    RemoveFinalizer,
+    Requeue,
+    Step,
+    StopBurst,
+    Undrain,
+    planned,
+)
+from trunkline_operator.routes import Keys, route
+from trunkline_operator.scaling import Memory
+from trunkline_operator.spec import Burst, Json, SpecError, VoiceAgent, parsed
+from trunkline_operator.status import only_numbers_differ, rejected, reported
+from trunkline_operator.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
+from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER, LABEL_AGENT
+
+KEY_BYTES: Final = 32
+# Secrets are not watched, so that nobody needs the right to read them all.
+MISSING_SECRET_SECONDS: Final = 5.0
+NEVER: Final = float("-inf")
+
+log = logging.getLogger("trunkline.reconcile")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the looks at all agents share."""
+
+    installation: Installation
+    default_namespace: str
+    status_seconds: float
+    resync_seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Notes:
+    """What one look leaves for the next; a new operator does without."""
+
+    memory: Memory = field(default_factory=Memory)
+    keys: Keys | None = None  # the last that were read
+    told_at: float = NEVER  # when the status was written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """An agent, and all that was observed of it at one moment."""
+
+    obj: Json
+    agent: VoiceAgent
+    world: World
+    keys: Keys
+    now: float
+
+    @property
+    def path(self) -> str:
+        return path("VoiceAgent", self.agent.namespace, self.agent.name)
+
+
+class Reconciler:
+    """Looks at agents, for an `Agenda`."""
+
+    def __init__(
+        self, cluster: Cluster, fleet: Fleet, deployments: Deployments, settings: Settings
+    ) -> None:
+        self._cluster = cluster
+        self._fleet = fleet
+        self._deployments = deployments
+        self._settings = settings
+        self._notes: dict[str, _Notes] = {}
+
+    async def look(self, key: str) -> float | None:
+        """One look; the seconds until the next, or None for an agent that is gone.
+
+        Raises the first `ApiError` that kept a step from being taken.
+        """
+        began, outcome = time.monotonic(), "failed"
+        try:
+            after, outcome = await self._look(key)
+            return after
+        finally:
+            metrics.LOOKS.labels(outcome).observe(time.monotonic() - began)
+
+    async def _look(self, key: str) -> tuple[float | None, str]:
+        namespace, _, name = key.partition("/")
+        obj = await self._cluster.find(path("VoiceAgent", namespace, name))
+        if obj is None:
+            self._forget(key)
+            return None, "gone"
+        notes = self._notes.setdefault(key, _Notes())
+        now = time.time()
+        try:
+            agent = parsed(obj)
+        except SpecError as error:
+            # Its pods and its route stay as they are: a wrong edit ends no call.
+            await self._tell(notes, obj, rejected(obj, error, now))
+            return self._settings.resync_seconds, "refused"
+        seen = await self._observe(obj, agent, now)
+        plan = planned(agent, seen.world, now, notes.memory, self._settings.installation)
+        notes.memory = plan.memory
+        failures = await self._act(seen, plan)
+        try:
+            await self._route(notes, seen, plan)
+        except ApiError as error:
+            failures.append(error)
+        status = reported(agent, seen.world, plan, obj.get("status") or {}, now)
+        metrics.count_pods(namespace, name, status.get("pods") or {})
+        wait = await self._tell(notes, obj, status)
+        if failures:
+            raise failures[0]
+        waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
+        if seen.world.access:
+            waits.append(MISSING_SECRET_SECONDS)
+        return min([self._settings.resync_seconds, *waits, *wait]), "done"
+
+    def _forget(self, key: str) -> None:
+        self._notes.pop(key, None)
+        self._fleet.forget(key)
+        self._deployments.forget(key)
+        metrics.forget_pods(*key.split("/", 1))
+
+    # --- observe ------------------------------------------------------------------------------------
+
+    async def _observe(self, obj: Json, agent: VoiceAgent, now: float) -> _Seen:
+        modal = agent.burst
+        pods, own, callers, account = await asyncio.gather(
+            self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
+            self._secret(agent.namespace, secret_name(agent)),
+            self._secret(agent.namespace, agent.access.api_keys_secret),
+            self._secret(agent.namespace, modal.credentials_secret if modal else ""),
+        )
+        world = World(
+            pods=tuple(PodFacts.of(pod) for pod in pods),
+            traffic=self._traffic(agent.key),
+            secret_exists=own is not None,
+            burst=self._burst_facts(obj, agent, account),
+            access=caller_keys_missing(agent, callers),
+        )
+        keys = Keys(
+            worker=(own or {}).get(WORKER_KEY, ""),
+            ticket=(own or {}).get(TICKET_KEY, ""),
+            callers=callers or {},
+            proxy_token=proxy_token(account or {}),
+        )
+        return _Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
+
+    async def _secret(self, namespace: str, name: str) -> dict[str, str] | None:
+        """The entries of a Secret, None if it does not exist."""
+        found = await self._cluster.find(path("Secret", namespace, name)) if name else None
+        return None if found is None else secret_strings(found)
+
+    def _traffic(self, key: str) -> Traffic:
+        report = self._fleet.report(key)
+        return Traffic(
+            known=self._fleet.complete,
+            acknowledged=self._fleet.acknowledged(key),
+            workers={
+                name: WorkerFacts(
+                    slots=worker["slots"], busy=worker["busy"], draining=worker["draining"]
+                )
+                for name, worker in report.workers.items()
+            },
+            burst=report.burst,
+            refused=report.refused,
+            burst_error=report.burst_error,
+        )
+
+    def _burst_facts(
+        self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None
+    ) -> BurstFacts:
+        facts = self._deployments.facts(agent.key, BurstFacts.of(obj.get("status") or {}))
+        missing = ""
+        if agent.burst:
+            missing = credentials_missing(agent.burst, account)
+            if account and not missing:
+                self._deployments.remember(agent.key, account_of(agent.burst, account))
+        remembered = self._deployments.account(agent.key) is not None
+        if agent.deleted_at is not None and remembered:
+            missing = (
+                ""  # the Secret went first; what was remembered of it is enough to stop the app
+            )
+        elif agent.burst is None and facts.app and not remembered:
+            missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
+        return replace(facts, credentials=missing)
+
+    # --- act ----------------------------------------------------------------------------------------
+
+    async def _act(self, seen: _Seen, plan: Plan) -> list[ApiError]:
+        """Takes the steps; those that the API refused."""
+        failures = []
+        for step in plan.steps:
+            try:
+                await self._take(seen, step)
+            except ApiError as error:
+                log.warning(
+                    "%s: %s: %s",
+                    seen.agent.key,
+                    type(step).__name__,
+                    error,
+                    extra={"agent": seen.agent.key},
+                )
+                failures.append(error)
+                if isinstance(step, AddFinalizer):  # before anything else is made
+                    break
+        return failures
+
+    async def _take(self, seen: _Seen, step: Step) -> None:
+        agent, cluster = seen.agent, self._cluster
+        if not isinstance(step, Requeue):
+            log.info("%s: %s", agent.key, words(step), extra={"agent": agent.key})
+        match step:
+            case AddFinalizer():
+                await self._finalizers(seen, (*agent.finalizers, FINALIZER))
+            case RemoveFinalizer():
+                if step.left_behind:
+                    log.error("%s is gone, and left behind: %s", agent.key, step.left_behind)
+                await self._finalizers(seen, [f for f in agent.finalizers if f != FINALIZER])
+            case EnsureSecret():
+                body = secret(
+                    agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES)
+                )
+                await cluster.create(path("Secret", agent.namespace), body)
+            case CreatePod():
+                if await cluster.create(path("Pod", agent.namespace), step.manifest) is None:
+                    log.warning("%s: a pod %s is there already", agent.key, step.name)
+            case Drain():
+                await self._annotate(seen, step.name, step.uid, step.since)
+            case Undrain():
+                await self._annotate(seen, step.name, step.uid, None)
+            case DeletePod():
+                await cluster.delete(path("Pod", agent.namespace, step.name), step.uid)
+            case DeployBurst():
+                await self._deploy(seen, step)
+            case StopBurst():
+                self._deployments.stop(agent.key, step.app)
+            case Requeue():
+                pass
+
+    async def _finalizers(self, seen: _Seen, finalizers: "tuple[str, ...] | list[str]") -> None:
+        """Only if nobody changed the agent meanwhile: others have finalizers too."""
+        version = seen.obj["metadata"]["resourceVersion"]
+        body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": version}}
+        await self._cluster.patch(seen.path, body)
+
+    async def _annotate(self, seen: _Seen, name: str, uid: str, since: str | None) -> None:
+        body = {"metadata": {"uid": uid, "annotations": {ANNOTATION_DRAINING: since}}}
+        try:
+            await self._cluster.patch(path("Pod", seen.agent.namespace, name), body)
+        except ApiError as error:
+            if error.status not in (
+                404,
+                409,
+            ):  # gone, or another has its name: the next look sees it
+                raise
+
+    async def _deploy(self, seen: _Seen, step: DeployBurst) -> None:
+        burst = seen.agent.burst
+        if burst is None:
+            return
+        keys = await self._own_keys(seen)
+        app = described(seen.agent, burst, step.app, keys.ticket)
+        self._deployments.deploy(seen.agent.key, app, step.hash)
+
+    # --- route and report ---------------------------------------------------------------------------
+
+    async def _route(self, notes: _Notes, seen: _Seen, plan: Plan) -> None:
+        if any(isinstance(step, RemoveFinalizer) for step in plan.steps):
+            return  # the next look finds no agent, and drops the route
+        leaving = seen.agent.deleted_at is not None
+        # A Secret that was deleted before its agent is not made anew.
+        kept = notes.keys if leaving else None
+        notes.keys = kept or await self._own_keys(seen)
+        made = route(
+            seen.agent,
+            notes.keys,
+            seen.world.burst.url,
+            plan.draining,
+            default_namespace=seen.agent.namespace == self._settings.default_namespace,
+        )
+        self._fleet.set_route(seen.agent.key, made)
+
+    async def _own_keys(self, seen: _Seen) -> Keys:
+        """The agent's keys, also where this look has made its Secret."""
+        if seen.keys.worker and seen.keys.ticket:
+            return seen.keys
+        name = secret_name(seen.agent)
+        own = await self._secret(seen.agent.namespace, name) or {}
+        if not (own.get(WORKER_KEY) and own.get(TICKET_KEY)):
+            raise ApiError(
+                422,
+                "Invalid",
+                f"Secret {name} lacks {WORKER_KEY} or {TICKET_KEY}: delete it, then it is made anew",
+            )
+        return replace(seen.keys, worker=own[WORKER_KEY], ticket=own[TICKET_KEY])
+
+    async def _tell(self, notes: _Notes, obj: Json, status: Json) -> list[float]:
+        """Writes the status if it says something new; else, where it may not yet, the wait until then."""
+        before = obj.get("status") or {}
+        patch = difference(before, status)
+        if not patch:
+            return []
+        now = time.monotonic()
+        wait = notes.told_at + self._settings.status_seconds - now
+        if wait > 0 and only_numbers_differ(before, status):
+            return [wait]
+        metadata = obj["metadata"]
+        where = path("VoiceAgent", metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"]}, "status": patch}
+        try:
+            await self._cluster.patch(f"{where}/status", body)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or a new one has its name
+                raise
+        notes.told_at = now
+        return []
+
+
+# --- facts from Secrets ------------------------------------------------------------------------------------
+
+
+def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) -> str:
+    """What keeps callers from being recognised, as a sentence; "" = nothing."""
+    name = agent.access.api_keys_secret
+    if not name:
+        return ""
+    if callers is None:
+        return f"Secret {name} of access.apiKeysSecretRef does not exist: create it in {agent.namespace}"
+    if not any(callers.values()):
+        return f"Secret {name} of access.apiKeysSecretRef has no keys: each entry is one key"
+    return ""
+
+
+def credentials_missing(burst: Burst, account: Mapping[str, str] | None) -> str:
+    """What keeps the operator from logging in at Modal, as a sentence; "" = nothing."""
+    name = burst.credentials_secret
+    if account is None:
+        return f"Secret {name} of burst.modal.credentialsSecretRef does not exist: create it"
+    lacking = [entry for entry in ("token-id", "token-secret") if not account.get(entry)]
+    if lacking:
+        return f"Secret {name} of burst.modal.credentialsSecretRef lacks {' and '.join(lacking)}"
+    return ""
+
+
+def account_of(burst: Burst, account: Mapping[str, str]) -> Account:
+    credentials = Credentials(token_id=account["token-id"], token_secret=account["token-secret"])
+    return Account(credentials=credentials, environment=burst.environment)
+
+
+def proxy_token(account: Mapping[str, str]) -> str:
+    """Modal's proxy token as gateways present it; "" where the Secret has none."""
+    token, key = account.get("proxy-token-id", ""), account.get("proxy-token-secret", "")
+    return f"{token}.{key}" if token and key else ""
+
+
+def words(step: Step) -> str:
+    """A step for the log; a manifest is too long for it."""
+    name = getattr(step, "name", "") or getattr(step, "app", "")
+    return f"{type(step).__name__} {name}".rstrip()
+
+
+def difference(old: Json, new: Json) -> Json:
+    """The merge patch (RFC 7386) that makes `new` of `old`; empty if they are equal."""
+    patch: Json = dict.fromkeys(old.keys() - new.keys())
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if inner := difference(before, value):
+                patch[key] = inner
+        elif value != before:
+            patch[key] = value
+    return patch

@@ -1,0 +1,469 @@
+"""The operator as a process, against a real API server, with a gateway and a node that the test plays."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from websockets.asyncio.server import serve
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api, ApiError, condition, is_true
+from trunkline_dev.processes import Process, base_environment
+from trunkline_runtime.contract import (
+    ANNOTATION_DRAINING,
+    ENV_OPERATOR_TOKEN,
+    FINALIZER,
+    GROUP,
+    LABEL_AGENT,
+    PLURAL,
+    VERSION,
+)
+
+Json = dict[str, Any]
+
+CRD = yaml.safe_load((Path(__file__).parents[1] / "crds/voiceagents.yaml").read_text())
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+NAME = "front-desk"
+SPEC: Json = {
+    "engine": {"type": "loopback"},
+    "warm": {"maxPods": 2, "gpu": {"count": 0}, "scaleDown": {"delaySeconds": 0}},
+    "access": {"public": True},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class World:
+    """One namespace with an operator; the test is its gateway, and its node's kubelet."""
+
+    def __init__(self, api: Api, plane: ControlPlane, namespace: str, logs: Path) -> None:
+        self.api, self.namespace, self.logs = api, namespace, logs
+        self.gateway = FakeGateway()
+        self.health = f"http://127.0.0.1:{free_port()}"
+        self._env = base_environment() | {
+            "KUBECONFIG": str(plane.kubeconfig),
+            ENV_OPERATOR_TOKEN: TOKEN,
+        }
+        self._processes: list[Process] = []
+        self.key = f"{namespace}/{NAME}"
+        self.agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+        self.agent_path = f"{self.agents}/{NAME}"
+        self.pods = f"/api/v1/namespaces/{namespace}/pods"
+        self.secrets = f"/api/v1/namespaces/{namespace}/secrets"
+
+    # --- the operator
+
+    async def start(self, *flags: str, **env: str) -> Process:
+        process = Process(
+            "operator",
+            [
+                *(sys.executable, "-m", "trunkline_operator"),
+                f"--namespace={self.namespace}",
+                f"--gateways=127.0.0.1:{self.gateway.port}",
+                "--worker-image=trunkline/worker:test",
+                "--host=127.0.0.1",
+                f"--health-port={self.health.rpartition(':')[2]}",
+                "--status-seconds=0",
+                *flags,
+            ],
+            self.logs / "operator.log",
+            self._env | env,
+        )
+        process.start()
+        self._processes.append(process)
+        await process.ready(f"{self.health}/readyz", 60)
+        return process
+
+    async def stop(self) -> None:
+        for process in self._processes:
+            await process.stop()
+
+    @property
+    def log(self) -> list[Json]:
+        lines = (self.logs / "operator.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def steps(self) -> list[str]:
+        """What the operator did, in order."""
+        head = f"{self.key}: "
+        told = [line["message"] for line in self.log if line["logger"] == "trunkline.reconcile"]
+        return [message.removeprefix(head) for message in told if message.startswith(head)]
+
+    # --- its users
+
+    async def apply(self, spec: Json | None = None) -> None:
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "VoiceAgent",
+            "metadata": {"name": NAME},
+            "spec": spec or SPEC,
+        }
+        await self.api.apply(self.agent_path, body)
+
+    async def secret(self, name: str, **entries: str) -> None:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "stringData": entries,
+        }
+        await self.api.apply(f"{self.secrets}/{name}", body)
+
+    async def agent(self, holds: Callable[[Json], bool]) -> Json:
+        return await self.api.wait_for_one(self.agent_path, holds)
+
+    async def condition(self, kind: str, reason: str) -> Json:
+        found = await self.agent(lambda it: condition(it, kind).get("reason") == reason)
+        return condition(found, kind)
+
+    # --- its node
+
+    async def pod_count(self, count: int) -> list[Json]:
+        return await self.api.wait_for(
+            self.pods, lambda pods: len(pods) == count, labelSelector=f"{LABEL_AGENT}={NAME}"
+        )
+
+    async def make_ready(self, name: str) -> None:
+        state = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": True}
+        status = {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [
+                {**state, "started": True, "state": {"running": {}}},
+            ],
+        }
+        await self.api.patch(f"{self.pods}/{name}/status", {"status": status})
+
+    async def serve_calls(self, *busy: int, draining: tuple[int, ...] = (), **more: Any) -> None:
+        """So many calls on pods 0, 1, …: what a gateway would say."""
+        workers = {
+            f"{NAME}-{n}": worker_load(busy=calls, draining=n in draining)
+            for n, calls in enumerate(busy)
+        }
+        await self.gateway.say(self.key, agent_load(workers, **more))
+
+    async def one_ready_pod(self) -> None:
+        await self.apply()
+        await self.pod_count(1)
+        await self.make_ready(f"{NAME}-0")
+        await self.serve_calls(0)
+        await self.agent(lambda it: is_true(it, "Ready"))
+
+
+@pytest.fixture
+async def world(
+    api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> AsyncIterator[World]:
+    world = World(api, control_plane, namespace, tmp_path)
+    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    await api.wait_for_one(
+        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
+    )
+    async with asyncio.timeout(30):
+        while True:  # a kind is served a moment after it is established, and nothing tells when
+            with contextlib.suppress(ApiError):
+                await api.list(world.agents)
+                break
+            await asyncio.sleep(0.05)
+    async with world.gateway.serving():
+        try:
+            yield world
+        finally:
+            await world.stop()
+            for agent in await api.list(world.agents):
+                where = f"{world.agents}/{agent['metadata']['name']}"
+                await api.patch(where, {"metadata": {"finalizers": None}})
+                await api.delete(where)
+
+
+async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World) -> None:
+    operator = await world.start()
+    await world.apply()
+    (pod,) = await world.pod_count(1)
+    agent = await world.agent(lambda it: bool(it.get("status")))
+    assert agent["metadata"]["finalizers"] == [FINALIZER]
+    assert pod["metadata"]["name"] == f"{NAME}-0"
+    assert pod["metadata"]["ownerReferences"][0]["uid"] == agent["metadata"]["uid"]
+    assert pod["spec"]["containers"][0]["image"] == "trunkline/worker:test"
+    (secret,) = await world.api.list(world.secrets)
+    assert secret["metadata"]["name"] == f"{NAME}-trunkline"
+    assert set(secret["data"]) == {"worker-key", "ticket-key"}
+    await world.gateway.until(lambda it: world.key in it.routes)
+    assert world.gateway.routes[world.key]["rungs"] == [{"kind": "warm"}]
+    await world.condition("WarmReady", "PodsStarting")
+
+    await world.make_ready(f"{NAME}-0")
+    await world.serve_calls(0)
+    agent = await world.agent(lambda it: is_true(it, "Ready"))
+    await world.serve_calls(1)
+    agent = await world.agent(lambda it: it["status"]["slots"]["busy"] == 1)
+    assert agent["status"]["slots"] == {"total": 4, "busy": 1, "free": 3}
+    assert agent["status"]["pods"] == {"ready": 1, "starting": 0, "draining": 0}
+
+    async with httpx.AsyncClient(trust_env=False) as client:
+        metrics = (await client.get(f"{world.health}/metrics")).text
+    series = (
+        f'trunkline_operator_pods{{agent="{NAME}",namespace="{world.namespace}",state="ready"}} 1'
+    )
+    assert series in metrics.replace(" 1.0", " 1")
+    assert "trunkline_operator_gateway_links 1.0" in metrics
+    assert 'trunkline_operator_api_requests_total{resource="pods",status="201",verb="create"}' in (
+        metrics
+    )
+    began = time.monotonic()
+    assert await operator.stop() == 0
+    assert time.monotonic() - began < 8  # 1 s on an idle machine
+
+
+async def test_pods_follow_the_load_and_none_goes_with_a_call_on_it(world: World) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await world.serve_calls(4)
+    await world.pod_count(2)
+    await world.make_ready(f"{NAME}-1")
+    await world.serve_calls(4, 1)
+    await world.agent(lambda it: it["status"]["readyReplicas"] == 2)
+
+    await world.serve_calls(2, 1)
+    victim = await world.api.wait_for_one(
+        f"{world.pods}/{NAME}-1",
+        lambda pod: ANNOTATION_DRAINING in (pod["metadata"].get("annotations") or {}),
+    )
+    await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-1"])
+    # Its worker has not heard of it yet: it says so, without a call, and must not lose its pod.
+    await world.serve_calls(2, 0)
+    await world.agent(lambda it: it["status"]["slots"]["busy"] == 2)
+    await world.serve_calls(2, 1, draining=(1,))
+    await world.agent(lambda it: it["status"]["slots"]["busy"] == 3)
+    assert (await world.api.get(f"{world.pods}/{NAME}-1"))["metadata"]["uid"] == (
+        victim["metadata"]["uid"]
+    )
+    await world.serve_calls(2, 0, draining=(1,))
+    await world.pod_count(1)
+    await world.serve_calls(2)
+    await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [])
+    assert [step for step in world.steps() if "Pod" in step or "Drain" in step] == [
+        f"CreatePod {NAME}-0",
+        f"CreatePod {NAME}-1",
+        f"Drain {NAME}-1",
+        f"DeletePod {NAME}-1",
+    ]
+
+
+async def test_a_crashed_operator_that_comes_back_changes_nothing(world: World) -> None:
+    flag = f"--routes-secret={world.namespace}/routes"
+    operator = await world.start(flag)
+    await world.one_ready_pod()
+    await world.serve_calls(2)
+    await world.agent(lambda it: it["status"]["slots"]["busy"] == 2)
+    kept = await world.api.wait_for_one(f"{world.secrets}/routes")
+
+    async def versions() -> dict[str, str]:
+        found = [
+            *await world.api.list(world.pods),
+            *await world.api.list(world.agents),
+            await world.api.get(f"{world.secrets}/{NAME}-trunkline"),
+        ]
+        return {it["metadata"]["name"]: it["metadata"]["resourceVersion"] for it in found}
+
+    before, routes, links = await versions(), world.gateway.routes, world.gateway.links
+    operator.kill()
+    await world.start(flag)
+    await world.gateway.until(
+        lambda it: it.links > links and it.told[-1]["epoch"] > it.told[0]["epoch"]
+    )
+    assert world.gateway.routes == routes
+    # It has looked, and looked again after the gateway spoke.
+    await world.serve_calls(3)
+    await world.agent(lambda it: it["status"]["slots"]["busy"] == 3)
+    after = await versions()
+    del before[NAME], after[NAME]  # its status says 3 now
+    assert before == after
+    await world.api.wait_for_one(
+        f"{world.secrets}/routes", lambda it: it["data"] != kept["data"]
+    )  # the new epoch
+
+
+async def test_a_deleted_agent_is_drained_and_leaves_nothing(world: World) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await world.serve_calls(1)
+    await world.agent(lambda it: it["status"]["slots"]["busy"] == 1)
+    await world.api.delete(world.agent_path)
+    await world.gateway.until(lambda it: it.routes[world.key]["rungs"] == [])
+    await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
+    await world.serve_calls(1, draining=(0,))
+    await world.condition("Ready", "Deleting")
+    assert len(await world.api.list(world.pods)) == 1
+    await world.serve_calls(0, draining=(0,))
+    await world.api.wait_gone(world.agent_path)
+    assert await world.api.list(world.pods) == []
+    await world.gateway.until(lambda it: it.routes == {})
+
+
+async def test_an_agent_whose_finalizer_was_torn_off_leaves_the_routes(world: World) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await world.serve_calls(1)
+    await world.api.delete(world.agent_path)
+    await world.api.patch(world.agent_path, {"metadata": {"finalizers": None}})
+    await world.gateway.until(lambda it: it.routes == {})
+
+
+async def test_missing_secrets_are_told_and_used_once_they_are_there(world: World) -> None:
+    modal = {"credentialsSecretRef": {"name": "modal"}, "gpu": []}
+    access = {"apiKeysSecretRef": {"name": "callers"}}
+    await world.start()
+    await world.apply({**SPEC, "access": access, "burst": {"modal": modal}})
+    told = await world.condition("Accepted", "KeysMissing")
+    assert "create it" in told["message"]
+    assert "callers" in told["message"]
+    told = await world.condition("BurstReady", "CredentialsMissing")
+    assert "Secret modal of burst.modal.credentialsSecretRef does not exist" in told["message"]
+    await world.gateway.until(lambda it: world.key in it.routes)
+    assert world.gateway.routes[world.key]["access"] == {
+        "public": False,
+        "apiKeys": {},
+        "origins": [],
+    }
+    await world.secret("callers", alice="sk-alice")
+    await world.secret("modal", **{"token-id": "ak-x"})
+    await world.condition("Accepted", "Accepted")
+    await world.gateway.until(
+        lambda it: list(it.routes[world.key]["access"]["apiKeys"]) == ["alice"]
+    )
+    await world.agent(lambda it: "lacks token-secret" in condition(it, "BurstReady")["message"])
+    assert "sk-alice" not in (world.logs / "operator.log").read_text()
+
+
+async def test_a_wrong_edit_is_told_and_touches_nothing(world: World) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    route = world.gateway.routes[world.key]
+    replies = [{"match": "(", "say": "hm"}]
+    await world.apply({**SPEC, "engine": {"type": "loopback", "replies": replies}})
+    told = await world.condition("Accepted", "SpecInvalid")
+    assert "engine.replies[0].match is not a regular expression" in told["message"]
+    await world.pod_count(1)
+    assert world.gateway.routes[world.key] == route
+
+
+async def test_live_numbers_are_written_seldom_and_conditions_at_once(world: World) -> None:
+    await world.start("--status-seconds=3600")
+    await world.apply()
+    await world.pod_count(1)
+    await world.make_ready(f"{NAME}-0")
+    await world.serve_calls(0)
+    agent = await world.agent(lambda it: is_true(it, "Ready"))
+    told = agent["metadata"]["resourceVersion"]
+    for calls in (1, 2, 3):
+        await world.serve_calls(calls)
+    # Four calls want a second pod, so the operator has seen them all; a pod is no live number.
+    await world.serve_calls(4)
+    agent = await world.agent(lambda it: it["status"]["pods"]["starting"] == 1)
+    assert agent["status"]["slots"]["busy"] == 4
+    assert agent["metadata"]["generation"] == 1
+    assert told != agent["metadata"]["resourceVersion"]
+    writes = 'trunkline_operator_api_requests_total{resource="voiceagents/status"'
+    counts = [line.rpartition(" ")[2] for line in await scrape(world) if line.startswith(writes)]
+    assert 1 <= sum(map(float, counts)) <= 6
+
+
+async def scrape(world: World) -> list[str]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"{world.health}/metrics")).text.splitlines()
+
+
+# --- started wrongly -----------------------------------------------------------------------------------------
+
+
+async def started_wrongly(*flags: str, **env: str) -> str:
+    """The one sentence with which an operator ends that was started wrongly."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trunkline_operator"),
+        *("--gateways=127.0.0.1:9", "--worker-image=i", "--host=127.0.0.1", *flags),
+        env=base_environment() | {ENV_OPERATOR_TOKEN: TOKEN} | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, errors = await process.communicate()
+    assert process.returncode == 2, errors.decode()
+    (line,) = errors.decode().splitlines()
+    return line
+
+
+async def test_an_operator_without_a_token() -> None:
+    assert "TRUNKLINE_OPERATOR_TOKEN is not set" in await started_wrongly(
+        **{ENV_OPERATOR_TOKEN: ""}
+    )
+
+
+async def test_an_operator_with_flags_that_make_no_sense() -> None:
+    assert "--gateways: 'host:http' is not host:port" in await started_wrongly(
+        "--gateways=host:http"
+    )
+    assert "--routes-secret: 'routes' is not namespace/name" in await started_wrongly(
+        "--routes-secret=routes"
+    )
+
+
+async def test_an_operator_without_a_cluster(tmp_path: Path) -> None:
+    told = await started_wrongly(HOME=str(tmp_path))
+    assert "set KUBECONFIG, or start one with `trunkline dev`" in told
+
+
+async def test_an_operator_whose_cluster_is_away(tmp_path: Path) -> None:
+    told = await started_wrongly(KUBECONFIG=str(kubeconfig(tmp_path, free_port())))
+    assert "cannot reach the Kubernetes API at http://127.0.0.1:" in told
+
+
+async def test_an_operator_whose_cluster_knows_no_agents(tmp_path: Path) -> None:
+    """As the API server does where there is no such group: 404."""
+    async with serve(
+        lambda _: asyncio.sleep(0),
+        "127.0.0.1",
+        0,
+        process_request=lambda connection, _: connection.respond(404, "404 page not found\n"),
+    ) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        told = await started_wrongly(KUBECONFIG=str(kubeconfig(tmp_path, port)))
+    assert "kubectl apply -f crds/voiceagents.yaml" in told
+
+
+async def test_an_operator_whose_port_is_taken(world: World) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        told = await started_wrongly(f"--health-port={port}", KUBECONFIG=world._env["KUBECONFIG"])
+    assert f"cannot listen on 127.0.0.1:{port} for health checks" in told
+    assert "--health-port" in told
+
+
+def kubeconfig(folder: Path, port: int) -> Path:
+    file = folder / "kubeconfig"
+    entry = {"name": "c"}
+    config = {
+        "current-context": "c",
+        "clusters": [{**entry, "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{**entry, "user": {}}],
+        "contexts": [{**entry, "context": {"cluster": "c", "user": "c"}}],
+    }
+    file.write_text(yaml.safe_dump(config))
+    return file
