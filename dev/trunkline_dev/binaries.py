@@ -95,7 +95,7 @@ def _caches() -> Path:
     return Path(home) / "trunkline"
 
 
-def _machine() -> str:
+def machine() -> str:
     """As in "linux-amd64"."""
     processor = platform.machine().lower()
     names = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -103,7 +103,7 @@ def _machine() -> str:
 
 
 def _cache(wanted: Wanted, version: str = KUBERNETES) -> Path:
-    return wanted.caches / f"kubernetes-{version}-{_machine()}"
+    return wanted.caches / f"kubernetes-{version}-{machine()}"
 
 
 def _from_assets(wanted: Wanted) -> Path:
@@ -114,7 +114,7 @@ def _from_assets(wanted: Wanted) -> Path:
 
 
 def _from_cache(wanted: Wanted) -> Path:
-    others = wanted.caches.glob(f"kubernetes-*-{_machine()}")
+    others = wanted.caches.glob(f"kubernetes-*-{machine()}")
     newest = sorted(others, key=lambda folder: _version(folder.name), reverse=True)
     for folder in (_cache(wanted), *newest):
         with contextlib.suppress(Unavailable):
@@ -160,7 +160,7 @@ def _from_download(wanted: Wanted) -> Path:
     with _staging(wanted) as staging:
         try:
             version = envtest.download(
-                wanted.names, staging, version=KUBERNETES, machine=_machine(), say=wanted.say
+                wanted.names, staging, version=KUBERNETES, machine=machine(), say=wanted.say
             )
         except envtest.DownloadFailed as failure:
             raise Unavailable(str(failure)) from failure
@@ -230,6 +230,8 @@ def main() -> None:
         print(prepare(parser.parse_args().names, say=lambda text: print(text, file=sys.stderr)))
     except (NoBinaries, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing half-done was kept")
 
 
 if __name__ == "__main__":
