@@ -1,0 +1,3 @@
+from trunkline_runtime.cli import main
+
+main()

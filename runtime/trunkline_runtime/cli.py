@@ -1,0 +1,188 @@
+"""The `trunkline` command. Each subcommand imports what it needs only when it runs."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Coroutine
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from trunkline_runtime import __version__, contract
+
+COMMANDS = "trunkline.commands"  # entry points of packages that add subcommands
+FAILED, MISUSED = 1, 2
+
+app = typer.Typer(
+    help="Voice agents on Kubernetes: warm GPU slots for live calls, and Modal for the calls past them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def fail(sentence: str, code: int = FAILED) -> NoReturn:
+    """Ends the program with a sentence on standard error."""
+    typer.secho(f"trunkline: {sentence}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(code)
+
+
+def run_process(name: str, process: Coroutine[Any, Any, None]) -> None:
+    """Runs a long-lived process on uvloop, with JSON logs, until it ends or cannot start."""
+    import uvloop
+
+    from trunkline_runtime.process import PortInUse, configure_logging
+
+    configure_logging(name, os.environ.get("TRUNKLINE_LOG_LEVEL", "INFO"))
+    try:
+        uvloop.run(process)
+    except PortInUse as error:
+        fail(str(error))
+
+
+@app.command()
+def gateway(
+    host: Annotated[str, typer.Option(help="Where callers connect.")] = "0.0.0.0",
+    port: int = contract.CALLS_PORT,
+    control_host: Annotated[
+        str, typer.Option(help="Where workers and the operator dial in.")
+    ] = "0.0.0.0",
+    control_port: int = contract.CONTROL_PORT,
+    health_host: str = "0.0.0.0",
+    health_port: int = contract.HEALTH_PORT,
+    name: Annotated[str, typer.Option(help="This gateway's name in loads and logs.")] = "",
+    routes_file: Annotated[
+        Path | None, typer.Option(help="Routes to start from while no operator is connected.")
+    ] = None,
+    default_namespace: Annotated[
+        str, typer.Option(help="Where an agent without a namespace is looked up.")
+    ] = "default",
+    grace_seconds: Annotated[
+        float, typer.Option(help="How long live calls may go on after SIGTERM.")
+    ] = 1860.0,
+) -> None:
+    """Admits, places and relays calls.
+
+    The operator's bearer comes from TRUNKLINE_OPERATOR_TOKEN.
+
+    Example: `TRUNKLINE_OPERATOR_TOKEN=… trunkline gateway --port 8080 --control-port 8081`
+    """
+    from trunkline_runtime.gateway.process import GatewayConfig, run
+
+    token = os.environ.get(contract.ENV_OPERATOR_TOKEN, "")
+    if not token:
+        fail(f"set {contract.ENV_OPERATOR_TOKEN}: the operator proves itself with it", MISUSED)
+    config = GatewayConfig(
+        host=host,
+        port=port,
+        control_host=control_host,
+        control_port=control_port,
+        health_host=health_host,
+        health_port=health_port,
+        name=name or socket.gethostname(),
+        operator_token=token,
+        routes_file=routes_file,
+        default_namespace=default_namespace,
+        grace_seconds=grace_seconds,
+    )
+    run_process("gateway", run(config))
+
+
+@app.command()
+def worker() -> None:
+    """Owns an engine and its slots. Everything comes from TRUNKLINE_… variables, as in a pod.
+
+    Example: `TRUNKLINE_AGENT=default/echo TRUNKLINE_ENGINE=loopback TRUNKLINE_SLOTS=4 … trunkline worker`
+    """
+    from trunkline_runtime.worker.host import ConfigError, WorkerConfig, run_worker
+
+    try:
+        config = WorkerConfig.from_environment(os.environ)
+    except ConfigError as error:
+        fail(str(error), MISUSED)
+    run_process("worker", run_worker(config))
+
+
+@app.command()
+def call(
+    question: Annotated[Path, typer.Argument(help="A WAV file of speech, any rate.")],
+    agent: Annotated[str, typer.Option(help="[namespace/]name of the VoiceAgent.")],
+    gateway: Annotated[
+        str, typer.Option(envvar="TRUNKLINE_GATEWAY", help="Where a gateway answers callers.")
+    ] = f"http://127.0.0.1:{contract.CALLS_PORT}",
+    key: Annotated[
+        str, typer.Option(envvar="TRUNKLINE_API_KEY", help="An API key of the agent's.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Where the answer's audio goes, as WAV.")] = None,
+    timeout: Annotated[float, typer.Option(help="Longest call, in seconds.")] = 60.0,
+    after_greeting: Annotated[
+        bool, typer.Option(help="Let the agent's greeting end first; without, speech cuts it off.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the call's record as JSON.")
+    ] = False,
+) -> None:
+    """Calls an agent: says a WAV file, waits for the answer, and hangs up.
+
+    Exit status: 0 answered, 1 refused, lost or without an answer, 2 misused.
+
+    Example: `trunkline call --agent front-desk question.wav --out answer.wav`
+    """
+    from trunkline_runtime.audio.wav import WavError, read_wav, write_wav
+    from trunkline_runtime.caller import CallError, EndedBy, Line, Plan, ask
+
+    try:
+        audio = read_wav(question)
+    except WavError as error:
+        fail(str(error), MISUSED)
+    show = (lambda _: None) if as_json else _show
+    plan = Plan(after_greeting=after_greeting, timeout_seconds=timeout)
+    try:
+        log = asyncio.run(ask(Line(url=gateway, model=agent, key=key), audio, plan, show))
+    except CallError as error:
+        fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(log.record(), indent=2))
+    if out is not None and log.answer:
+        write_wav(out, log.answer)
+    match log.ended_by:
+        case EndedBy.REPLY:
+            if not as_json and log.response_seconds is not None:
+                typer.echo(f"{'answered in':>11}  {log.response_seconds * 1000:.0f} ms")
+        case EndedBy.REFUSED:
+            again = f" (try again in {log.retry_after:g} s)" if log.retry_after else ""
+            fail(f"refused with {log.status}: {log.refusal}{again}")
+        case EndedBy.TIMEOUT:
+            fail(f"no answer within {timeout:g} s; a longer --timeout may help")
+        case EndedBy.CLOSED:
+            fail(
+                f"the call was closed with {log.close_code}: {log.close_reason or 'no reason given'}"
+            )
+        case _:
+            fail(f"{gateway} does not speak OpenAI Realtime")
+
+
+def _show(message: dict[str, Any]) -> None:
+    """A line for each thing said."""
+    match message:
+        case {"type": "conversation.item.input_audio_transcription.completed", "transcript": heard}:
+            typer.echo(f"{'it heard':>11}  {heard}")
+        case {"type": "response.output_audio_transcript.done", "transcript": said}:
+            typer.echo(f"{'it said':>11}  {said}")
+
+
+@app.command()
+def version() -> None:
+    """Prints the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: our commands and those that other packages add."""
+    for point in sorted(entry_points(group=COMMANDS), key=lambda point: point.name):
+        app.command(point.name)(point.load())
+    app()
