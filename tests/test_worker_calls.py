@@ -1,18 +1,399 @@
 """Calls through a real worker: from the ticket to the close."""
 
+import asyncio
 import base64
+import json
+import logging
+import time
+from typing import Any
 
-from worker_rig import FRAME, FakeGateway, append, next_message, worker
+import jwt
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+from worker_rig import (
+    AGENT,
+    FRAME,
+    PATIENCE,
+    TICKET_KEY,
+    FakeGateway,
+    RunningWorker,
+    append,
+    closed,
+    next_message,
+    worker,
+)
+
+from trunkline_runtime.contract import Settings
+from trunkline_runtime.engine import Emit, Event, Failed, ReplyAudio, ReplyStarted
+from trunkline_runtime.engine.loopback import LoopbackConversation, LoopbackEngine
+
+SECOND = ReplyAudio(bytes(48_000))
+
+
+async def refusal(dialling: Any) -> tuple[int, str]:
+    """Status and sentence of a dial that must be refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        await dialling
+    body = refused.value.response.body
+    assert body is not None
+    return refused.value.response.status_code, bytes(body).decode()
+
+
+# --- warm ------------------------------------------------------------------------------------------------
 
 
 async def test_a_caller_with_a_ticket_hears_the_echo() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
         ticket = await gateway.reserve("call-1")
         assert ticket is not None
-        async with running.dial(ticket) as caller:
-            await next_message(caller, "session.created")
+        async with running.dial(ticket, path="/v1/realtime?model=front-desk") as caller:
+            created = await next_message(caller, "session.created")
+            assert created["session"]["model"] == "front-desk"
             await caller.send(append())
             audio = await next_message(caller, "response.output_audio.delta")
             assert base64.b64decode(audio["delta"]) == FRAME
-            assert gateway.free == {"type": "free", "n": 1, "busy": 1, "draining": False}
+            await caller.send('{"type": "response.cancel"}')
+            done = await next_message(caller, "response.done")
+            assert done["response"]["status"] == "cancelled"
+            await gateway.until(lambda: gateway.free["busy"] == 1)
         await gateway.until(lambda: gateway.free["busy"] == 0)
+        status, metrics = await running.health("/metrics")
+        assert status == 200
+        await metric(running, 'trunkline_worker_calls_total{code="caller"} 1.0')
+        for line in (
+            'trunkline_worker_slots{state="free"} 2.0',
+            f'trunkline_worker_audio_bytes_total{{direction="in"}} {float(len(FRAME))}',
+            f'trunkline_worker_audio_bytes_total{{direction="out"}} {float(len(FRAME))}',
+            "trunkline_worker_links 1.0",
+            "trunkline_worker_draining 0.0",
+            "trunkline_engine_frames_total 1.0",
+        ):
+            assert line in metrics
+
+
+async def test_tickets_that_open_nothing() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        lapsing = await gateway.reserve("b", deadline=0.05)
+        assert ticket is not None
+        assert lapsing is not None
+        assert (await refusal(running.dial("never granted")))[0] == 403
+        assert (await refusal(running.dial("")))[0] == 403
+        assert await refusal(running.dial(ticket, path="/v1/chat")) == (
+            404,
+            "there is /v1/realtime\n",
+        )
+        await gateway.until(lambda: gateway.free["busy"] == 1)
+        assert (await refusal(running.dial(lapsing)))[0] == 403
+        async with running.dial(ticket) as caller:
+            await next_message(caller, "session.created")
+            status, words = await refusal(running.dial(ticket))
+            assert status == 403
+            assert "used" in words
+            assert ticket not in words
+
+
+async def test_one_ticket_dialled_many_times_at_once_opens_one_link() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        assert ticket is not None
+        dials = await asyncio.gather(
+            *(running.dial(ticket) for _ in range(8)), return_exceptions=True
+        )
+        links = [dial for dial in dials if not isinstance(dial, BaseException)]
+        assert len(links) == 1
+        assert all(isinstance(dial, InvalidStatus) for dial in dials if dial not in links)
+        await next_message(links[0], "session.created")
+        await links[0].close()
+
+
+@pytest.mark.parametrize(
+    "request_lines",
+    [
+        ["Upgrade: websocket", "Connection: Upgrade"],  # no key and no version
+        [],  # no upgrade at all
+    ],
+)
+async def test_a_handshake_that_fails_after_the_ticket_frees_the_slot(
+    request_lines: list[str],
+) -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        await gateway.until(lambda: gateway.free["busy"] == 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.host.port)
+        lines = ["GET /v1/realtime HTTP/1.1", "Host: w", f"Trunkline-Ticket: {ticket}"]
+        writer.write("\r\n".join([*lines, *request_lines, "", ""]).encode())
+        assert b" 101 " not in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+
+
+async def test_callers_that_leave_at_any_moment_leave_no_slot_behind() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        for _ in range(30):
+            ticket = await gateway.reserve("a")
+            assert ticket is not None
+            request = (
+                "GET /v1/realtime HTTP/1.1\r\nHost: w\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+                f"Trunkline-Ticket: {ticket}\r\n\r\n"
+            )
+            _, writer = await asyncio.open_connection("127.0.0.1", running.host.port)
+            writer.write(request.encode())
+            writer.transport.abort()  # with the request on its way, or in the worker's buffer
+        async with asyncio.timeout(PATIENCE):
+            while running.host.why_unready() or gateway.free["busy"]:
+                await gateway.say(type="release", ticket=ticket)  # it may never have been seen
+                await asyncio.sleep(0.05)
+
+
+async def test_realtime_is_chosen_among_subprotocols_and_never_demanded() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        for offered, chosen in (
+            (["openai-insecure-api-key.x", "realtime"], "realtime"),
+            (["other"], None),
+            (None, None),
+        ):
+            ticket = await gateway.reserve(str(offered))
+            assert ticket is not None
+            protocols = None if offered is None else [Subprotocol(name) for name in offered]
+            async with running.dial(ticket, subprotocols=protocols) as caller:
+                assert caller.subprotocol == chosen
+
+
+# --- burst -----------------------------------------------------------------------------------------------
+
+
+def signed(jti: str, **changes: Any) -> str:
+    claims = {"aud": AGENT, "call": f"call-{jti}", "jti": jti, "exp": time.time() + 60}
+    return jwt.encode({**claims, **changes}, TICKET_KEY, "HS256")
+
+
+def settings(**values: Any) -> str:
+    return json.dumps({"type": "trunkline.settings", "settings": values})
+
+
+async def test_a_burst_call_brings_its_settings(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trunkline.slots")
+    async with worker(slots=1) as running:
+        async with running.dial(signed("1")) as caller:
+            await caller.send(settings(idleSeconds=0.2))
+            await next_message(caller, "session.created")
+            assert await refusal(running.dial(signed("2"))) == (503, "no slot is free\n")
+            assert await closed(caller) == (1000, "no audio from the caller for 0.2 s")
+        assert (await refusal(running.dial(signed("1"))))[0] == 403
+        async with running.dial(signed("2")) as caller:  # was refused, so it is not used
+            await caller.send(settings())
+            await next_message(caller, "session.created")
+    steps = [(r.message, r.__dict__["call"]) for r in caplog.records if r.name == "trunkline.slots"]
+    assert steps == [
+        ("live", "call-1"),
+        ("freed", "call-1"),
+        ("live", "call-2"),
+        ("freed", "call-2"),
+    ]
+
+
+async def test_burst_tickets_that_open_nothing() -> None:
+    async with worker() as running:
+        for token in ("", "x", signed("1", aud="default/other"), signed("2", exp=1)):
+            status, words = await refusal(running.dial(token))
+            assert status == 403
+            assert not token or token not in words
+        assert running.host.why_unready() is None
+
+
+@pytest.mark.parametrize(
+    "first", [append(), "no json", '{"type": "trunkline.settings", "settings": 1}']
+)
+async def test_a_burst_call_without_settings_is_refused(first: str) -> None:
+    async with worker(slots=1) as running:
+        for jti in ("1", "2"):  # the slot is free again
+            async with running.dial(signed(jti)) as caller:
+                await caller.send(first)
+                code, reason = await closed(caller)
+                assert code == 1008
+                assert reason
+
+
+async def test_a_burst_call_that_leaves_before_its_settings_frees_its_slot() -> None:
+    async with worker(slots=1) as running:
+        for jti in ("1", "2", "3"):
+            caller = await running.dial(signed(jti))
+            caller.transport.abort()
+            await caller.wait_closed()
+            await metric(running, 'trunkline_worker_slots{state="free"} 1.0')
+
+
+# --- how calls end ---------------------------------------------------------------------------------------
+
+
+class StagedConversation(LoopbackConversation):
+    """A conversation whose events the test makes."""
+
+    def __init__(self, engine: "StagedEngine", emit: Emit) -> None:
+        super().__init__(engine, emit)
+        self.emit = emit
+        self.closes = 0
+
+    def close(self) -> None:
+        self.closes += 1
+        super().close()
+
+
+class StagedEngine(LoopbackEngine):
+    """A loopback engine that shows its conversations and can be made to fail."""
+
+    def __init__(self, slots: int = 2, error: Exception | None = None) -> None:
+        super().__init__(slots=slots)
+        self.error = error
+        self.opened: list[StagedConversation] = []
+        self.settings: list[Settings] = []
+
+    def open(self, settings: Settings, emit: Emit) -> StagedConversation:
+        if self.error is not None:
+            raise self.error
+        conversation = StagedConversation(self, emit)
+        self.opened.append(conversation)
+        self.settings.append(settings)
+        return conversation
+
+
+async def call_to(gateway: FakeGateway, running: RunningWorker, **options: Any) -> Any:
+    """A caller who has been answered."""
+    ticket = await gateway.reserve("a", **options)
+    assert ticket is not None
+    caller = await running.dial(ticket)
+    await next_message(caller, "session.created")
+    return caller
+
+
+async def emit_from_a_thread(conversation: StagedConversation, *events: Event) -> None:
+    def emit() -> None:
+        for event in events:
+            conversation.emit(event)
+
+    await asyncio.to_thread(emit)
+
+
+async def test_an_engine_that_fails_ends_the_call_with_1011_and_says_so_first() -> None:
+    engine = StagedEngine()
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        caller = await call_to(gateway, running, greeting="Hello.")
+        assert engine.settings == [{"greeting": "Hello."}]
+        await emit_from_a_thread(engine.opened[0], Failed("out of memory"), ReplyStarted())
+        error = await next_message(caller, "error")
+        assert error["error"]["code"] == "conversation_failed"
+        assert await closed(caller) == (1011, "the engine failed: call again")
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+        assert engine.opened[0].closes == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), ValueError("a bug")])
+async def test_an_engine_that_cannot_open_costs_that_call_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = StagedEngine()
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        other = await call_to(gateway, running)
+        engine.error = error
+        ticket = await gateway.reserve("b")
+        assert ticket is not None
+        async with running.dial(ticket) as caller:
+            assert await closed(caller) == (1011, "the worker failed: call again")
+        failure = next(r for r in caplog.records if r.message == "a call failed")
+        assert failure.exc_info is not None
+        assert failure.__dict__["call"] == "b"
+        await other.send('{"type": "input_audio_buffer.clear"}')
+        await next_message(other, "input_audio_buffer.cleared")
+        await other.close()
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+
+
+async def test_a_call_without_audio_from_the_caller_ends_while_one_with_audio_goes_on() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        caller = await call_to(gateway, running, idleSeconds=1.0)
+        began = asyncio.get_running_loop().time()
+        for _ in range(15):
+            await caller.send(append())
+            await asyncio.sleep(0.1)
+        assert asyncio.get_running_loop().time() - began > 1.0
+        assert await closed(caller) == (1000, "no audio from the caller for 1 s")
+
+
+async def test_a_call_has_a_longest_time() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, max_seconds=1) as running:
+        caller = await call_to(gateway, running)
+        assert await closed(caller) == (1000, "the call has lasted 1 s, its limit")
+
+
+async def test_the_code_arrives_though_the_caller_never_stops_sending() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, max_seconds=1) as running:
+        caller = await call_to(gateway, running)
+
+        async def talk() -> None:
+            while True:
+                await caller.send(append())
+                await asyncio.sleep(0.005)
+
+        talking = asyncio.create_task(talk())
+        began = time.monotonic()
+        assert await closed(caller) == (1000, "the call has lasted 1 s, its limit")
+        talking.cancel()
+        await asyncio.wait({talking})
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+        assert time.monotonic() - began < PATIENCE
+
+
+async def test_a_binary_message_is_refused() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        caller = await call_to(gateway, running)
+        await caller.send(b"\x00\x01")
+        assert await closed(caller) == (1008, "a binary message: send JSON as text")
+
+
+async def test_a_message_that_is_too_long_is_refused() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        caller = await call_to(gateway, running)
+        await caller.send(append(bytes(400 * 1024)))
+        code, _ = await closed(caller)
+        assert code == 1009
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+
+
+async def test_a_caller_who_does_not_read_is_dropped() -> None:
+    engine = StagedEngine()
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        ticket = await gateway.reserve("a")
+        assert ticket is not None
+        caller = await running.dial(ticket, max_queue=1)
+        await gateway.until(lambda: bool(engine.opened))
+        # More than waits at most and than sockets on loopback can hold.
+        await emit_from_a_thread(engine.opened[0], ReplyStarted(), *[SECOND] * 400)
+        # The slot is free though the caller has not even read the close.
+        await gateway.until(lambda: gateway.free["busy"] == 0)
+        assert engine.opened[0].closes == 1
+        caller.transport.abort()
+        await metric(running, 'trunkline_worker_calls_total{code="1008"} 1.0')
+
+
+async def metric(running: RunningWorker, line: str) -> None:
+    """Waits for a line of /metrics: a call is counted when its link is closed."""
+    async with asyncio.timeout(PATIENCE):
+        while line not in (await running.health("/metrics"))[1]:
+            await asyncio.sleep(0.05)
+
+
+async def test_the_longest_reply_may_come_at_once() -> None:
+    engine = StagedEngine()
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        caller = await call_to(gateway, running)
+        engine.opened[0].emit(ReplyStarted())
+        for _ in range(70):
+            engine.opened[0].emit(SECOND)
+        for _ in range(70):
+            await next_message(caller, "response.output_audio.delta")
+        await caller.close()

@@ -67,8 +67,11 @@ class FakeGateway:
             await self._changed.wait_for(what)
 
     async def say(self, **message: Any) -> None:
+        await self.say_raw(json.dumps(message))
+
+    async def say_raw(self, text: str) -> None:
         for link in list(self._links):
-            await link.send(json.dumps(message))
+            await link.send(text)
 
     async def reserve(self, call: str, deadline: float = 30, **settings: Any) -> str | None:
         """Asks for a slot: the ticket, or None for `full`."""
@@ -94,8 +97,9 @@ class FakeGateway:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         self.dials += 1
+        await self._notify()
         if self.refuse_with is not None:
             return connection.respond(self.refuse_with, "no\n")
         assert request.path == WORKERS_PATH
@@ -152,12 +156,17 @@ class RunningWorker:
         )
 
     async def health(self, path: str) -> tuple[int, str]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.host.health_port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-        return int(head.split()[1]), body
+        return await health(self.host, path)
+
+
+async def health(host: WorkerHost, path: str) -> tuple[int, str]:
+    """Status and body of a GET on the health port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", host.health_port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: w\r\n\r\n".encode())
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return int(head.split()[1]), body
 
 
 def worker_config(*gateways: FakeGateway, **changes: Any) -> WorkerConfig:
@@ -179,9 +188,12 @@ def worker_config(*gateways: FakeGateway, **changes: Any) -> WorkerConfig:
 
 @contextlib.asynccontextmanager
 async def worker(
-    *gateways: FakeGateway, engine: Engine | None = None, **changes: Any
+    *gateways: FakeGateway,
+    engine: Engine | None = None,
+    linked: bool = True,
+    **changes: Any,
 ) -> AsyncIterator[RunningWorker]:
-    """A worker that is ready and linked to the gateways; without any it takes burst tickets."""
+    """A worker that is ready, and linked to the gateways; without any it takes burst tickets."""
     config = worker_config(*gateways, **changes)
     engine = engine or LoopbackEngine(slots=config.slots)
     engine.load()
@@ -193,10 +205,12 @@ async def worker(
                 {running.run, asyncio.ensure_future(running.listening.wait())},
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            for gateway in gateways:
+            for gateway in gateways if linked else ():
                 await gateway.until(lambda gateway=gateway: bool(gateway.free))  # type: ignore[misc]
         yield running
         running.stop.set()
+        for gateway in gateways:
+            gateway.cut()  # else a worker waits for the calls that they have reserved slots for
         async with asyncio.timeout(PATIENCE):
             await running.run
     finally:

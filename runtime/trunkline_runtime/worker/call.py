@@ -63,12 +63,14 @@ class Call:
 
     def __init__(
         self,
+        seat: Seat,
         connection: ServerConnection,
         session: RealtimeSession,
         limits: CallLimits,
         metrics: WorkerMetrics,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._seat = seat
         self._connection = connection
         self._session = session
         self._limits = limits
@@ -81,15 +83,15 @@ class Call:
         self._last_heard = self._loop.time()
 
     def __repr__(self) -> str:
-        return f"<Call {self._session!r} unread={self._unread} over={self._ending.done()}>"
+        return f"<Call {self._seat.call} {self._session!r} unread={self._unread} over={self._ending.done()}>"
 
-    async def run(self, engine: Engine, seat: Seat, give_back: Callable[[], None]) -> Ending:
+    async def run(self, engine: Engine, give_back: Callable[[], None]) -> Ending:
         """Serves the call to its end; `give_back` is called between conversation and link."""
-        idle_seconds = seat.settings.get("idleSeconds", IDLE_SECONDS)
+        idle_seconds = self._seat.settings.get("idleSeconds", IDLE_SECONDS)
         parts = [
             self._loop.create_task(self._guarded(part))
             for part in (
-                self._read(engine, seat),
+                self._read(engine),
                 self._write(),
                 self._watch_clock(idle_seconds),
             )
@@ -110,8 +112,8 @@ class Call:
 
     # --- from the caller -----------------------------------------------------------------------------
 
-    async def _read(self, engine: Engine, seat: Seat) -> None:
-        self._conversation = conversation = engine.open(seat.settings, self._emit)
+    async def _read(self, engine: Engine) -> None:
+        self._conversation = conversation = engine.open(self._seat.settings, self._emit)
         self._say(self._session.opening())
         while True:
             message = await self._connection.recv()
@@ -153,7 +155,7 @@ class Call:
                 self._metrics.spoken.inc(len(event.pcm))
             self._say(self._session.send(event))
             if isinstance(event, Failed):
-                log.error("engine failed", extra={"detail": event.detail})
+                log.error("engine failed", extra={"call": self._seat.call, "detail": event.detail})
                 self._end(Ending(Close.LOST, "the engine failed: call again"))
 
     def _say(self, messages: Iterable[str]) -> None:
@@ -207,7 +209,7 @@ class Call:
             code = closed.rcvd.code if closed.rcvd else None
             self._end(Ending(None, f"the caller closed ({code})" if code else "the link broke"))
         except Exception:
-            log.exception("a call failed")
+            log.exception("a call failed", extra={"call": self._seat.call})
             self._end(Ending(Close.LOST, "the worker failed: call again"))
 
     def _end(self, ending: Ending) -> None:

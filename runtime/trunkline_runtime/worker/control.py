@@ -111,6 +111,7 @@ class ControlLinks:
 
     async def bye(self) -> None:
         """Tells every gateway that the worker exits, and closes; no link is dialled again."""
+        self._tell()  # the end of the last call, so that nothing follows the goodbye
         self._leaving = True
         connections = list(self._up.values())
         broadcast(connections, json.dumps(Bye(type="bye")))
@@ -236,6 +237,8 @@ class ControlLinks:
 
     def _tell(self) -> None:
         """Sends the count of free slots to all; drops those that do not read."""
+        if self._leaving:
+            return
         for connection in self._up.values():
             if connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                 connection.transport.abort()
@@ -258,5 +261,5 @@ class ControlLinks:
 
 def backoff(failures: int, chance: float) -> float:
     """Seconds until the next dial, after `failures` in a row; `chance` from 0 to 1 spreads workers out."""
-    longest = min(MIN_BACKOFF_SECONDS * 2.0 ** min(failures, 16), MAX_BACKOFF_SECONDS)
+    longest = min(MIN_BACKOFF_SECONDS * 2.0 ** min(failures + 1, 16), MAX_BACKOFF_SECONDS)
     return MIN_BACKOFF_SECONDS + (longest - MIN_BACKOFF_SECONDS) * chance

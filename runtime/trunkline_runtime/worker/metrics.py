@@ -1,6 +1,7 @@
 """What a worker counts, for /metrics."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
@@ -29,7 +30,7 @@ class WorkerMetrics:
         ProcessCollector(registry=self.registry)
         self.calls = Counter(
             "trunkline_worker_calls",
-            "Calls that ended, by the close code that the worker gave or met.",
+            "Calls that ended, by the close code that the worker gave, or `caller`.",
             ["code"],
             registry=self.registry,
         )
@@ -54,9 +55,7 @@ class WorkerMetrics:
             "trunkline_worker_slots", "Slots by state.", ["state"], registry=self.registry
         )
         for state in State:
-            slots.labels(state.value).set_function(
-                lambda state=state: switchboard.counts()[state]  # type: ignore[misc]  # a bound loop variable
-            )
+            slots.labels(state.value).set_function(partial(_count, switchboard, state))
         draining = Gauge(
             "trunkline_worker_draining", "1 while no new call is taken.", registry=self.registry
         )
@@ -69,6 +68,10 @@ class WorkerMetrics:
     def watch_engine(self, engine: Engine) -> None:
         if isinstance(engine, Counting):
             self.registry.register(_EngineTotals(engine))
+
+
+def _count(switchboard: Switchboard, state: State) -> float:
+    return switchboard.counts()[state]
 
 
 class _EngineTotals(Collector):

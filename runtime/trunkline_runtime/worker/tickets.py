@@ -46,15 +46,15 @@ class BurstTickets:
             raise TicketRefused(f"it is good for more than {MAX_AHEAD_SECONDS} s")
         if jti in self._used:
             raise TicketRefused("it was used before")
-        return ticket
-
-    def use(self, ticket: BurstTicket, now: float) -> None:
-        """Notes that the ticket has opened its link; raises `TicketRefused` when too many are noted."""
         if len(self._used) >= MAX_USED:
             gone = now - LEEWAY_SECONDS
-            self._used = {jti: exp for jti, exp in self._used.items() if exp > gone}
+            self._used = {used: expires for used, expires in self._used.items() if expires > gone}
         if len(self._used) >= MAX_USED:
             raise TicketRefused("too many tickets were used lately")
+        return ticket
+
+    def use(self, ticket: BurstTicket) -> None:
+        """Notes that a ticket that was just checked has opened its link."""
         self._used[ticket.jti] = ticket.expires
 
     def _claims(self, token: str) -> dict[str, Any]:

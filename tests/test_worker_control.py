@@ -1,0 +1,299 @@
+"""The links between workers and gateways: who is told what, who gets a slot, and what a loss costs."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.exceptions import InvalidStatus
+from worker_rig import AGENT, PATIENCE, FakeGateway, closed, next_message, worker
+
+from trunkline_runtime import __version__
+from trunkline_runtime.worker.control import MAX_BACKOFF_SECONDS, Endpoint, backoff
+
+
+def slot_log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
+    """(step, slot, call) of each line of the slot log."""
+    return [
+        (record.message, record.__dict__["slot"], record.__dict__["call"])
+        for record in caplog.records
+        if record.name == "trunkline.slots"
+    ]
+
+
+async def test_a_worker_says_who_it_is_and_what_is_free() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, slots=3) as running:
+        assert gateway.hellos == [
+            {
+                "type": "hello",
+                "version": 1,
+                "agent": AGENT,
+                "worker": "echo-0",
+                "boot": running.host.boot,
+                "slots": 3,
+                "port": running.host.port,
+                "protocols": ["realtime"],
+                "build": __version__,
+            }
+        ]
+        assert gateway.free == {"type": "free", "n": 3, "busy": 0, "draining": False}
+        await gateway.until(lambda: len(gateway.heard("free")) >= 3)  # once a second, unasked
+
+
+async def test_the_link_comes_from_the_address_where_the_data_server_is() -> None:
+    async with FakeGateway().serving("127.0.0.1") as gateway, worker(gateway, host="127.0.0.6"):
+        assert gateway.peers == ["127.0.0.6"]
+
+
+async def test_a_slot_is_reserved_claimed_and_freed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trunkline.slots")
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        assert ticket is not None
+        assert await gateway.reserve("a") == ticket, "the same call, the same ticket"
+        assert await gateway.reserve("b") not in (None, ticket)
+        assert await gateway.reserve("c") is None, "two slots, two calls"
+        async with running.dial(ticket) as caller:
+            await next_message(caller, "session.created")
+        await gateway.until(lambda: gateway.free["busy"] == 1)
+        assert slot_log(caplog) == [
+            ("reserved", 0, "a"),
+            ("reserved", 1, "b"),
+            ("live", 0, "a"),
+            ("freed", 0, "a"),
+        ]
+        extras = next(r.__dict__ for r in caplog.records if r.name == "trunkline.slots")
+        assert extras["worker"] == "echo-0"
+        assert extras["boot"] == running.host.boot
+        assert extras["t"] == pytest.approx(extras["created"], abs=5)
+
+
+async def test_the_count_follows_the_answer() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, slots=8):
+        gateway.messages.clear()
+        for n in range(8):
+            await gateway.say(type="reserve", call=f"c{n}", agent=AGENT, settings={}, deadline=30)
+        await gateway.until(lambda: gateway.free.get("busy") == 8)
+        granted = 0
+        for message in gateway.messages:
+            granted += message["type"] == "granted"
+            if message["type"] == "free":
+                assert message["busy"] <= granted, "a count before its answer is counted twice"
+        assert granted == 8
+
+
+async def test_a_grant_lapses_is_released_and_is_lost_with_its_link(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "trunkline.slots")
+    async with (
+        FakeGateway().serving() as first,
+        FakeGateway().serving() as second,
+        worker(first, second, slots=4) as running,
+    ):
+        lapsing = await first.reserve("lapses", deadline=0.1)
+        released = await first.reserve("is released")
+        kept = await second.reserve("is of another link")
+        live = await first.reserve("is live")
+        assert lapsing
+        assert released
+        assert kept
+        assert live
+        await first.say(type="release", ticket=released)
+        await first.until(lambda: first.free["busy"] == 2)
+        async with running.dial(live) as caller:
+            await next_message(caller, "session.created")
+            await first.reserve("is lost")
+            await second.until(lambda: second.free == _free(n=1, busy=3))
+            first.cut()
+            await second.until(lambda: second.free == _free(n=2, busy=2))
+            assert slot_log(caplog)[-1] == ("lapsed", 0, "is lost")
+            # The call on the lost link goes on, and the worker comes back.
+            await caller.send('{"type": "response.create"}')
+            await next_message(caller, "response.done")
+            await first.until(lambda: len(first.hellos) == 2)
+        for ticket in (lapsing, released):
+            with pytest.raises(InvalidStatus, match="403"):
+                await running.dial(ticket)
+
+
+def _free(*, n: int, busy: int, draining: bool = False) -> dict[str, Any]:
+    return {"type": "free", "n": n, "busy": busy, "draining": draining}
+
+
+async def test_two_gateways_race_for_the_last_slot_and_one_gets_it() -> None:
+    async with (
+        FakeGateway().serving() as first,
+        FakeGateway().serving() as second,
+        worker(first, second, slots=1) as running,
+    ):
+        for number in range(20):
+            tickets = await asyncio.gather(
+                first.reserve(f"first-{number}"), second.reserve(f"second-{number}")
+            )
+            granted = [ticket for ticket in tickets if ticket is not None]
+            assert len(granted) == 1
+            async with running.dial(granted[0]) as caller:
+                await next_message(caller, "session.created")
+            await first.until(lambda: first.free["busy"] == 0)
+
+
+async def test_a_gateway_that_hangs_is_dropped_and_dialled_again() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway):
+        await gateway.reserve("a", deadline=60)
+        gateway.silent = True
+        await gateway.until(lambda: gateway.links == 0)
+        gateway.silent = False
+        await gateway.until(lambda: len(gateway.hellos) == 2 and gateway.free["busy"] == 0)
+
+
+async def test_a_gateway_that_restarts_is_found_again() -> None:
+    first, second = FakeGateway(), FakeGateway()
+    async with contextlib.AsyncExitStack() as killed:
+        await killed.enter_async_context(first.serving())
+        async with worker(first) as running:
+            await killed.aclose()
+            async with second.serving(port=first.port):
+                await second.until(lambda: second.free == _free(n=2, busy=0))
+                assert second.hellos[0]["boot"] == running.host.boot
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "worker key"), (404, "no route"), (500, "500")]
+)
+async def test_a_refusal_is_logged_once_and_dialled_again(
+    status: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeGateway().serving() as gateway:
+        gateway.refuse_with = status
+        async with worker(gateway, linked=False) as running:
+            await gateway.until(lambda: gateway.dials >= 3)
+            refusals = [r.message for r in caplog.records if "refused" in r.message]
+            assert len(refusals) == 1
+            assert words in refusals[0]
+            assert await running.health("/readyz") == (200, "ready\n"), "its engine is ready"
+            gateway.refuse_with = None
+            await gateway.until(lambda: gateway.free == _free(n=2, busy=0))
+
+
+async def test_a_name_stands_for_all_its_addresses() -> None:
+    names = {info[4][0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+    assert "127.0.0.1" in names
+    async with FakeGateway().serving() as gateway:
+        endpoint = Endpoint("localhost", gateway.port)
+        async with worker(gateway, gateways=(endpoint,)):
+            assert len(gateway.hellos) == 1
+
+
+async def test_a_name_that_resolves_to_nothing_is_logged_and_costs_no_other_link(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with FakeGateway().serving() as gateway:
+        nowhere = Endpoint("gateway.invalid", 1)
+        known = Endpoint("127.0.0.1", gateway.port)
+        async with worker(gateway, gateways=(nowhere, known)):
+            said = [r.message for r in caplog.records if "gateway.invalid" in r.message]
+            assert len(said) == 1
+            assert "cannot resolve" in said[0]
+
+
+@pytest.mark.parametrize(
+    "message", ["no json", '{"type": "reserve"}', "[]", '{"type": "release", "ticket": 1}']
+)
+async def test_a_message_that_makes_no_sense_costs_the_link_and_nothing_else(message: str) -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        assert ticket is not None
+        async with running.dial(ticket) as caller:
+            await next_message(caller, "session.created")
+            await gateway.say_raw(message)
+            await gateway.until(lambda: len(gateway.hellos) == 2)
+            await caller.send('{"type": "response.create"}')
+            await next_message(caller, "response.done")
+
+
+async def test_what_a_newer_gateway_says_is_passed_over() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway):
+        await gateway.say(type="rebalance", calls=["a"])
+        assert await gateway.reserve("a") is not None
+        assert len(gateway.hellos) == 1
+
+
+async def test_a_reserve_for_another_agent_gets_nothing() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway):
+        await gateway.say(type="reserve", call="x", agent="default/other", settings={}, deadline=5)
+        await gateway.until(lambda: gateway.heard("full") == [{"type": "full", "call": "x"}])
+        assert gateway.free["busy"] == 0
+
+
+async def test_a_gateway_drains_a_worker_and_takes_it_back() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        await gateway.reserve("a")
+        await gateway.say(type="drain")
+        await gateway.until(lambda: gateway.free == _free(n=0, busy=1, draining=True))
+        assert await gateway.reserve("b") is None
+        assert await gateway.reserve("a") is not None, "what was promised is kept"
+        assert await running.health("/readyz") == (503, "draining: 1 busy\n")
+        await gateway.say(type="undrain")
+        await gateway.until(lambda: gateway.free == _free(n=1, busy=1))
+        assert await running.health("/readyz") == (200, "ready\n")
+
+
+async def test_a_worker_drains_while_any_gateway_that_is_there_wants_it() -> None:
+    async with (
+        FakeGateway().serving() as first,
+        FakeGateway().serving() as second,
+        worker(first, second),
+    ):
+        await first.say(type="drain")
+        await second.say(type="drain")
+        await first.until(lambda: first.free["draining"])
+        await first.say(type="undrain")
+        await first.reserve("asked after the undrain")
+        assert first.free["draining"]
+        second.cut()
+        await first.until(lambda: not first.free["draining"])
+
+
+async def test_a_worker_that_stops_says_bye_when_its_last_call_is_over() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway) as running:
+        ticket = await gateway.reserve("a")
+        assert ticket is not None
+        async with running.dial(ticket) as caller:
+            await next_message(caller, "session.created")
+            running.stop.set()
+            await gateway.until(lambda: gateway.free == _free(n=0, busy=1, draining=True))
+            assert await gateway.reserve("b") is None
+            await gateway.say(type="undrain")  # has no say in this
+            await caller.send('{"type": "response.create"}')
+            await next_message(caller, "response.done")
+            assert gateway.free["draining"]
+            assert not gateway.heard("bye")
+        async with asyncio.timeout(PATIENCE):
+            await running.run
+        await gateway.until(lambda: gateway.messages[-1] == {"type": "bye"})
+
+
+async def test_a_drain_has_an_end() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, max_seconds=2) as running:
+        ticket = await gateway.reserve("a", deadline=60)
+        assert ticket is not None
+        running.stop.set()
+        await gateway.until(lambda: gateway.free.get("draining", False))
+        # Claimed late: its own two seconds end after those of the drain.
+        await asyncio.sleep(1)
+        async with running.dial(ticket) as caller:
+            assert await closed(caller) == (1012, "the worker stops: call again")
+        async with asyncio.timeout(PATIENCE):
+            await running.run
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_backoff_is_bounded_and_spread(failures: int, chance: float) -> None:
+    assert 0.1 <= backoff(failures, chance) <= MAX_BACKOFF_SECONDS
+    assert backoff(failures, 0) == 0.1 < backoff(failures, 1)
+    assert backoff(16, 1) == MAX_BACKOFF_SECONDS
