@@ -86,7 +86,6 @@ class Burst:
     ) -> None:
         self._call_seconds, self._deploy_seconds = call_seconds, deploy_seconds
         self._clients: dict[Credentials, Any] = {}
-        self._opening = asyncio.Lock()
         os.environ.setdefault("MODAL_MAX_THROTTLE_WAIT", str(THROTTLE_SECONDS))
 
     async def deploy(self, app: BurstApp, credentials: Credentials) -> Deployed:
@@ -135,10 +134,8 @@ class Burst:
                     await app.stop.aio(client=client)
 
     async def close(self) -> None:
-        clients = list(self._clients.values())
-        self._clients.clear()
-        for client in clients:
-            await client.close.aio()
+        for credentials in list(self._clients):
+            await self._forget(credentials)
 
     def _server(self, app_name: str, environment: str, client: Any) -> Any:
         return modal.Server.from_name(
@@ -146,21 +143,29 @@ class Burst:
         )
 
     async def _client(self, credentials: Credentials) -> Any:
-        """A client that has been answered with these credentials, this time."""
-        async with self._opening:
-            client = self._clients.get(credentials)
-            if client is None:
-                client = await modal.Client.from_credentials.aio(
-                    credentials.token_id, credentials.token_secret
-                )
-                self._clients[credentials] = client
+        """A client that Modal has just answered with these credentials."""
         try:
             async with asyncio.timeout(self._call_seconds):
+                client = self._clients.get(credentials)
+                if client is None:
+                    opened = await modal.Client.from_credentials.aio(
+                        credentials.token_id, credentials.token_secret
+                    )
+                    client = self._clients.setdefault(credentials, opened)
+                    if client is not opened:  # another coroutine was faster
+                        await opened.close.aio()
                 await client.hello.aio()
         except TimeoutError as error:
             message = f"Modal did not answer within {self._call_seconds:g} s"
             raise BurstError(BurstReason.MODAL_UNREACHABLE, message) from error
+        except modal.exception.AuthError:
+            await self._forget(credentials)
+            raise
         return client
+
+    async def _forget(self, credentials: Credentials) -> None:
+        if client := self._clients.pop(credentials, None):
+            await client.close.aio()
 
     @contextlib.asynccontextmanager
     async def _failing(

@@ -118,6 +118,9 @@ class Control:
             metadata=api_pb2.EnvironmentMetadata(name=name, settings=settings),
         )
 
+    def WorkspaceNameLookup(self, _: Message) -> Message:
+        return api_pb2.WorkspaceNameLookupResponse(workspace_name="local", username="local")
+
     def WebhookTokenCreate(self, _: Message) -> Message:
         token, secret = new_id("wk"), new_id("ws")
         self._state.proxy_tokens[token] = secret

@@ -356,7 +356,7 @@ class Pool:
         try:
             await clone.start()
         except BaseException:
-            await clone.kill()
+            await clone.discard()
             self._machine.addresses.give_back(clone.address)
             raise
         self._clones.append(clone)
@@ -394,7 +394,7 @@ class Pool:
             self._parking.cancel()
             await asyncio.wait([self._parking])
         for clone in self._clones:
-            await clone.kill()
+            await clone.discard()
             self._machine.addresses.give_back(clone.address)
         self._clones.clear()
 

@@ -177,6 +177,11 @@ class ContainerProcess:
         self._signal(signal.SIGKILL)
         await (self._reaper or self._clear())
 
+    async def discard(self) -> None:
+        """Kills a process that never was a container; nothing of it is kept."""
+        await self.kill()
+        self._log_file(self.name).unlink(missing_ok=True)
+
     def _signal(self, number: signal.Signals) -> None:
         """To the process and what it started: it leads a group of its own."""
         if self.pid is not None:

