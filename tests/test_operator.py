@@ -1,6 +1,7 @@
 """The operator as a process, against a real API server, with a gateway and a node that the test plays."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import socket
@@ -18,6 +19,8 @@ from websockets.asyncio.server import serve
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError, condition, is_true
+from trunkline_dev.modal.server import LocalModal
+from trunkline_dev.modal.state import Config, Kind
 from trunkline_dev.processes import Process, base_environment
 from trunkline_runtime.contract import (
     ANNOTATION_DRAINING,
@@ -349,6 +352,50 @@ async def test_missing_secrets_are_told_and_used_once_they_are_there(world: Worl
     )
     await world.agent(lambda it: "lacks token-secret" in condition(it, "BurstReady")["message"])
     assert "sk-alice" not in (world.logs / "operator.log").read_text()
+
+
+async def test_an_app_at_modal_is_deployed_warmed_up_kept_and_stopped(world: World) -> None:
+    tokens = {"token-id": "ak-good", "token-secret": "as-good-and-secret"}
+    config = Config(clones=1, api_tokens={tokens["token-id"]: tokens["token-secret"]})
+    async with LocalModal(config) as modal:
+        flags = {"MODAL_SERVER_URL": modal.server_url}
+        operator = await world.start(**flags)
+        await world.secret(
+            "modal", **tokens, **{"proxy-token-id": "wk-1", "proxy-token-secret": "ws-1"}
+        )
+        await world.apply(
+            {**SPEC, "burst": {"modal": {"credentialsSecretRef": {"name": "modal"}, "gpu": []}}}
+        )
+        await world.condition("BurstReady", "BurstReady")
+        assert [boot.kind for boot in modal.boots] == [Kind.COLD]  # the snapshot is there
+        await world.gateway.until(lambda it: len(it.routes[world.key]["rungs"]) == 2)
+        warm, burst = world.gateway.routes[world.key]["rungs"]
+        assert burst["kind"] == "burst"
+        assert (burst["name"], burst["proxyToken"]) == ("us-east", "wk-1.ws-1")
+        own = await world.api.get(f"{world.secrets}/{NAME}-trunkline")
+        assert base64.b64decode(own["data"]["ticket-key"]).decode() == burst["ticketKey"]
+        status = (await world.api.get(world.agent_path))["status"]["burst"]
+        assert status["url"] == burst["url"]
+        (app,) = modal.state.apps.values()
+        assert status["appId"] == app.app_id
+
+        operator.kill()
+        links = world.gateway.links
+        await world.start(**flags)
+        await world.gateway.until(lambda it: it.links > links and it.told[-1] != it.told[0])
+        assert world.gateway.routes[world.key]["rungs"] == [warm, burst]
+        assert app.version == 1
+
+        # Its Secret goes first, as in a namespace that is deleted.
+        await world.api.delete(f"{world.secrets}/modal")
+        await world.api.delete(world.agent_path)
+        await world.gateway.until(lambda it: it.routes[world.key]["rungs"] == [])
+        await world.api.wait_gone(world.agent_path)
+        assert not app.deployed
+    log = (world.logs / "operator.log").read_text()
+    assert not [
+        secret for secret in (tokens["token-secret"], "ws-1", burst["ticketKey"]) if secret in log
+    ]
 
 
 async def test_a_wrong_edit_is_told_and_touches_nothing(world: World) -> None:

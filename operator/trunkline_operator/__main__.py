@@ -2,21 +2,10 @@
 
 import argparse
 import asyncio
-import contextlib
 import os
-import socket
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from typing import Final
 
-import kopf
-
-from trunkline_operator import metrics
-from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
-from trunkline_operator.burst import Burst
-from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
 from trunkline_operator.config import (
     STATUS_SECONDS,
     ConfigError,
@@ -24,18 +13,8 @@ from trunkline_operator.config import (
     parse_gateways,
     parse_routes_secret,
 )
-from trunkline_operator.deployments import Deployments
-from trunkline_operator.fleet import Fleet
-from trunkline_operator.handlers import registered, watching
 from trunkline_operator.logs import configure_logging
-from trunkline_operator.manifests import Installation
-from trunkline_operator.reconcile import Reconciler, Settings
-from trunkline_operator.routes_secret import RoutesSecret
-from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, GROUP, HEALTH_PORT, PLURAL, VERSION
-
-# Gateways keep their routes for so long while a new operator looks at all agents. One that cannot be
-# looked at by then loses its route, unless the routes Secret has it.
-FIRST_LOOKS_SECONDS: Final = 15.0
+from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, HEALTH_PORT
 
 
 def main() -> None:
@@ -47,6 +26,9 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
     try:
         config = configured(arguments, env)
         configure_logging()
+        # Two seconds of imports, which a wrong flag need not wait for.
+        from trunkline_operator.assembly import operate
+
         asyncio.run(operate(config))
     except ConfigError as error:
         print(f"trunkline-operator: {error}", file=sys.stderr)  # noqa: T201  # its reader is a person
@@ -100,106 +82,6 @@ def parser() -> argparse.ArgumentParser:
         help="live numbers are written into a status at most this often",
     )
     return flags
-
-
-async def operate(config: OperatorConfig) -> None:
-    """Runs until a signal."""
-    async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(await Cluster.connect())
-        await require_agents(cluster)
-        unready = ["agents are being looked at"]
-        await stack.enter_async_context(
-            metrics.serving_health(
-                config.host, config.health_port, lambda: unready[0] if unready else None
-            )
-        )
-        agenda = await assembled(config, cluster, stack)
-        unready.clear()
-        # kopf names itself after the user, and a container's user often has no name.
-        os.environ.setdefault("POD_ID", socket.gethostname())
-        await kopf.operator(
-            registry=registered(agenda, cluster, stack.aclose),
-            settings=watching(config.namespaces),
-            namespaces=config.namespaces,
-            clusterwide=not config.namespaces,
-            standalone=True,
-        )
-
-
-async def assembled(
-    config: OperatorConfig, cluster: Cluster, stack: contextlib.AsyncExitStack
-) -> Agenda:
-    """All parts, running, with every agent looked at once and the routes on their way."""
-
-    def changed(agent: str) -> None:
-        agenda.wake(agent)
-
-    deployments = Deployments(Burst(), changed)
-    stack.push_async_callback(deployments.close)
-    epoch = int(time.time() * 1000)
-    fleet = Fleet(
-        parse_gateways(config.gateways), config.operator_token, epoch=epoch, changed=changed
-    )
-    await stack.enter_async_context(fleet)
-    settings = Settings(
-        installation=Installation(
-            worker_image=config.worker_image,
-            gateways=config.gateways,
-            build=version("trunkline"),
-        ),
-        default_namespace=config.default_namespace,
-        status_seconds=config.status_seconds,
-        resync_seconds=RESYNC_SECONDS,
-    )
-    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings).look)
-    metrics.EPOCH.set(epoch)
-    metrics.LINKS.set_function(lambda: fleet.connected)
-    metrics.AGENTS.set_function(lambda: len(agenda))
-    stack.push_async_callback(agenda.close)
-    agents = await known_agents(cluster, config.namespaces)
-    if config.routes_secret:
-        kept = RoutesSecret(cluster, *config.routes_secret, fleet)
-        for route in await kept.earlier():
-            if route["agent"] in agents:
-                fleet.set_route(route["agent"], route)
-        await stack.enter_async_context(kept)
-    for agent in agents:
-        agenda.add(agent)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_LOOKS_SECONDS):
-            await agenda.looked_at(agents)
-    fleet.open()
-    return agenda
-
-
-async def require_agents(cluster: Cluster) -> None:
-    """Raises ConfigError if this cluster cannot be reached or knows no VoiceAgents."""
-    try:
-        found = await cluster.get(f"/apis/{GROUP}/{VERSION}")
-    except ApiError as error:
-        if error.status == 0:
-            raise ConfigError(
-                f"{error.message}. Start one with `trunkline dev`, or set KUBECONFIG"
-            ) from error
-        if error.status in (401, 403):
-            raise ConfigError(
-                f"the Kubernetes API at {cluster.server} refuses the operator: {error.message}"
-            ) from error
-        if error.status != 404:
-            raise
-        found = {"resources": []}
-    if PLURAL not in {resource["name"] for resource in found["resources"]}:
-        raise ConfigError(
-            f"the cluster at {cluster.server} knows no VoiceAgents: install them with "
-            "`kubectl apply -f crds/voiceagents.yaml`"
-        )
-
-
-async def known_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[str]:
-    """namespace/name of all agents that are there now."""
-    paths = [path("VoiceAgent", namespace) for namespace in namespaces] or [AGENTS]
-    found = [item["metadata"] for where in paths for item in await cluster.list(where)]
-    return [f"{metadata['namespace']}/{metadata['name']}" for metadata in found]
 
 
 if __name__ == "__main__":

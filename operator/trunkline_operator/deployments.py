@@ -8,9 +8,9 @@ Credentials are remembered while there may be an app, because an agent's Secret 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from trunkline_operator.burst import Burst, BurstApp, BurstError, Credentials
 from trunkline_operator.metrics import DEPLOYMENTS
@@ -21,6 +21,9 @@ from trunkline_runtime.contract import GROUP
 
 # The first boot of an app loads its model: minutes, where it is not in the image.
 WARM_UP_SECONDS: Final = 900.0
+
+Outcome = Callable[[], Awaitable[BurstFacts]]
+"""Work at Modal, and what is known after it."""
 
 log = logging.getLogger("trunkline.burst")
 
@@ -77,12 +80,12 @@ class Deployments:
     def deploy(self, agent: str, app: BurstApp, build: str) -> None:
         """Deploys and warms up, beside everything else; `build` is the hash of what is deployed."""
         if self.account(agent) is not None:
-            self._start(agent, "deploy", build, self._deployed(agent, app, build))
+            self._start(agent, "deploy", build, lambda: self._deployed(agent, app, build))
 
     def stop(self, agent: str, name: str) -> None:
         """Stops the app of that name, beside everything else."""
         if self.account(agent) is not None:
-            self._start(agent, "stop", "", self._stopped(agent, name))
+            self._start(agent, "stop", "", lambda: self._stopped(agent, name))
 
     async def _deployed(self, agent: str, app: BurstApp, build: str) -> BurstFacts:
         account = self._apps[agent].account
@@ -112,23 +115,17 @@ class Deployments:
         await self._burst.stop(name, account.environment, account.credentials)
         return BurstFacts(stopped=True)
 
-    def _start(
-        self, agent: str, work: str, build: str, outcome: Coroutine[Any, Any, BurstFacts]
-    ) -> None:
+    def _start(self, agent: str, work: str, build: str, outcome: Outcome) -> None:
         app = self._apps[agent]
-        if app.task is not None:  # never two at once; the next look asks again
-            outcome.close()
-            return
-        app.facts = replace(app.facts, working=True)
-        app.task = asyncio.create_task(self._run(agent, work, build, outcome))
+        if app.task is None:  # never two at once; the next look asks again
+            app.facts = replace(app.facts, working=True)
+            app.task = asyncio.create_task(self._run(agent, work, build, outcome))
 
-    async def _run(
-        self, agent: str, work: str, build: str, outcome: Coroutine[Any, Any, BurstFacts]
-    ) -> None:
+    async def _run(self, agent: str, work: str, build: str, outcome: Outcome) -> None:
         log.info("%s: %s begins", agent, work, extra={"agent": agent})
         app = self._apps[agent]
         try:
-            app.facts = await outcome
+            app.facts = await outcome()
         except BurstError as error:
             app.facts = failed(app.facts, build, f"{error.reason}: {error.message}")
             log.warning("%s: %s failed: %s", agent, work, app.facts.message, extra={"agent": agent})

@@ -1,0 +1,129 @@
+"""All parts of the operator, put together and run until a signal."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Final
+
+import kopf
+
+from trunkline_operator import metrics
+from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
+from trunkline_operator.burst import Burst
+from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
+from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
+from trunkline_operator.deployments import Deployments
+from trunkline_operator.fleet import Fleet
+from trunkline_operator.handlers import registered, watching
+from trunkline_operator.manifests import Installation
+from trunkline_operator.reconcile import Reconciler, Settings
+from trunkline_operator.routes_secret import RoutesSecret
+from trunkline_runtime.contract import GROUP, PLURAL, VERSION
+
+# Gateways keep their routes for so long while a new operator looks at all agents. One that cannot be
+# looked at by then loses its route, unless the routes Secret has it.
+FIRST_LOOKS_SECONDS: Final = 15.0
+
+
+async def operate(config: OperatorConfig) -> None:
+    """Runs until a signal."""
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(await Cluster.connect())
+        await require_agents(cluster)
+        unready = ["agents are being looked at"]
+        await stack.enter_async_context(
+            metrics.serving_health(
+                config.host, config.health_port, lambda: unready[0] if unready else None
+            )
+        )
+        agenda = await assembled(config, cluster, stack)
+        unready.clear()
+        # kopf names itself after the user, and a container's user often has no name.
+        os.environ.setdefault("POD_ID", socket.gethostname())
+        await kopf.operator(
+            registry=registered(agenda, cluster, stack.aclose),
+            settings=watching(config.namespaces),
+            namespaces=config.namespaces,
+            clusterwide=not config.namespaces,
+            standalone=True,
+        )
+
+
+async def assembled(
+    config: OperatorConfig, cluster: Cluster, stack: contextlib.AsyncExitStack
+) -> Agenda:
+    """All parts, running, with every agent looked at once and the routes on their way."""
+
+    def changed(agent: str) -> None:
+        agenda.wake(agent)
+
+    deployments = Deployments(Burst(), changed)
+    stack.push_async_callback(deployments.close)
+    epoch = int(time.time() * 1000)
+    fleet = Fleet(
+        parse_gateways(config.gateways), config.operator_token, epoch=epoch, changed=changed
+    )
+    await stack.enter_async_context(fleet)
+    settings = Settings(
+        installation=Installation(
+            worker_image=config.worker_image,
+            gateways=config.gateways,
+            build=version("trunkline"),
+        ),
+        default_namespace=config.default_namespace,
+        status_seconds=config.status_seconds,
+        resync_seconds=RESYNC_SECONDS,
+    )
+    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings).look)
+    metrics.EPOCH.set(epoch)
+    metrics.LINKS.set_function(lambda: fleet.connected)
+    metrics.AGENTS.set_function(lambda: len(agenda))
+    stack.push_async_callback(agenda.close)
+    agents = await known_agents(cluster, config.namespaces)
+    if config.routes_secret:
+        kept = RoutesSecret(cluster, *config.routes_secret, fleet)
+        for route in await kept.earlier():
+            if route["agent"] in agents:
+                fleet.set_route(route["agent"], route)
+        await stack.enter_async_context(kept)
+    for agent in agents:
+        agenda.add(agent)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOKS_SECONDS):
+            await agenda.looked_at(agents)
+    fleet.open()
+    return agenda
+
+
+async def require_agents(cluster: Cluster) -> None:
+    """Raises ConfigError if this cluster cannot be reached or knows no VoiceAgents."""
+    try:
+        found = await cluster.get(f"/apis/{GROUP}/{VERSION}")
+    except ApiError as error:
+        if error.status == 0:
+            raise ConfigError(
+                f"{error.message}. Start one with `trunkline dev`, or set KUBECONFIG"
+            ) from error
+        if error.status in (401, 403):
+            raise ConfigError(
+                f"the Kubernetes API at {cluster.server} refuses the operator: {error.message}"
+            ) from error
+        if error.status != 404:
+            raise
+        found = {"resources": []}
+    if PLURAL not in {resource["name"] for resource in found["resources"]}:
+        raise ConfigError(
+            f"the cluster at {cluster.server} knows no VoiceAgents: install them with "
+            "`kubectl apply -f crds/voiceagents.yaml`"
+        )
+
+
+async def known_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[str]:
+    """namespace/name of all agents that are there now."""
+    paths = [path("VoiceAgent", namespace) for namespace in namespaces] or [AGENTS]
+    found = [item["metadata"] for where in paths for item in await cluster.list(where)]
+    return [f"{metadata['namespace']}/{metadata['name']}" for metadata in found]
