@@ -48,7 +48,7 @@ async def agents(api: Api, namespace: str) -> str:
         CRDS,
         lambda crds: any(
             condition["type"] == "Established" and condition["status"] == "True"
-            for condition in crds[0].get("status", {}).get("conditions", ())
+            for condition in crds[0].get("status", {}).get("conditions") or ()
         ),
         fieldSelector=f"metadata.name={CRD['metadata']['name']}",
     )

@@ -46,8 +46,11 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
         "policy.dataClass phi keeps calls in the cluster, so burst.modal is not used": (
             agent.burst is not None and agent.data_class is DataClass.PHI
         ),
-        "warm.minPods is 0 and there is no burst, so the first call is refused while a pod starts": (
-            warm and agent.warm.min_pods == 0 and burst is None
+        "warm.bufferSlots keeps a pod although warm.minPods is 0: set it to 0 to let all pods go": (
+            warm and agent.warm.min_pods == 0 and agent.warm.buffer_slots > 0
+        ),
+        "without pods and without burst the first call is refused while a pod starts": (
+            warm and agent.warm.min_pods == 0 == agent.warm.buffer_slots and burst is None
         ),
         f"warm.bufferSlots {agent.warm.buffer_slots} is more than all {room} warm slots, so there are "
         "always warm.maxPods pods": warm and agent.warm.buffer_slots > room,

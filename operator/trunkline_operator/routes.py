@@ -84,7 +84,7 @@ def _rungs(agent: VoiceAgent, keys: Keys, burst_url: str) -> list[Rung]:
         rungs.append(
             BurstRung(
                 kind="burst",
-                name=allowed.burst.region,
+                name=allowed.burst.region.value,
                 url=burst_url,
                 proxyToken=keys.proxy_token,
                 ticketKey=keys.ticket,

@@ -106,9 +106,8 @@ def _peaks(warm: Warm, demand: Demand, wish: int, now: float, memory: Memory) ->
 
     A new operator knows of no wish, so it takes the pods that it finds for the last one.
     """
-    last = demand.active if memory.wish is None else memory.wish
-    horizon = now - warm.scale_down_delay_seconds
+    last = clamped(warm, demand.active) if memory.wish is None else memory.wish
     peaks = [peak for peak in memory.peaks if peak.pods > max(last, wish)]
     if last > wish:
         peaks.append(Peak(last, now))
-    return tuple(peak for peak in peaks if peak.until > horizon)
+    return tuple(peak for peak in peaks if peak.until + warm.scale_down_delay_seconds > now)

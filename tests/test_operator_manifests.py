@@ -1,0 +1,198 @@
+"""Bodies of what an agent owns: as a real API server takes them, and what replaces them."""
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from worlds import BURST, INSTALLATION, an_agent
+
+from trunkline_dev.kube import Api
+from trunkline_operator.manifests import (
+    burst_app,
+    burst_hash,
+    secret,
+    secret_strings,
+    template_hash,
+    worker_pod,
+)
+from trunkline_operator.spec import VoiceAgent
+from trunkline_operator.world import Phase, PodFacts
+from trunkline_runtime import contract
+
+
+def container(agent: VoiceAgent) -> dict[str, Any]:
+    (only,) = worker_pod(agent, 0, INSTALLATION)["spec"]["containers"]
+    found: dict[str, Any] = only
+    return found
+
+
+async def test_a_real_api_server_takes_pod_and_secret_as_they_are(api: Api, namespace: str) -> None:
+    agent = replace(an_agent(warm__resources__requests={"cpu": "250m"}), namespace=namespace)
+    made = worker_pod(agent, 0, INSTALLATION)
+    stored = await api.request(
+        "POST", f"/api/v1/namespaces/{namespace}/pods", made, dryRun="All", fieldValidation="Strict"
+    )
+    assert stored["spec"]["containers"][0]["resources"]["requests"] == {
+        "cpu": "250m",
+        "nvidia.com/gpu": "1",
+    }
+    facts = PodFacts.of(stored)
+    assert (facts.name, facts.ordinal, facts.owner) == ("desk-0", 0, agent.uid)
+    assert (facts.phase, facts.active, facts.started) == (Phase.PENDING, True, False)
+    assert facts.template == template_hash(agent, INSTALLATION)
+    await api.request(
+        "POST",
+        f"/api/v1/namespaces/{namespace}/secrets",
+        secret(agent, "wk", "tk"),
+        dryRun="All",
+        fieldValidation="Strict",
+    )
+
+
+def test_a_worker_learns_everything_from_its_environment() -> None:
+    agent = an_agent(warm__slotsPerPod=8, session__maxSeconds=600)
+    env = {entry["name"]: entry for entry in container(agent)["env"]}
+    plain = {name: entry["value"] for name, entry in env.items() if "value" in entry}
+    assert plain == {
+        contract.ENV_AGENT: "ns/desk",
+        contract.ENV_ENGINE: "loopback",
+        contract.ENV_SLOTS: "8",
+        contract.ENV_PORT: "8000",
+        contract.ENV_HEALTH_PORT: "9090",
+        contract.ENV_GATEWAYS: "gateway:8081",
+        contract.ENV_MAX_SECONDS: "600",
+    }
+    fields = {name: env[name]["valueFrom"] for name in env.keys() - plain.keys()}
+    assert fields == {
+        contract.ENV_WORKER: {"fieldRef": {"fieldPath": "metadata.name"}},
+        contract.ENV_HOST: {"fieldRef": {"fieldPath": "status.podIP"}},
+        contract.ENV_WORKER_KEY: {"secretKeyRef": {"name": "desk-trunkline", "key": "worker-key"}},
+    }
+
+
+def test_a_pod_belongs_to_its_agent_and_outlives_its_last_call() -> None:
+    pod = worker_pod(an_agent(session__maxSeconds=600), 3, INSTALLATION)
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("VoiceAgent", "desk", "uid-0001-0002")
+    assert owner["controller"] is True
+    assert pod["metadata"]["name"] == "desk-3"
+    assert pod["metadata"]["labels"][contract.LABEL_AGENT] == "desk"
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 660
+
+
+def test_a_pod_may_do_no_more_than_it_must() -> None:
+    pod = worker_pod(an_agent(), 0, INSTALLATION)["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(an_agent())["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_a_gpu_is_a_limit_and_none_is_nothing() -> None:
+    assert container(an_agent(warm__gpu={"count": 2}))["resources"] == {
+        "limits": {"nvidia.com/gpu": "2"}
+    }
+    assert container(an_agent(warm__gpu={"count": 0}))["resources"] == {}
+    own = {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}}
+    assert container(an_agent(warm={"gpu": {"count": 1}, "resources": own}))["resources"] == {
+        "requests": {"cpu": "1"},
+        "limits": {"memory": "1Gi", "nvidia.com/gpu": "1"},
+    }
+
+
+def test_an_agent_without_an_image_gets_the_operators() -> None:
+    assert container(an_agent())["image"] == "worker:1"
+    assert container(an_agent(warm__image="mine:2"))["image"] == "mine:2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "replaced"),
+    [
+        ({"warm__image": "mine:2"}, True),
+        ({"engine__type": "speech"}, True),
+        ({"warm__slotsPerPod": 5}, True),
+        ({"warm__gpu": {"count": 0}}, True),
+        ({"warm__gpu": {"resource": "amd.com/gpu"}}, True),
+        ({"warm__resources__requests": {"cpu": 1}}, True),
+        ({"warm__image": "worker:1"}, False),
+        ({"engine__greeting": "Hello."}, False),
+        ({"engine__replies": [{"match": "a", "say": "b"}], "engine__fallback": "What?"}, False),
+        ({"warm": {"minPods": 2, "maxPods": 9, "bufferSlots": 3}}, False),
+        ({"session": {"maxSeconds": 60, "idleSeconds": 60, "answerSeconds": 9}}, False),
+        ({"access": {"public": True, "origins": ["https://a.example"]}}, False),
+        (BURST, False),
+        ({"slo__admissionMs": 5, "policy__dataClass": "phi"}, False),
+    ],
+)
+def test_only_what_a_running_worker_cannot_change_replaces_pods(
+    changes: dict[str, Any], replaced: bool
+) -> None:
+    before = template_hash(an_agent(), INSTALLATION)
+    assert (template_hash(an_agent(**changes), INSTALLATION) != before) is replaced
+
+
+def test_a_new_worker_image_of_the_operator_replaces_pods() -> None:
+    newer = replace(INSTALLATION, worker_image="worker:2")
+    assert template_hash(an_agent(), newer) != template_hash(an_agent(), INSTALLATION)
+    moved = replace(INSTALLATION, gateways="elsewhere:8081", build="2")
+    assert template_hash(an_agent(), moved) == template_hash(an_agent(), INSTALLATION)
+
+
+@pytest.mark.parametrize(
+    ("changes", "redeployed"),
+    [
+        ({"burst__modal__gpu": ["A10"]}, True),
+        ({"burst__modal__maxContainers": 11}, True),
+        ({"burst__modal__snapshot": "none"}, True),
+        ({"burst__modal__environment": "test"}, True),
+        ({"session__maxSeconds": 600}, True),
+        ({"engine__type": "speech"}, True),
+        ({"burst__modal__startDeadlineSeconds": 5}, False),
+        ({"burst__modal__credentialsSecretRef__name": "other"}, False),
+        ({"engine__greeting": "Hello."}, False),
+        ({"warm__slotsPerPod": 5}, False),
+    ],
+)
+def test_only_what_the_app_is_made_of_redeploys_it(
+    changes: dict[str, Any], redeployed: bool
+) -> None:
+    before = burst_hash(an_agent(**BURST), INSTALLATION)
+    assert (burst_hash(an_agent(**BURST | changes), INSTALLATION) != before) is redeployed
+
+
+def test_a_new_build_redeploys_and_no_burst_has_no_hash() -> None:
+    agent = an_agent(**BURST)
+    newer = replace(INSTALLATION, build="2")
+    assert burst_hash(agent, newer) != burst_hash(agent, INSTALLATION)
+    assert burst_hash(an_agent(), INSTALLATION) == ""
+
+
+def test_app_names_fit_and_differ() -> None:
+    assert burst_app(an_agent()) == "trunkline-ns-desk-uid-0001"
+    long = replace(an_agent(), namespace="n" * 63, name="a" * 50)
+    assert len(burst_app(long)) == 63
+    assert burst_app(long) != burst_app(replace(long, uid="another-cluster"))
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
+    one = an_agent(warm__resources__requests={"cpu": 1, "memory": "1Gi"})
+    two = an_agent(warm__resources__requests={"memory": "1Gi", "cpu": 1})
+    assert template_hash(one, INSTALLATION) == template_hash(two, INSTALLATION)
+
+
+def test_a_secret_comes_back_as_it_was_made() -> None:
+    assert secret_strings(secret(an_agent(), "wk", "tk")) == {
+        "worker-key": "wk",
+        "ticket-key": "tk",
+    }
+
+
+def test_a_secret_is_read_as_people_write_it() -> None:
+    data = {"echo": b"key\n", "two": b"a\nb\n\n", "binary": b"\xff\xfe", "empty": b""}
+    encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
+    assert secret_strings({"data": encoded}) == {"echo": "key", "two": "a\nb\n", "empty": ""}
+    assert secret_strings({}) == {}

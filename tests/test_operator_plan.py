@@ -1,0 +1,718 @@
+"""The steps: each rule by an example, and all of them by a random world that must come to rest."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
+
+from trunkline_operator.manifests import burst_app, burst_hash
+from trunkline_operator.plan import (
+    AddFinalizer,
+    CreatePod,
+    DeletePod,
+    DeployBurst,
+    Drain,
+    EnsureSecret,
+    Plan,
+    RemoveFinalizer,
+    Requeue,
+    Step,
+    StopBurst,
+    Undrain,
+    planned,
+    rfc3339,
+)
+from trunkline_operator.scaling import Memory
+from trunkline_operator.spec import VoiceAgent, epoch
+from trunkline_operator.world import (
+    BurstFacts,
+    Phase,
+    PodFacts,
+    Traffic,
+    WorkerFacts,
+    World,
+)
+from trunkline_runtime.contract import FINALIZER
+
+SETTLED = Memory(wish=0, refused=0)
+"""Of an operator that wished for nothing before: what falls, falls at once."""
+AT_ONCE: dict[str, Any] = {"warm__scaleDown__delaySeconds": 0}
+DELETED: dict[str, Any] = {"metadata": {"deletionTimestamp": rfc3339(NOW)}}
+DEADLINE = 1800 + 60
+
+
+def plan(agent: VoiceAgent, world: World, now: float = NOW, memory: Memory = SETTLED) -> Plan:
+    return planned(agent, world, now, memory, INSTALLATION)
+
+
+def steps(agent: VoiceAgent, world: World, now: float = NOW) -> tuple[Step, ...]:
+    return plan(agent, world, now).steps
+
+
+def created(taken: tuple[Step, ...]) -> list[str]:
+    return [step.name for step in taken if isinstance(step, CreatePod)]
+
+
+def draining(agent: VoiceAgent, ordinal: int, **changes: Any) -> PodFacts:
+    """A draining pod; its worker said so, and is not ready any more."""
+    return a_pod(agent, ordinal, **{"draining_since": NOW - 10, "ready": False} | changes)
+
+
+def of(step: type, pod: PodFacts) -> Any:
+    """A step about a pod."""
+    return step(pod.name, pod.uid, rfc3339(NOW)) if step is Drain else step(pod.name, pod.uid)
+
+
+# --- from nothing ----------------------------------------------------------------------------------------
+
+
+def test_a_new_agent_gets_finalizer_then_secret_then_pods() -> None:
+    agent = an_agent(warm__minPods=2, metadata={"finalizers": []})
+    first, second, *pods = steps(agent, a_world(secret_exists=False))
+    assert (first, second) == (AddFinalizer(), EnsureSecret("desk-trunkline"))
+    assert created(tuple(pods)) == ["desk-0", "desk-1"]
+
+
+def test_at_rest_there_are_no_steps() -> None:
+    agent = an_agent(warm__minPods=2)
+    assert steps(agent, a_world([a_pod(agent, 0), a_pod(agent, 1)])) == ()
+
+
+def test_the_lowest_names_that_nobody_has_are_used() -> None:
+    agent = an_agent(warm__minPods=3)
+    pods = [
+        a_pod(agent, 1),
+        a_pod(agent, 2, terminating=True),
+        a_pod(agent, 0, owner="an agent that had this name before"),
+    ]
+    assert created(steps(agent, a_world(pods))) == ["desk-3", "desk-4"]
+
+
+def test_pods_of_somebody_else_are_left_alone() -> None:
+    agent = an_agent(warm={"minPods": 0, "bufferSlots": 0})
+    pods = [a_pod(agent, 0, owner="x"), a_pod(agent, 1, owner="x", phase=Phase.FAILED)]
+    assert steps(agent, a_world(pods)) == ()
+
+
+def test_ended_pods_are_replaced() -> None:
+    agent = an_agent()
+    for phase in (Phase.FAILED, Phase.SUCCEEDED):
+        pod = a_pod(agent, 0, phase=phase, ready=False, started=False)
+        taken = steps(agent, a_world([pod]))
+        assert taken[0] == of(DeletePod, pod)
+        assert created(taken) == ["desk-1"]
+
+
+def test_pending_pods_count_as_intent() -> None:
+    agent = an_agent(warm__minPods=2)
+    pods = [pending(agent, 0, unschedulable="0/1 nodes"), pending(agent, 1)]
+    assert steps(agent, a_world(pods)) == ()
+
+
+def test_draining_pods_hold_hardware_up_to_max_pods() -> None:
+    agent = an_agent(warm={"minPods": 4, "maxPods": 4})
+    pods = [a_pod(agent, 0), draining(agent, 1, template="old"), draining(agent, 2, template="old")]
+    taken = steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 1, "desk-2": 1}))
+    assert created(taken) == ["desk-3"]
+
+
+# --- scaling down ----------------------------------------------------------------------------------------
+
+
+def test_not_ready_then_fewest_calls_then_highest_ordinal() -> None:
+    agent = an_agent(**AT_ONCE)
+    pods = [a_pod(agent, n) for n in range(3)] + [a_pod(agent, 3, ready=False)]
+    order: list[list[str]] = []
+    for busy in ({0: 1, 1: 0, 2: 0}, {0: 1, 1: 0}, {0: 1, 1: 2}):
+        here = [pod for pod in pods if pod.ordinal in busy or (pod.ordinal == 3 and not order)]
+        taken = steps(agent, a_world(here, {f"desk-{n}": calls for n, calls in busy.items()}))
+        order.append([step.name for step in taken if isinstance(step, Drain)])
+    assert order == [["desk-3", "desk-2", "desk-1"], ["desk-1"], ["desk-0"]]
+
+
+def test_a_pod_that_never_ran_goes_without_a_drain() -> None:
+    agent = an_agent(**AT_ONCE)
+    pod = pending(agent, 1)
+    assert steps(agent, a_world([a_pod(agent, 0), pod])) == (of(DeletePod, pod),)
+
+
+def test_a_pending_pod_whose_worker_is_heard_of_is_drained() -> None:
+    agent = an_agent(**AT_ONCE)
+    pod = pending(agent, 1)
+    taken = steps(agent, a_world([a_pod(agent, 0), pod], {"desk-0": 0, "desk-1": 1}))
+    assert taken == (of(Drain, pod),)
+
+
+def test_a_draining_pod_goes_only_after_its_worker_said_so() -> None:
+    agent = an_agent()
+    base, pod = a_pod(agent, 0), draining(agent, 1)
+    for busy, said, expected in ((1, True, ()), (0, False, ()), (0, True, (of(DeletePod, pod),))):
+        workers = {
+            "desk-0": WorkerFacts(slots=4, busy=0, draining=False),
+            "desk-1": WorkerFacts(slots=4, busy=busy, draining=said),
+        }
+        assert steps(agent, a_world([base, pod], workers=workers)) == expected
+
+
+def test_an_unknown_worker_is_busy_until_no_call_can_be_left() -> None:
+    agent = an_agent()
+    pod = draining(agent, 1, draining_since=NOW)
+    world = a_world([a_pod(agent, 0), pod], {"desk-0": 0})
+    assert steps(agent, world, NOW + 10) == (Requeue(DEADLINE - 10),)
+    assert steps(agent, world, NOW + DEADLINE) == (of(DeletePod, pod),)
+
+
+def test_a_busy_worker_is_waited_for_however_long() -> None:
+    agent = an_agent()
+    world = a_world(
+        [a_pod(agent, 0), draining(agent, 1, draining_since=0.0)], {"desk-0": 0, "desk-1": 1}
+    )
+    assert steps(agent, world) == ()
+
+
+def test_a_draining_pod_whose_worker_died_goes() -> None:
+    agent = an_agent()
+    pod = draining(agent, 1, started=False)
+    assert steps(agent, a_world([a_pod(agent, 0), pod], {"desk-0": 0})) == (of(DeletePod, pod),)
+
+
+def test_a_delay_is_waited_for() -> None:
+    agent = an_agent(warm__scaleDown__delaySeconds=30)
+    world = a_world([a_pod(agent, 0), a_pod(agent, 1)])
+    first = plan(agent, world, memory=Memory())
+    assert first.steps == (Requeue(30),)
+    later = plan(agent, world, NOW + 30, first.memory)
+    assert later.steps == (Drain("desk-1", "pod-1", rfc3339(NOW + 30)),)
+
+
+def test_load_that_returns_takes_a_drain_back_before_a_pod_is_made() -> None:
+    agent = an_agent()
+    idle, busy = draining(agent, 1), draining(agent, 2)
+    pods = [a_pod(agent, 0), idle, busy]
+    world = a_world(pods, {"desk-0": 4, "desk-1": 0, "desk-2": 2})  # 6 calls and 1 spare: 2 pods
+    assert steps(agent, world) == (of(Undrain, busy), of(DeletePod, idle))
+    full = a_world(pods, {"desk-0": 4, "desk-1": 4, "desk-2": 4})  # 12 and 1: 4 pods
+    taken = steps(agent, full)
+    assert taken[:2] == (of(Undrain, idle), of(Undrain, busy))
+    assert created(taken) == ["desk-3"]
+
+
+def test_the_route_lists_what_drains_once_the_steps_are_taken() -> None:
+    agent = an_agent(**AT_ONCE)
+    pods = [a_pod(agent, 0), a_pod(agent, 1), draining(agent, 2), a_pod(agent, 3, terminating=True)]
+    world = a_world(pods, {"desk-0": 0, "desk-1": 0, "desk-2": 1, "desk-3": 1})
+    assert plan(agent, world).draining == ("desk-1", "desk-2", "desk-3")
+    busy = a_world(pods, {"desk-0": 4, "desk-1": 4, "desk-2": 1, "desk-3": 0})
+    assert plan(agent, busy).draining == ("desk-3",)
+
+
+# --- rollout ---------------------------------------------------------------------------------------------
+
+
+def old(agent: VoiceAgent, ordinal: int, **changes: Any) -> PodFacts:
+    return a_pod(agent, ordinal, template="old", **changes)
+
+
+def test_a_rollout_with_room_makes_a_new_pod_first() -> None:
+    agent = an_agent()
+    pod = old(agent, 0)
+    assert created(steps(agent, a_world([pod]))) == ["desk-1"]
+    assert steps(agent, a_world([pod, pending(agent, 1)])) == ()
+    ready = a_world([pod, a_pod(agent, 1)], {"desk-0": 0, "desk-1": 0})
+    assert steps(agent, ready) == (of(Drain, pod),)
+    busier = a_world([pod, a_pod(agent, 1)], {"desk-0": 3, "desk-1": 0})
+    assert steps(agent, busier) == (of(Drain, pod),)
+
+
+def test_a_rollout_without_room_drains_an_empty_pod() -> None:
+    agent = an_agent(warm={"minPods": 2, "maxPods": 2})
+    pods = [old(agent, 0), old(agent, 1)]
+    assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 1})) == (of(Drain, pods[0]),)
+    blocked = plan(agent, a_world(pods, {"desk-0": 1, "desk-1": 1}))
+    assert (blocked.steps, blocked.outdated, blocked.blocked) == ((), 2, True)
+    assert steps(agent, a_world(pods, {"desk-0": 1})) == ()  # unknown is busy
+
+
+def test_a_rollout_without_room_drains_a_busy_pod_where_burst_takes_calls() -> None:
+    agent = an_agent(**BURST, warm={"minPods": 2, "maxPods": 2})
+    pods = [old(agent, 0), old(agent, 1)]
+    busy = {"desk-0": 2, "desk-1": 1}
+    deployed = replace(DEPLOYED, hash=burst_hash(agent, INSTALLATION))
+    assert steps(agent, a_world(pods, busy, burst=deployed)) == (of(Drain, pods[1]),)
+    away = replace(deployed, url="")
+    assert steps(agent, a_world(pods, busy, burst=away)) == ()
+    one_by_one = [pods[0], replace(pods[1], draining_since=NOW)]
+    assert steps(agent, a_world(one_by_one, busy, burst=deployed)) == ()
+
+
+def test_a_rollout_frees_a_gpu_for_the_new_pod() -> None:
+    agent = an_agent()
+    pods = [
+        old(agent, 0),
+        pending(agent, 1, unschedulable="0/1 nodes: Insufficient nvidia.com/gpu"),
+    ]
+    assert steps(agent, a_world(pods, {"desk-0": 0})) == (of(Drain, pods[0]),)
+    blocked = plan(agent, a_world(pods, {"desk-0": 1}))
+    assert (blocked.steps, blocked.blocked) == ((), True)
+
+
+def test_old_pods_that_do_not_run_are_replaced_at_once() -> None:
+    agent = an_agent(warm__minPods=2)
+    stuck = pending(agent, 0, template="old", trouble="ImagePullBackOff")
+    crashing = old(agent, 1, ready=False, started=False, trouble="CrashLoopBackOff")
+    taken = steps(agent, a_world([stuck, crashing]))
+    assert taken[:2] == (of(DeletePod, stuck), of(Drain, crashing))
+    assert created(taken) == ["desk-2", "desk-3"]
+
+
+def test_a_drain_of_an_old_template_is_not_taken_back() -> None:
+    agent = an_agent()
+    pod = draining(agent, 0, template="old")
+    assert created(steps(agent, a_world([pod], {"desk-0": 1}))) == ["desk-1"]
+
+
+def test_what_travels_with_a_call_restarts_nothing() -> None:
+    pods = [a_pod(an_agent(), 0)]
+    edited = an_agent(
+        engine={"type": "loopback", "greeting": "Good day."},
+        session={"idleSeconds": 20, "answerSeconds": 9},
+        access={"apiKeysSecretRef": {"name": "callers"}},
+    )
+    assert steps(edited, a_world(pods)) == ()
+
+
+# --- burst -----------------------------------------------------------------------------------------------
+
+
+def burst_steps(facts: BurstFacts, now: float = NOW, **changes: Any) -> tuple[Step, ...]:
+    agent = an_agent(**BURST | changes)
+    return steps(agent, a_world([a_pod(agent, 0)], burst=facts), now)
+
+
+def test_burst_is_deployed_when_its_hash_differs() -> None:
+    agent = an_agent(**BURST)
+    goal = burst_hash(agent, INSTALLATION)
+    deploy = DeployBurst(burst_app(agent), goal)
+    assert burst_steps(BurstFacts()) == (deploy,)
+    assert burst_steps(DEPLOYED) == (deploy,)
+    assert burst_steps(replace(DEPLOYED, hash=goal)) == ()
+    assert burst_steps(BurstFacts(working=True)) == ()
+
+
+def test_a_failed_deployment_is_tried_again_later_each_time() -> None:
+    goal = burst_hash(an_agent(**BURST), INSTALLATION)
+    waits = []
+    for failures in (1, 2, 3, 7, 500):
+        facts = BurstFacts(failures=failures, failed_at=NOW, failed_hash=goal)
+        (step,) = burst_steps(facts)
+        assert isinstance(step, Requeue)
+        waits.append(step.after)
+        assert isinstance(burst_steps(facts, NOW + step.after)[0], DeployBurst)
+    assert waits == [5, 10, 20, 300, 300]
+
+
+def test_a_changed_deployment_is_tried_at_once() -> None:
+    facts = BurstFacts(failures=7, failed_at=NOW, failed_hash="what was wrong before")
+    assert isinstance(burst_steps(facts)[0], DeployBurst)
+
+
+def test_missing_credentials_are_looked_for() -> None:
+    assert burst_steps(BurstFacts(credentials="no Secret modal")) == (Requeue(30),)
+
+
+def test_burst_that_must_not_be_is_stopped_once_it_is_silent() -> None:
+    agent = an_agent()
+    pods = [a_pod(agent, 0)]
+    assert steps(agent, a_world(pods, burst=DEPLOYED)) == (StopBurst("app"),)
+    heard = Traffic(known=True, acknowledged=True)
+    for change in ({"burst": 1}, {"acknowledged": False}, {"known": False}):
+        loud = replace(a_world(pods, burst=DEPLOYED), traffic=replace(heard, **change))
+        assert steps(agent, loud) == (Requeue(2),)
+    phi = an_agent(**BURST, policy__dataClass="phi")
+    assert steps(phi, a_world(pods, burst=DEPLOYED)) == (StopBurst("app"),)
+
+
+# --- deletion --------------------------------------------------------------------------------------------
+
+
+def test_a_deletion_drains_then_removes_then_lets_go() -> None:
+    agent = an_agent(**DELETED)
+    pods = [a_pod(agent, 0), pending(agent, 1), draining(agent, 2)]
+    taken = steps(agent, a_world(pods, {"desk-0": 1, "desk-2": 0}))
+    assert taken == (
+        of(Drain, pods[0]),
+        of(DeletePod, pods[1]),
+        of(DeletePod, pods[2]),
+        Requeue(DEADLINE),
+    )
+    going = a_world([replace(pods[0], terminating=True)], {"desk-0": 0})
+    assert steps(agent, going) == (Requeue(DEADLINE),)
+    assert steps(agent, a_world()) == (RemoveFinalizer(),)
+
+
+def test_a_deletion_ends_by_its_deadline() -> None:
+    agent = an_agent(**DELETED)
+    pods = [a_pod(agent, 0), draining(agent, 1)]
+    world = a_world(pods, {"desk-0": 1, "desk-1": 1})
+    late = NOW + DEADLINE
+    assert steps(agent, world, late) == (of(DeletePod, pods[0]), of(DeletePod, pods[1]))
+    lost_node = a_world([replace(pod, terminating=True) for pod in pods])
+    assert steps(agent, lost_node, late) == (RemoveFinalizer(),)
+
+
+def test_a_deletion_stops_the_app_once_it_is_silent() -> None:
+    agent = an_agent(**DELETED, **BURST)
+    calls = replace(
+        a_world(burst=DEPLOYED), traffic=Traffic(known=True, acknowledged=True, burst=1)
+    )
+    assert steps(agent, calls) == (Requeue(2),)
+    assert steps(agent, a_world(burst=DEPLOYED)) == (StopBurst("app"), Requeue(DEADLINE))
+    assert steps(agent, a_world(burst=BurstFacts())) == (
+        StopBurst(burst_app(agent)),  # perhaps deployed by an operator that died before it said so
+        Requeue(DEADLINE),
+    )
+    assert steps(agent, a_world(burst=BurstFacts(stopped=True))) == (RemoveFinalizer(),)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(DEPLOYED, credentials="no Secret modal"),
+        replace(DEPLOYED, failures=5, failed_at=NOW),
+    ],
+)
+def test_an_app_that_cannot_be_stopped_is_told_and_left_at_the_deadline(facts: BurstFacts) -> None:
+    agent = an_agent(**DELETED, **BURST)
+    assert not any(isinstance(step, RemoveFinalizer) for step in steps(agent, a_world(burst=facts)))
+    taken = steps(agent, a_world(burst=facts), NOW + DEADLINE)
+    assert taken == (RemoveFinalizer(left_behind="app"),)
+
+
+def test_an_app_that_perhaps_never_was_is_not_waited_for() -> None:
+    agent = an_agent(**DELETED, **BURST)
+    assert steps(agent, a_world(burst=BurstFacts(credentials="no Secret"))) == (RemoveFinalizer(),)
+    failing = BurstFacts(failures=5, failed_at=NOW)
+    assert steps(agent, a_world(burst=failing)) == (RemoveFinalizer(burst_app(agent)),)
+
+
+def test_somebody_elses_finalizer_is_not_ours_to_act_on() -> None:
+    agent = an_agent(metadata={"deletionTimestamp": rfc3339(NOW), "finalizers": ["other/one"]})
+    assert steps(agent, a_world([a_pod(agent, 0)])) == ()
+
+
+# --- a random world --------------------------------------------------------------------------------------
+
+
+@dataclass
+class SimPod:
+    """A pod, its kubelet and its worker, as they truly are."""
+
+    uid: str
+    template: str
+    slots: int
+    phase: Phase = Phase.PENDING
+    ready: bool = False
+    started: bool = False
+    terminating: bool = False
+    draining_since: float | None = None
+    told_to_drain: bool = False  # the worker's own mind
+    calls: int = 0
+    silent: bool = False  # no gateway has word of it
+
+    @property
+    def takes_calls(self) -> bool:
+        return self.ready and not (self.told_to_drain or self.terminating)
+
+    def facts(self, name: str, owner: str) -> PodFacts:
+        return PodFacts(
+            name=name,
+            uid=self.uid,
+            owner=owner,
+            phase=self.phase,
+            ready=self.ready and not self.told_to_drain,
+            started=self.started,
+            terminating=self.terminating,
+            draining_since=self.draining_since,
+            template=self.template,
+        )
+
+
+class Cluster(RuleBasedStateMachine):
+    """Anything happens between two looks; when it stops happening, the declared state is reached."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.spec: dict[str, Any] = {"minPods": 1, "maxPods": 3, "slotsPerPod": 2, "image": "one"}
+        self.spec["scaleDown"] = {"delaySeconds": 30}
+        self.finalizers: list[str] = []
+        self.deleted_at: float | None = None
+        self.gone = False
+        self.pods: dict[str, SimPod] = {}
+        self.burst_on = False
+        self.burst = BurstFacts()
+        self.burst_calls = 0
+        self.refused = 0
+        self.secret = False
+        self.linked = True
+        self.now = NOW
+        self.memory = Memory()
+        self.made = 0
+        self.drain_list: tuple[str, ...] = ()
+
+    # What happens.
+
+    @rule()
+    def look(self) -> None:
+        for step in self.planned().steps:
+            self.take(step)
+
+    @rule(seconds=st.sampled_from([1, 20, 100, 1000]))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def workers_hear(self) -> None:
+        """Gateways tell workers what the last route says."""
+        for name, pod in self.pods.items():
+            pod.told_to_drain = name in self.drain_list
+
+    @rule(count=st.integers(1, 5))
+    def calls_arrive(self, count: int) -> None:
+        for _ in range(count):
+            room = [pod for pod in self.pods.values() if pod.takes_calls and pod.calls < pod.slots]
+            if room:
+                max(room, key=lambda pod: pod.calls).calls += 1
+            elif self.burst.url and self.deleted_at is None:
+                self.burst_calls += 1
+            else:
+                self.refused += 1
+
+    @rule(data=st.data())
+    def calls_end(self, data: st.DataObject) -> None:
+        for pod in self.pods.values():
+            pod.calls = data.draw(st.integers(0, pod.calls))
+        self.burst_calls = data.draw(st.integers(0, self.burst_calls))
+
+    @rule()
+    def kubelets_work(self) -> None:
+        """Pending pods start, unready ones become ready, terminating ones without calls are gone."""
+        for name, pod in list(self.pods.items()):
+            if pod.terminating and not pod.calls:
+                del self.pods[name]
+            elif pod.phase is Phase.PENDING:
+                pod.phase = Phase.RUNNING
+            elif pod.phase is Phase.RUNNING:
+                pod.started = pod.ready = True
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data(), what=st.sampled_from(["dies", "evicted", "crashes", "unready", "silent"]))
+    def pod_suffers(self, data: st.DataObject, what: str) -> None:
+        pod = self.pods[data.draw(st.sampled_from(sorted(self.pods)))]
+        if what in ("dies", "crashes"):
+            pod.calls = 0
+            pod.started = pod.ready = False
+        if what == "dies":
+            pod.phase = Phase.FAILED
+        pod.terminating |= what == "evicted"
+        pod.ready &= what != "unready"
+        pod.silent = what == "silent"
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data())
+    def pod_vanishes(self, data: st.DataObject) -> None:
+        del self.pods[data.draw(st.sampled_from(sorted(self.pods)))]
+
+    @rule(linked=st.booleans())
+    def gateways(self, linked: bool) -> None:
+        self.linked = linked
+
+    @rule(low=st.integers(0, 4), more=st.integers(1, 3), slots=st.integers(1, 3))
+    def edit_size(self, low: int, more: int, slots: int) -> None:
+        self.spec |= {"minPods": low, "maxPods": low + more, "slotsPerPod": slots}
+
+    @rule(image=st.sampled_from(["one", "two"]))
+    def edit_image(self, image: str) -> None:
+        self.spec["image"] = image
+
+    @rule(on=st.booleans())
+    def edit_burst(self, on: bool) -> None:
+        self.burst_on = on
+
+    @rule()
+    def operator_restarts(self) -> None:
+        self.memory = Memory()
+
+    @precondition(lambda self: self.burst.working)
+    @rule(fine=st.booleans())
+    def modal_answers(self, fine: bool) -> None:
+        facts = replace(self.burst, working=False)
+        if not fine:
+            failures = facts.failures + 1
+            self.burst = replace(
+                facts, failures=failures, failed_at=self.now, failed_hash=self.work
+            )
+        elif self.work:
+            self.burst = BurstFacts(app="app", url="https://burst", hash=self.work)
+        else:
+            self.burst = BurstFacts(stopped=True)
+            assert self.burst_calls == 0 or self.late
+            self.burst_calls = 0
+
+    # What the operator sees and does.
+
+    @property
+    def agent(self) -> VoiceAgent:
+        metadata: dict[str, Any] = {"finalizers": self.finalizers}
+        if self.deleted_at is not None:
+            metadata["deletionTimestamp"] = rfc3339(self.deleted_at)
+        return an_agent(metadata=metadata, warm=self.spec, **(BURST if self.burst_on else {}))
+
+    @property
+    def late(self) -> bool:
+        return self.deleted_at is not None and self.now >= self.deleted_at + DEADLINE
+
+    def planned(self) -> Plan:
+        if self.gone:
+            return Plan(steps=(), scaling=None, memory=self.memory, draining=())
+        agent = self.agent
+        heard = {name: pod for name, pod in self.pods.items() if pod.started and not pod.silent}
+        workers = {
+            name: WorkerFacts(slots=pod.slots, busy=pod.calls, draining=pod.told_to_drain)
+            for name, pod in heard.items()
+        }
+        world = World(
+            pods=tuple(pod.facts(name, agent.uid) for name, pod in self.pods.items()),
+            traffic=Traffic(
+                known=self.linked,
+                acknowledged=self.linked,
+                workers=workers if self.linked else {},
+                burst=self.burst_calls if self.linked else 0,
+                refused=self.refused,
+            ),
+            secret_exists=self.secret,
+            burst=self.burst,
+        )
+        made = planned(agent, world, self.now, self.memory, INSTALLATION)
+        assert made == planned(agent, world, self.now, self.memory, INSTALLATION)
+        self.memory, self.drain_list = made.memory, made.draining
+        return made
+
+    def take(self, step: Step) -> None:
+        match step:
+            case AddFinalizer():
+                self.finalizers = [FINALIZER]
+            case RemoveFinalizer():
+                assert self.late or not self.pods
+                self.finalizers, self.gone = [], True
+            case EnsureSecret():
+                assert self.finalizers
+                self.secret = True
+            case CreatePod(name, manifest):
+                assert name not in self.pods
+                assert self.secret
+                assert self.deleted_at is None
+                self.made += 1
+                annotations = manifest["metadata"]["annotations"]
+                (template,) = [v for k, v in annotations.items() if k.endswith("/template")]
+                self.pods[name] = SimPod(f"uid-{self.made}", template, self.spec["slotsPerPod"])
+                here = [pod for pod in self.pods.values() if pod.facts("x-0", "").active]
+                assert len(here) <= self.spec["maxPods"]
+            case Drain(name, uid, since):
+                assert self.pods[name].uid == uid
+                assert self.pods[name].draining_since is None
+                self.pods[name].draining_since = epoch(since)
+            case Undrain(name, uid):
+                assert self.pods[name].uid == uid
+                self.pods[name].draining_since = None
+            case DeletePod(name, uid):
+                self.delete(self.pods[name], uid)
+            case DeployBurst(_, goal):
+                self.burst, self.work = replace(self.burst, working=True), goal
+            case StopBurst():
+                assert self.burst_calls == 0 or self.late
+                self.burst, self.work = replace(self.burst, working=True), ""
+            case Requeue(after):
+                assert after > 0
+
+    def delete(self, pod: SimPod, uid: str) -> None:
+        """Never a pod with calls, but past a deadline that no call outlives."""
+        assert pod.uid == uid
+        assert not pod.terminating
+        outlived = pod.silent or not self.linked
+        outlived &= pod.draining_since is not None and self.now >= pod.draining_since + DEADLINE
+        assert not pod.calls or outlived or self.late
+        pod.terminating = True
+        if pod.phase is Phase.FAILED or outlived or self.late:
+            pod.calls = 0  # none lasts so long in truth
+
+    @invariant()
+    def one_pod_a_name(self) -> None:
+        uids = [pod.uid for pod in self.pods.values()]
+        assert len(uids) == len(set(uids))
+
+    # The end: nothing more happens but what must.
+
+    def calm(self, looks: int = 60) -> None:
+        """Everybody does their part until there is nothing to do."""
+        self.linked = True
+        for pod in self.pods.values():
+            pod.silent = False
+        quiet = 0
+        for _ in range(looks):
+            before = repr(self.pods)
+            taken = self.planned().steps
+            for step in taken:
+                self.take(step)
+            self.workers_hear()
+            if self.burst.working:
+                self.modal_answers(fine=True)
+            self.kubelets_work()
+            waits = [step.after for step in taken if isinstance(step, Requeue)]
+            self.now += waits[0] if waits else 1
+            quiet = quiet + 1 if not taken and before == repr(self.pods) else 0
+            if quiet == 3 or self.gone:
+                return
+        raise AssertionError(f"no rest after {looks} looks: {taken} {self.pods}")
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pods"):
+            return
+        self.calm_with_calls()
+        self.calls_gone()
+        self.deletion()
+
+    def calm_with_calls(self) -> None:
+        """Calls that talk on are never ended, whatever is declared."""
+        talking = {pod.uid: pod.calls for pod in self.pods.values() if pod.calls}
+        self.calm()
+        assert talking == {pod.uid: pod.calls for pod in self.pods.values() if pod.calls}
+
+    def calls_gone(self) -> None:
+        """Without calls, exactly the declared pods are there, all of the declared template."""
+        for pod in self.pods.values():
+            pod.calls = 0
+        self.burst_calls = 0
+        self.calm()
+        plan = self.planned()
+        assert plan.scaling is not None
+        assert plan.steps == ()
+        assert len(self.pods) == plan.scaling.pods == max(self.spec["minPods"], 1)
+        assert not any(pod.draining_since or pod.terminating for pod in self.pods.values())
+        (template,) = {pod.template for pod in self.pods.values()}
+        assert template == a_pod(self.agent, 0).template
+        assert bool(self.burst.app) == self.burst_on
+
+    def deletion(self) -> None:
+        self.deleted_at = self.now
+        self.calm()
+        assert self.gone
+        assert self.pods == {}
+        assert self.burst.app == ""
+
+
+Cluster.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCluster = Cluster.TestCase

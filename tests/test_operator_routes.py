@@ -1,0 +1,120 @@
+"""The route that gateways get: what is in it, what is not, and when its hash changes."""
+
+import hashlib
+import json
+from typing import Any, cast
+
+import pytest
+from worlds import BURST, an_agent
+
+from trunkline_operator.routes import Keys, route
+from trunkline_runtime.contract import BurstRung, Route
+
+KEYS = Keys(
+    worker="worker-key-1",
+    ticket="ticket-key-1",
+    callers={"web": "sk-web", "phone": "sk-phone", "empty": ""},
+    proxy_token="wk-1.ws-1",
+)
+KEYED: dict[str, Any] = {"access": {"apiKeysSecretRef": {"name": "callers"}}}
+URL = "https://burst.example"
+
+
+def made(
+    url: str = URL, keys: Keys = KEYS, draining: tuple[str, ...] = (), **changes: Any
+) -> Route:
+    return route(an_agent(**BURST | changes), keys, url, draining)
+
+
+def test_what_a_gateway_needs() -> None:
+    one = made(
+        engine={
+            "type": "speech",
+            "greeting": "Hello.",
+            "replies": [{"match": "a", "say": "b"}],
+            "fallback": "What?",
+        },
+        session={"maxSeconds": 600, "idleSeconds": 30, "answerSeconds": 9},
+        slo={"admissionMs": 250},
+        draining=("desk-2", "desk-1"),
+    )
+    assert one["agent"] == "ns/desk"
+    assert one["workerKey"] == "worker-key-1"
+    assert (one["answerSeconds"], one["maxSeconds"], one["admissionMs"]) == (9, 600, 250)
+    assert one["settings"] == {
+        "greeting": "Hello.",
+        "replies": [{"match": "a", "say": "b"}],
+        "fallback": "What?",
+        "idleSeconds": 30,
+    }
+    assert one["rungs"] == [
+        {"kind": "warm"},
+        {
+            "kind": "burst",
+            "name": "us-east",
+            "url": URL,
+            "proxyToken": "wk-1.ws-1",
+            "ticketKey": "ticket-key-1",
+            "deadlineSeconds": 7,
+        },
+    ]
+    assert one["draining"] == ["desk-1", "desk-2"]
+    assert "defaultNamespace" not in one
+
+
+def test_callers_keys_travel_as_digests_and_an_empty_one_opens_nothing() -> None:
+    access = made(**KEYED)["access"]
+    digests = {name: hashlib.sha256(f"sk-{name}".encode()).hexdigest() for name in ("phone", "web")}
+    assert access == {"public": False, "apiKeys": digests, "origins": []}
+    assert "sk-web" not in json.dumps(made(**KEYED))
+
+
+def test_a_missing_secret_lets_nobody_in() -> None:
+    access = made(keys=Keys(worker="w", ticket="t"), **KEYED)["access"]
+    assert access == {"public": False, "apiKeys": {}, "origins": []}
+
+
+def test_a_public_agent_needs_no_keys() -> None:
+    access = made(access={"public": True, "origins": ["https://a.example"]})["access"]
+    assert access == {"public": True, "apiKeys": {}, "origins": ["https://a.example"]}
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "kinds"),
+    [
+        (URL, {}, ["warm", "burst"]),
+        ("", {}, ["warm"]),
+        (URL, {"warm": {"minPods": 0, "maxPods": 0}}, ["burst"]),
+        (URL, {"policy": {"dataClass": "phi"}}, ["warm"]),
+        (URL, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, []),
+    ],
+)
+def test_rungs_are_those_that_are_there_and_allowed(
+    url: str, changes: dict[str, Any], kinds: list[str]
+) -> None:
+    assert [rung["kind"] for rung in made(url, **changes)["rungs"]] == kinds
+
+
+def test_keys_are_not_shown() -> None:
+    assert "key-1" not in repr(KEYS)
+    assert "sk-" not in repr(KEYS)
+    assert "ws-1" not in repr(KEYS)
+
+
+def test_the_hash_is_of_all_the_rest() -> None:
+    one = made(**KEYED)
+    assert one["hash"] == made(**KEYED)["hash"]
+    others = [
+        made(**KEYED, engine={"type": "loopback", "greeting": "Hello."}),
+        made(url="https://other.example", **KEYED),
+        made(keys=Keys(worker="worker-key-2", ticket="t"), **KEYED),
+        made(draining=("desk-0",), **KEYED),
+        route(an_agent(**BURST, **KEYED), KEYS, URL, default_namespace=True),
+    ]
+    assert len({one["hash"], *(other["hash"] for other in others)}) == 6
+
+
+def test_a_route_is_json() -> None:
+    one = made(**KEYED)
+    assert json.loads(json.dumps(one)) == one
+    assert type(cast(BurstRung, one["rungs"][1])["name"]) is str

@@ -1,0 +1,125 @@
+"""From the API's object to frozen values, and the sentence when that cannot be. Defaults: test_crd.py."""
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from worlds import BURST, an_agent, an_object
+
+from trunkline_operator.spec import (
+    Autoscaling,
+    EngineType,
+    Reply,
+    Snapshot,
+    SpecError,
+    epoch,
+    parsed,
+)
+
+
+def test_every_group_is_read() -> None:
+    agent = an_agent(
+        engine={
+            "type": "speech",
+            "greeting": "Hello.",
+            "replies": [{"match": r"(\d)", "say": "{1}!"}],
+            "fallback": "What?",
+        },
+        warm={
+            "image": "mine:2",
+            "slotsPerPod": 8,
+            "minPods": 2,
+            "maxPods": 6,
+            "bufferSlots": 3,
+            "gpu": {"resource": "amd.com/gpu", "count": 2},
+            "resources": {"requests": {"cpu": 2}},
+            "autoscaling": "external",
+            "replicas": 4,
+            "scaleDown": {"delaySeconds": 9},
+        },
+        burst={
+            "modal": {
+                "credentialsSecretRef": {"name": "modal"},
+                "gpu": ["L4", "A10"],
+                "region": "eu-west",
+                "snapshot": "gpu",
+            }
+        },
+        session={"maxSeconds": 600, "idleSeconds": 30, "answerSeconds": 9},
+        access={"apiKeysSecretRef": {"name": "callers"}, "origins": ["https://a.example"]},
+        slo={"admissionMs": 250},
+    )
+    assert agent.key == "ns/desk"
+    assert (agent.engine.type, agent.engine.greeting) == (EngineType.SPEECH, "Hello.")
+    assert agent.engine.replies == (Reply(match=r"(\d)", say="{1}!"),)
+    assert (agent.warm.gpu.resource, agent.warm.gpu.count) == ("amd.com/gpu", 2)
+    assert (agent.warm.autoscaling, agent.warm.replicas) == (Autoscaling.EXTERNAL, 4)
+    assert agent.warm.resources.requests == {"cpu": "2"}
+    assert agent.warm.scale_down_delay_seconds == 9
+    assert agent.burst is not None
+    assert (agent.burst.credentials_secret, agent.burst.gpu) == ("modal", ("L4", "A10"))
+    assert (agent.burst.region, agent.burst.snapshot) == ("eu-west", Snapshot.GPU)
+    assert (agent.session.max_seconds, agent.session.answer_seconds) == (600, 9)
+    assert (agent.access.api_keys_secret, agent.access.public) == ("callers", False)
+    assert (agent.access.origins, agent.admission_ms) == (("https://a.example",), 250)
+
+
+def test_values_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        an_agent().name = "other"  # type: ignore[misc]  # that it cannot be is the test
+
+
+def test_burst_without_modal_is_no_burst() -> None:
+    assert an_agent(burst={}).burst is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"engine": {}}, "engine.type must be one of: loopback, speech"),
+        ({"engine__type": "moshi"}, "engine.type must be one of: loopback, speech"),
+        ({"engine": []}, "engine.type must be one of: loopback, speech"),
+        ({"warm__slotsPerPod": 0}, "warm.slotsPerPod must be a whole number from 1 to 256"),
+        ({"access__public": "yes"}, "access.public must be true or false"),
+        ({"burst__modal": {}}, "credentialsSecretRef.name must name a Secret"),
+        ({"warm__minPods": 9}, "warm.maxPods is below warm.minPods"),
+        ({"warm__autoscaling": "external"}, "needs warm.replicas"),
+        (BURST | {"session__maxSeconds": 7200}, "session.maxSeconds is at most 3600 with burst"),
+        ({"access": {}}, "access needs exactly one of public: true and apiKeysSecretRef"),
+        ({"engine__replies": ["hello"]}, r"engine.replies\[0\] needs match and say"),
+        (
+            {"engine__replies": [{"match": "(", "say": "?"}]},
+            r"engine.replies\[0\].match is not a regular expression: missing \)",
+        ),
+        (
+            {"engine__replies": [{"match": "(a)", "say": "{1}"}, {"match": "(a)", "say": "{2}"}]},
+            r"engine.replies\[1\].say names \{2\}, but match has no such group: it has 1",
+        ),
+        (
+            {"engine__replies": [{"match": "(?P<a>a)", "say": "{name}"}]},
+            r"engine.replies\[0\].say names \{name\}",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_told(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        an_agent(**changes)
+
+
+def test_everything_that_is_wrong_across_fields_is_told_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        an_agent(warm__minPods=9, access={})
+    assert str(caught.value).count(";") == 1
+
+
+def test_a_reply_may_name_its_groups_and_all_that_was_heard() -> None:
+    say = "{1} {digit} {heard} {0} and {a b} {} {{"
+    an_agent(engine__replies=[{"match": r"(?P<digit>\d)", "say": say}])
+
+
+def test_an_object_that_is_being_deleted_always_parses() -> None:
+    metadata = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    agent = parsed(an_object(metadata=metadata, engine={"type": "gone"}, warm__minPods=99))
+    assert agent.deleted_at == epoch("2026-01-01T00:00:00Z") == 1_767_225_600.0
+    assert agent.warm.min_pods == 1
+    assert an_agent(metadata=metadata, warm__minPods=3).warm.min_pods == 3
