@@ -392,7 +392,14 @@ async def standalone(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.
 async def test_nothing_outlives_the_process(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    arguments = "--addresses", "127.77.0.0/28", "--proxy-token", "wk-test:ws-test"
+    arguments = (
+        "--host",
+        "127.77.1.250",
+        "--addresses",
+        "127.77.0.0/28",
+        "--proxy-token",
+        "wk-test:ws-test",
+    )
     async with standalone(*arguments) as (process, ready):
         monkeypatch.setenv("MODAL_SERVER_URL", ready["server_url"])
         client = await modal.Client.from_credentials.aio("ak-test", "as-test")

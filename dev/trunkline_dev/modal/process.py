@@ -20,14 +20,13 @@ from typing import Final
 import grpclib.server
 from modal_proto import api_pb2
 
+from trunkline_dev.leash import leashed
 from trunkline_dev.modal.rpc import Message, service
 from trunkline_dev.modal.state import new_id
 from trunkline_runtime.contract import ENV_HOST, ENV_PORT
 
 log = logging.getLogger("trunkline.modal")
 
-# The kernel kills a process so started when the thread that started it ends, however that ends.
-LEASH: Final = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
 # What a container sees of this machine; all else comes from the app's secrets.
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "OMP_NUM_THREADS")
 
@@ -88,10 +87,7 @@ class ContainerProcess:
         arguments.write_bytes(self._arguments().SerializeToString())
         with self._log_file(self.name).open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *LEASH,
-                self._launch.python,
-                "-m",
-                "modal._container_entrypoint",
+                *leashed([self._launch.python, "-m", "modal._container_entrypoint"]),
                 env=self._environment(socket, arguments),
                 cwd=self._launch.root / "root",
                 stdin=asyncio.subprocess.DEVNULL,
