@@ -32,3 +32,10 @@ async def namespace(api: Api) -> AsyncIterator[str]:
     await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
     yield name
     await api.delete(f"/api/v1/namespaces/{name}/pods", {"gracePeriodSeconds": 0})
+
+
+@pytest.fixture
+def addresses() -> str:
+    """A loopback network for a node's pods that no other test has, nor one that runs beside this."""
+    number = os.getpid() * 8 + next(_numbers) % 8
+    return f"127.{100 + number // 256 % 100}.{number % 256}.0/24"

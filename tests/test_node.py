@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import ipaddress
 import json
 import os
 import select
@@ -63,7 +64,7 @@ READINESS = {"httpGet": {"path": "/readyz", "port": "http"}, "failureThreshold":
 class World:
     """A node of its own for one namespace, and what a test asks about its pods."""
 
-    def __init__(self, api: Api, namespace: str, folder: Path) -> None:
+    def __init__(self, api: Api, namespace: str, folder: Path, addresses: str) -> None:
         self.api, self.namespace, self.folder = api, namespace, folder
         self.pods = f"/api/v1/namespaces/{namespace}/pods"
         (folder / "server.py").write_text(SERVER)
@@ -71,7 +72,7 @@ class World:
             name=namespace,
             namespace=namespace,
             logs=folder / "logs",
-            addresses="127.77.9.0/24",
+            addresses=addresses,
             capacity={"cpu": "8", "memory": "8Gi", "pods": "20", "nvidia.com/gpu": "2"},
             images={IMAGE: (sys.executable, str(folder / "server.py"), str(folder))},
         )
@@ -161,8 +162,8 @@ async def crash(pod: Json) -> None:
 
 
 @pytest.fixture
-async def world(api: Api, namespace: str, tmp_path: Path) -> AsyncIterator[World]:
-    made = World(api, namespace, tmp_path)
+async def world(api: Api, namespace: str, tmp_path: Path, addresses: str) -> AsyncIterator[World]:
+    made = World(api, namespace, tmp_path, addresses)
     async with running(api, made.config) as made.node:
         yield made
 
@@ -172,8 +173,9 @@ async def test_pods_that_fit_run_and_the_others_wait_for_room(world: World) -> N
     first, second, third = [await world.create(name, resources=gpu) for name in ("a", "b", "c")]
     running_pods = [await world.ready(first), await world.ready(second)]
     addresses = {pod["status"]["podIP"] for pod in running_pods}
+    network = ipaddress.ip_network(world.config.addresses)
     assert len(addresses) == 2
-    assert all(address.startswith("127.77.9.") for address in addresses)
+    assert all(ipaddress.ip_address(address) in network for address in addresses)
     pending = await world.api.wait_for_one(third, lambda pod: bool(condition(pod, "PodScheduled")))
     told = condition(pending, "PodScheduled")
     assert (told["status"], told["reason"]) == ("False", "Unschedulable")
@@ -364,9 +366,14 @@ async def test_logs_are_read_and_followed_through_the_api_server(world: World) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_containers_end_with_the_process_of_the_node(
-    control_plane: ControlPlane, api: Api, namespace: str, tmp_path: Path, number: signal.Signals
+    control_plane: ControlPlane,
+    api: Api,
+    namespace: str,
+    tmp_path: Path,
+    addresses: str,
+    number: signal.Signals,
 ) -> None:
-    world = World(api, namespace, tmp_path)
+    world = World(api, namespace, tmp_path, addresses)
     command = " ".join(world.config.images[IMAGE])
     node = await asyncio.create_subprocess_exec(
         *(
@@ -378,7 +385,7 @@ async def test_containers_end_with_the_process_of_the_node(
             "--namespace",
             namespace,
         ),
-        *("--kubeconfig", str(control_plane.kubeconfig), "--addresses", "127.77.10.0/24"),
+        *("--kubeconfig", str(control_plane.kubeconfig), "--addresses", addresses),
         *("--logs", str(tmp_path / "logs"), "--image", f"{IMAGE}={command}"),
     )
     try:
@@ -401,9 +408,9 @@ async def test_containers_end_with_the_process_of_the_node(
 
 
 async def test_a_node_that_comes_back_runs_its_pods_again(
-    api: Api, namespace: str, tmp_path: Path
+    api: Api, namespace: str, tmp_path: Path, addresses: str
 ) -> None:
-    world = World(api, namespace, tmp_path)
+    world = World(api, namespace, tmp_path, addresses)
     async with running(api, world.config):
         path = await world.create("one")
         before = await world.ready(path)
@@ -411,6 +418,11 @@ async def test_a_node_that_comes_back_runs_its_pods_again(
     async with running(api, world.config):
         after = await world.restarted(path, 1)
     assert after["status"]["podIP"] == before["status"]["podIP"]
+    starts = len(world.log("one"))
+    await api.delete(path)  # With nobody there to end it.
+    async with running(api, world.config):
+        await api.wait_gone(path)
+    assert len(world.log("one")) == starts
 
 
 @pytest.mark.parametrize(

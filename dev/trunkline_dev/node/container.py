@@ -152,16 +152,19 @@ class Container:
         directory = spec.get("workingDir") or None
         if directory and not Path(directory).is_dir():
             raise Misconfigured(f"there is no folder {directory} to work in")
-        with sandbox.log_file(spec["name"]).open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *leashed(argv),
-                env=variables,
-                cwd=directory,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        try:
+            with sandbox.log_file(spec["name"]).open("ab") as output:
+                return await asyncio.create_subprocess_exec(
+                    *leashed(argv),
+                    env=variables,
+                    cwd=directory,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:  # The latter for a null byte in the environment.
+            raise Misconfigured(f"{argv[0]} cannot be started: {error}") from error
 
     def _kill(self) -> None:
         """Kills whatever is left of the process group."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
+
 from trunkline_dev.kube import Api, ApiError, Json
 
 # What an image would bring along. Programs installed beside this Python are found first.
@@ -107,6 +109,8 @@ class Environment:
             if error.status == 404:
                 return None
             raise Misconfigured(f"{path}: {error}") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Misconfigured(f"{path} cannot be read: {error!r}") from error
         if "/secrets/" not in path:
             return found
         try:

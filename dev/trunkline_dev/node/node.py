@@ -87,9 +87,10 @@ class Node:
     async def _sync(self, pods: dict[str, Json]) -> None:
         for uid, (_, task) in list(self._pods.items()):
             if uid not in pods:
-                task.cancel()
                 if task.done():  # Until then it holds its address.
                     del self._pods[uid]
+                elif not task.cancelling():
+                    task.cancel()
         active = [pod for pod in pods.values() if _phase(pod) not in ("Succeeded", "Failed")]
         active.sort(key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
         for pod in active:

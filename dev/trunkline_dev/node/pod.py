@@ -92,7 +92,12 @@ class Pod:
 
     async def run(self) -> None:
         """Runs the containers until the pod is to leave; ends them, and then the pod."""
-        policy = self._manifest["spec"]["restartPolicy"]
+        if not self.leaving:  # It may be, when the node itself was started again.
+            await self._run_containers(self._manifest["spec"]["restartPolicy"])
+        self.ended = True
+        await self._finish()
+
+    async def _run_containers(self, policy: str) -> None:
         async with asyncio.TaskGroup() as group:
             reporter = group.create_task(self._report())
             runs = [group.create_task(container.run(policy)) for container in self._containers]
@@ -102,7 +107,6 @@ class Pod:
             await self._until_leaving()
             await self._end(runs)
             reporter.cancel()
-        await self._finish()
 
     def _note_end(self, _: asyncio.Task[None]) -> None:
         self.ended = all(run.done() for run in self._runs)
