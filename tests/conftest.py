@@ -6,10 +6,22 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev import binaries
+from trunkline_dev.controlplane import ControlPlane, to_stderr
 from trunkline_dev.kube import Api
 
 _numbers = itertools.count(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Prepares the control plane's programs outside of any test's time: a compilation takes minutes."""
+    wanted = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        try:
+            binaries.prepare(say=reporter.write_line if reporter else to_stderr)
+        except binaries.NoBinaries as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session")

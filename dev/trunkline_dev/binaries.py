@@ -82,8 +82,10 @@ def prepare(names: Sequence[str] = ("etcd", "kube-apiserver"), *, say: Say) -> P
             except Unavailable as failure:
                 if f"{way}: {failure}" not in failures:
                     failures.append(f"{way}: {failure}")
+                if way == "download":  # What follows takes minutes, so they shall know why.
+                    say(f"no download: {failure}")
     raise NoBinaries(
-        f"found no way to {', '.join(names)} for a development control plane:\n"
+        f"found no way to get {', '.join(names)} for a development control plane:\n"
         + "\n".join(f"- {failure}" for failure in failures)
         + f"\nSet KUBEBUILDER_ASSETS to a folder that has them, put them into {_cache(wanted)}, "
         f"allow the download, or install Go {golang.MINIMUM_TEXT} or newer."

@@ -50,7 +50,7 @@ def compile_programs(
     go = _go()
     say(
         f"compiling {', '.join(names)} with Go, because they were neither found nor downloaded; "
-        "once, about 6 minutes on 2 cores"
+        "this happens once and takes about 6 minutes on 2 cores"
     )
     with tempfile.TemporaryDirectory(prefix="trunkline-go-") as work:
         module = _Module(go, Path(work), say)
