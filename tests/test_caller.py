@@ -514,8 +514,11 @@ async def test_a_close_by_the_other_side() -> None:
         await connection.close(Close.RESTART, "call again")
 
     async with Agent(restarts).serving() as agent:
-        log = await Caller.holding(agent.line).run()
+        caller = Caller.holding(agent.line)
+        log = await caller.run()
     assert log.ended_by is EndedBy.CLOSED
+    caller.hang_up()
+    assert caller.log() == log  # the first reason counts
     assert (log.close_code, log.close_reason) == (Close.RESTART, "call again")
 
 
@@ -565,6 +568,17 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_behind() -> None:
             await running
         await agent.closed.wait()
     assert agent.closes == [Close.NORMAL]
+
+
+async def test_a_call_on_loopback_passes_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with plain_server(b"") as nobody:
+        pass
+    for name in ("http_proxy", "https_proxy", "all_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, nobody.url.replace("ws:", "http:"))
+    monkeypatch.setenv("no_proxy", "")
+    async with Agent(answers).serving() as agent:
+        log = await ask(agent.line, tone(20))
+    assert log.ended_by is EndedBy.REPLY
 
 
 # --- calls that cannot be placed --------------------------------------------------------------------------

@@ -303,7 +303,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 steps_of_both = st.sampled_from([client_messages, events]).flatmap(lambda strategy: strategy)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(steps_of_both, min_size=15, max_size=40))
 def test_any_sequence_keeps_the_order_and_the_types(steps: list[Json | str | Event]) -> None:
     client = Client()
@@ -316,7 +316,7 @@ def test_any_sequence_keeps_the_order_and_the_types(steps: list[Json | str | Eve
     assert repr(client.session).startswith("<RealtimeSession")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(client_messages, max_size=20))
 def test_every_client_message_is_acted_on_or_answered(steps: list[Json | str]) -> None:
     client = Client()
@@ -505,6 +505,20 @@ def test_turns_are_heard_in_the_order_in_which_they_ended() -> None:
     assert [(m["item_id"], m["transcript"]) for m in heard] == [
         (first["item_id"], "one"),
         (second["item_id"], "two"),
+    ]
+
+
+def test_a_turn_that_was_cleared_on_its_way_takes_no_other_turns_words() -> None:
+    client = Client()
+    first, *_ = client.is_told(SpeechStarted(0), SpeechStopped(1))
+    client.is_told(SpeechStarted(2))
+    client.asks({"type": "input_audio_buffer.clear"})
+    client.is_told(SpeechStopped(3))
+    third, *_ = client.is_told(SpeechStarted(4), SpeechStopped(5))
+    heard = client.is_told(Heard("one", 1.0), Heard("two", 1.0), Heard("three", 1.0))
+    assert [(m["item_id"], m["transcript"]) for m in heard] == [
+        (first["item_id"], "one"),
+        (third["item_id"], "three"),
     ]
 
 

@@ -92,7 +92,8 @@ class RealtimeSession:
         self._settings = SessionSettings()
         self._items = Items()
         self._turn: str | None = None  # the item that the caller's speech in progress will become
-        self._unheard: deque[str] = deque(maxlen=MAX_UNHEARD)
+        # One `Heard` follows each commit and each end of speech, in this order; None: for no item.
+        self._unheard: deque[str | None] = deque(maxlen=MAX_UNHEARD)
         self._reply: Reply | None = None
         self._uncommitted = 0  # bytes of audio
 
@@ -251,6 +252,7 @@ class RealtimeSession:
     def _speech_stopped(self, at_ms: int) -> list[str]:
         # No turn: the client committed or cleared it while this was on its way, and has its answer.
         if self._turn is None:
+            self._unheard.append(None)
             return []
         stopped = self._event(
             "input_audio_buffer.speech_stopped", audio_end_ms=at_ms, item_id=self._turn
@@ -258,9 +260,9 @@ class RealtimeSession:
         return [stopped, *self._committed()]
 
     def _heard(self, text: str, seconds: float) -> list[str]:
-        if not self._unheard:
+        item_id = self._unheard.popleft() if self._unheard else None
+        if item_id is None:
             return []
-        item_id = self._unheard.popleft()
         self._items.put(caller_item(item_id, text))
         return [
             self._event(
