@@ -32,6 +32,7 @@ from trunkline_runtime.contract import (
     Route,
     WarmRung,
 )
+from trunkline_runtime.gateway.call import Call
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.process import GatewayConfig, Running, serving
 
@@ -149,6 +150,12 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS):
         while not what():
             await asyncio.sleep(0.005)
+
+
+def live_call(running: Running) -> Call:
+    """The one call of a gateway."""
+    (found,) = (each for each in running.gateway._open if isinstance(each, Call))
+    return found
 
 
 async def http(port: int, path: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from websockets.frames import Close, CloseCode
 
@@ -17,8 +16,6 @@ from trunkline_runtime.contract import Close as Code
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
 from trunkline_runtime.gateway.ladder import Placement
 from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, pause, resume
-
-STALLED_SECONDS: Final = 30.0  # a caller that reads nothing for so long holds a slot for nobody
 
 
 class By(StrEnum):
@@ -37,6 +34,7 @@ class Facts:
     agent: str
     placement: Placement
     max_seconds: float
+    stall_seconds: float  # for either side to read something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +57,7 @@ class Call(asyncio.Protocol):
 
     __slots__ = (
         "_began",
+        "_caller_stall",
         "_ended",
         "_expiry",
         "_feed",
@@ -70,9 +69,9 @@ class Call(asyncio.Protocol):
         "_over",
         "_ping_due",
         "_send",
-        "_stall",
         "_transport",
         "_up",
+        "_worker_stall",
         "facts",
     )
 
@@ -99,7 +98,8 @@ class Call(asyncio.Protocol):
         self._feed: Callable[[bytes], bytes] = tracker.feed
         self._expiry = self._loop.call_later(facts.max_seconds, self._expire)
         self._linger: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
+        self._caller_stall: asyncio.TimerHandle | None = None
+        self._worker_stall: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.facts.call} over={self._over} up={self._up} leg={self._leg!r}>"
@@ -127,13 +127,11 @@ class Call(asyncio.Protocol):
         self._jammed = True
         if self._leg is not None:
             self._leg.pause()
-        if not self._over:
-            self._stall = self._loop.call_later(STALLED_SECONDS, self._stalled)
+        self._caller_stall = self._watch(self._caller_stalled)
 
     def resume_writing(self) -> None:
         self._jammed = False
-        if self._stall is not None:
-            self._stall.cancel()
+        _cancel(self._caller_stall)
         if self._leg is not None:
             self._leg.resume()
         if self._ping_due is not None:
@@ -142,8 +140,7 @@ class Call(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(Close(CloseCode.ABNORMAL_CLOSURE, ""), By.CALLER, told=False)
-        if self._linger is not None:
-            self._linger.cancel()
+        _cancel(self._linger)
         self._gone(self)
 
     # --- what the leg tells ---
@@ -151,8 +148,10 @@ class Call(asyncio.Protocol):
     def pause(self) -> None:
         """The worker does not read as fast as the caller speaks."""
         pause(self._transport)
+        self._worker_stall = self._watch(self._worker_stalled)
 
     def resume(self) -> None:
+        _cancel(self._worker_stall)
         resume(self._transport)
 
     def worker_closed(self, close: Close) -> None:
@@ -182,9 +181,18 @@ class Call(asyncio.Protocol):
         reason = f"the call reached its {self.facts.max_seconds:g} s: call again"
         self._end(Close(Code.NORMAL, reason), By.GATEWAY)
 
-    def _stalled(self) -> None:
-        reason = f"nothing was read for {STALLED_SECONDS:g} s"
+    def _watch(self, stalled: Callable[[], None]) -> asyncio.TimerHandle | None:
+        if self._over:
+            return None
+        return self._loop.call_later(self.facts.stall_seconds, stalled)
+
+    def _caller_stalled(self) -> None:
+        reason = f"nothing was read for {self.facts.stall_seconds:g} s"
         self._end(Close(Code.POLICY, reason), By.GATEWAY)
+
+    def _worker_stalled(self) -> None:
+        """It also ends a call whose caller left unnoticed, for a paused socket tells nothing."""
+        self.worker_lost()
 
     def _pinged(self, payload: bytes) -> None:
         if self._jammed:  # the latest is answered when the caller reads again
@@ -198,9 +206,8 @@ class Call(asyncio.Protocol):
             return
         self._over = True
         self._send = self._feed = drop  # and with them the tracker, whose callback refers to us
-        self._expiry.cancel()
-        if self._stall is not None:
-            self._stall.cancel()
+        for timer in (self._expiry, self._caller_stall, self._worker_stall):
+            _cancel(timer)
         leg, self._leg = self._leg, None
         if leg is not None:
             leg.retire(_for_worker(close, by))
@@ -220,6 +227,11 @@ class Call(asyncio.Protocol):
                 bytes_down=leg.passed if leg is not None else 0,
             ),
         )
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _for_worker(close: Close, by: By) -> Close:

@@ -59,6 +59,7 @@ class Gateway:
 
     def __init__(self, identity: Identity, registry: CollectorRegistry, patience: Patience) -> None:
         self._identity = identity
+        self._patience = patience
         self._boot = uuid.uuid4().hex
         self._routes: Routes | None = None
         self._source: Source = "file"
@@ -160,7 +161,11 @@ class Gateway:
             return self._refuse(call, route, placement)
         self._ledger.placed(call, route, placement)
         facts = Facts(
-            call=call, agent=route.agent, placement=placement, max_seconds=route.max_seconds
+            call=call,
+            agent=route.agent,
+            placement=placement,
+            max_seconds=route.max_seconds,
+            stall_seconds=self._patience.stall,
         )
         return Answered(leg, facts, self._ended)
 

@@ -73,17 +73,10 @@ class Intake(asyncio.Protocol):
         if self._answered:
             return
         self._buffer += data
-        if self._task is not None:
-            if len(self._buffer) > MAX_EARLY_BYTES:
-                self._transport.abort()
-            return
-        end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
-        if end >= 0:
-            self._cancel_timer()
-            head, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
-            self._task = self._loop.create_task(self._answer(head))
-        elif len(self._buffer) > MAX_HEAD_BYTES:
-            self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
+        if self._task is None:
+            self._seek_head()
+        if self._task is not None and len(self._buffer) > MAX_EARLY_BYTES:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
@@ -93,6 +86,15 @@ class Intake(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
+
+    def _seek_head(self) -> None:
+        end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
+        if end >= 0:
+            self._cancel_timer()
+            head, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
+            self._task = self._loop.create_task(self._answer(head))
+        elif len(self._buffer) > MAX_HEAD_BYTES:
+            self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
 
     async def _answer(self, head: bytes) -> None:
         try:

@@ -19,11 +19,14 @@ NO_SLOT: Final = "no free slot"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long one attempt may take, in seconds, and how many workers a warm rung tries."""
+    """How long a gateway waits for others, in seconds, and how many workers a warm rung tries."""
 
     reserve: float = 0.25  # a worker answers in 0.2 ms; one that is silent so long is stuck
     dial: float = 1.0  # inside a cluster
     tries: int = 3  # with the two above, the most that stuck workers can cost: 3.75 s
+    stall: float = (
+        30.0  # for a caller or a worker that reads nothing: it holds the other for nobody
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,205 @@
+"""Routes are taken whole or not at all, and a caller's request leads to one of them or to a plain no."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from gateway_rig import AGENT, KEY, a_route, routes_text
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+
+from trunkline_runtime.contract import REALTIME_PATH
+from trunkline_runtime.gateway.admission import Admitted, Denied, admit
+from trunkline_runtime.gateway.routes import BurstRung, RouteError, Routes, WarmRung, parse_routes
+
+PATH = f"{REALTIME_PATH}?model=echo"
+BURST = {
+    "kind": "burst",
+    "name": "us-east",
+    "url": "https://example.modal.direct/",
+    "proxyToken": "wk-a.ws-b",
+    "ticketKey": "secret",
+    "deadlineSeconds": 7,
+}
+
+
+def ask(
+    path: str = PATH, *, key: str | None = KEY, routes: Routes | None = None, **headers: str
+) -> Admitted | Denied:
+    lines = Headers()
+    if key is not None:
+        lines["Authorization"] = f"Bearer {key}"
+    for name, value in headers.items():
+        lines[name.replace("_", "-")] = value
+    routes = routes or parse_routes(routes_text(a_route()))
+    return admit(Request(path, lines), routes.by_agent, "default")
+
+
+def denied(decision: Admitted | Denied) -> Denied:
+    assert isinstance(decision, Denied), decision
+    return decision
+
+
+def admitted(decision: Admitted | Denied) -> Admitted:
+    assert isinstance(decision, Admitted), decision
+    return decision
+
+
+@pytest.mark.parametrize("model", ["echo", "default/echo", "default%2Fecho"])
+def test_a_bare_name_stands_for_an_agent_of_the_default_namespace(model: str) -> None:
+    path = f"{REALTIME_PATH}?intent=x&model={model}&y"
+    found = admitted(ask(path))
+    assert found.route.agent == AGENT
+    assert found.target == path
+
+
+def test_a_bare_name_is_not_looked_up_elsewhere() -> None:
+    routes = parse_routes(routes_text(a_route("other/echo")))
+    assert denied(ask(routes=routes)).status == 401
+    assert admitted(ask(f"{REALTIME_PATH}?model=other/echo", routes=routes)).route
+
+
+def test_a_stranger_cannot_tell_an_unknown_agent_from_a_wrong_key() -> None:
+    unknown = denied(ask(f"{REALTIME_PATH}?model=nobody"))
+    wrong = denied(ask(key="wrong"))
+    missing = denied(ask(key=None))
+    assert unknown.status == wrong.status == missing.status == 401
+    assert unknown.text == wrong.text == missing.text
+    assert unknown.headers == wrong.headers == (("WWW-Authenticate", 'Bearer realm="trunkline"'),)
+
+
+@pytest.mark.parametrize(
+    "value", [KEY, f"Basic {KEY}", f"Bearer{KEY}", "Bearer ", f"Bearer {KEY}x", "Bearer \xe9"]
+)
+def test_what_is_no_bearer_of_the_right_key_does_not_open(value: str) -> None:
+    assert denied(ask(key=None, Authorization=value)).status == 401
+
+
+def test_a_scheme_is_read_without_regard_to_case() -> None:
+    assert admitted(ask(key=None, Authorization=f"bearer  {KEY} "))
+
+
+def test_browsers_bring_the_key_as_a_subprotocol_that_is_never_selected() -> None:
+    offers = f"realtime, openai-insecure-api-key.{KEY}, openai-beta.realtime-v1"
+    found = admitted(ask(key=None, Sec_WebSocket_Protocol=offers))
+    assert found.subprotocol == "realtime"
+    alone = admitted(ask(key=None, Sec_WebSocket_Protocol=f"openai-insecure-api-key.{KEY}"))
+    assert alone.subprotocol is None
+
+
+def test_a_public_agent_asks_for_no_key() -> None:
+    public = {"public": True, "apiKeys": {}, "origins": []}
+    routes = parse_routes(routes_text(a_route(access=public)))
+    assert admitted(ask(key=None, routes=routes))
+    assert admitted(ask(key="anything", routes=routes))
+
+
+def test_origins_are_checked_after_the_key_and_an_absent_one_is_no_browser() -> None:
+    access = {**a_route()["access"], "origins": ["https://good.example"]}
+    routes = parse_routes(routes_text(a_route(access=access)))
+    assert admitted(ask(routes=routes))
+    assert admitted(ask(routes=routes, Origin="https://good.example"))
+    assert denied(ask(routes=routes, Origin="https://bad.example")).status == 403
+    assert denied(ask(routes=routes, key="wrong", Origin="https://bad.example")).status == 401
+    assert admitted(ask(Origin="https://anywhere.example"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 404),
+        ("/v1/realtime/", 404),
+        (REALTIME_PATH, 400),
+        (f"{REALTIME_PATH}?model=a&model=b", 400),
+        (f"{REALTIME_PATH}?model=", 400),
+        (f"{REALTIME_PATH}?model=echo\rX", 400),
+        (f"{REALTIME_PATH}?model=echo\x00", 400),
+        (f"{REALTIME_PATH}?{'a=b&' * 100}model=echo", 400),
+        (f"{REALTIME_PATH}?model=a/b/c", 401),
+        (f"{REALTIME_PATH}?model=/echo", 401),
+    ],
+)
+def test_a_path_that_names_no_agent_is_refused(path: str, status: int) -> None:
+    assert denied(ask(path)).status == status
+
+
+# --- routes --------------------------------------------------------------------------------------------
+
+
+def test_a_route_is_read_with_its_rungs() -> None:
+    text = routes_text(a_route(rungs=[{"kind": "warm"}, BURST], draining=["echo-1"]), epoch=7)
+    routes = parse_routes(text)
+    route = routes.by_agent[AGENT]
+    assert routes.epoch == 7
+    assert route.draining == {"echo-1"}
+    warm, burst = route.rungs
+    assert warm == WarmRung()
+    assert isinstance(burst, BurstRung)
+    assert burst.url == "https://example.modal.direct"
+    assert "wk-a" not in repr(routes)
+    assert "worker-key" not in repr(routes)
+
+
+def changed(path: str, value: Any) -> str:
+    message = json.loads(routes_text(a_route(rungs=[{"kind": "warm"}, BURST])))
+    target = message
+    *parents, last = path.split(".")
+    for parent in parents:
+        target = target[int(parent)] if parent.isdigit() else target[parent]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return json.dumps(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("type", "load", 'routes.type must be "routes"'),
+        ("version", 2, "routes.version must be 1"),
+        ("epoch", -1, "routes.epoch must be a whole number from 0"),
+        ("epoch", True, "routes.epoch must be a whole number from 0"),
+        ("routes", {}, "routes.routes must be a list"),
+        ("routes", [3], "routes.routes[0] must be an object"),
+        ("routes.0.agent", "echo", "routes.routes[0].agent must be namespace/name, not 'echo'"),
+        ("routes.0.agent", None, "routes.routes[0].agent is missing"),
+        ("routes.0.workerKey", "", "routes.routes[0].workerKey must not be empty"),
+        ("routes.0.access.public", "no", "routes.routes[0].access.public must be true or false"),
+        ("routes.0.access.apiKeys", {"a": "ab"}, "routes.routes[0].access.apiKeys must map names"),
+        (
+            "routes.0.access.apiKeys",
+            {"a": "é" * 64},
+            "routes.routes[0].access.apiKeys must map names",
+        ),
+        ("routes.0.answerSeconds", 0, "routes.routes[0].answerSeconds must be above 0"),
+        ("routes.0.maxSeconds", "1", "routes.routes[0].maxSeconds must be a number"),
+        ("routes.0.admissionMs", -1, "routes.routes[0].admissionMs must not be negative"),
+        ("routes.0.maxSeconds", float("inf"), "routes.routes[0].maxSeconds must be a number"),
+        ("routes.0.rungs.0.kind", "cold", "routes.routes[0].rungs[0].kind must be warm or burst"),
+        (
+            "routes.0.rungs.1.url",
+            "ftp://x",
+            "routes.routes[0].rungs[1].url must begin with https://",
+        ),
+        ("routes.0.draining", [1], "routes.routes[0].draining must be a list of strings"),
+    ],
+)
+def test_routes_that_make_no_sense_are_refused_with_the_place(
+    path: str, value: Any, sentence: str
+) -> None:
+    with pytest.raises(RouteError) as caught:
+        parse_routes(changed(path, value))
+    assert str(caught.value).startswith(sentence)
+
+
+def test_an_agent_may_not_stand_twice() -> None:
+    with pytest.raises(RouteError, match="twice"):
+        parse_routes(routes_text(a_route(), copy.deepcopy(a_route())))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", b"\xff", "[" * 100_000])
+def test_what_is_no_json_object_is_refused(text: str | bytes) -> None:
+    with pytest.raises(RouteError):
+        parse_routes(text)

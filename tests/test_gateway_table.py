@@ -1,0 +1,268 @@
+"""The slot table and the ladder, without sockets, clocks or randomness of their own."""
+
+import random
+
+import pytest
+from gateway_rig import AGENT, a_route, routes_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from trunkline_runtime.contract import BurstRung, WarmRung
+from trunkline_runtime.gateway.ladder import (
+    Burst,
+    Ladder,
+    Patience,
+    Placement,
+    Rejected,
+    TryBurst,
+    TryWarm,
+    Warm,
+)
+from trunkline_runtime.gateway.routes import Route, parse_routes
+from trunkline_runtime.gateway.table import Row, Table
+
+NAMES = [f"echo-{number}" for number in range(5)]
+AGENTS = ["default/echo", "default/other"]
+
+
+def a_row(worker: str, *, free: int = 4, agent: str = AGENT, boot: str = "b") -> Row:
+    return Row(agent=agent, worker=worker, boot=boot, slots=8, free=free)
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Any order of what links do, against a plain list of rows."""
+
+    rows = Bundle("rows")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+        self.model: dict[tuple[str, str], Row] = {}
+
+    @rule(
+        target=rows,
+        agent=st.sampled_from(AGENTS),
+        worker=st.sampled_from(NAMES),
+        free=st.integers(0, 8),
+    )
+    def dial_in(self, agent: str, worker: str, free: int) -> Row:
+        row = a_row(worker, free=free, agent=agent, boot=str(len(self.model)))
+        assert self.table.add(row) is self.model.get((agent, worker))
+        self.model[agent, worker] = row
+        return row
+
+    @rule(row=rows)
+    def go(self, row: Row) -> None:
+        there = self.model.get((row.agent, row.worker)) is row
+        assert self.table.remove(row) == there
+        if there:
+            del self.model[row.agent, row.worker]
+
+    @rule(row=rows, free=st.integers(0, 8), draining=st.booleans())
+    def report(self, row: Row, free: int, draining: bool) -> None:
+        self.table.report(row, free=free, busy=8 - free, draining=draining)
+
+    @rule(row=rows, barred=st.booleans())
+    def bar(self, row: Row, barred: bool) -> None:
+        self.table.bar(row, barred)
+
+    @rule(row=rows)
+    def ask(self, row: Row) -> None:
+        self.table.ask(row)
+
+    @rule(row=rows, granted=st.booleans(), full=st.booleans())
+    def settle(self, row: Row, granted: bool, full: bool) -> None:
+        if row.asked:
+            self.table.settle(row, granted=granted, full=full)
+
+    @rule(agent=st.sampled_from(AGENTS), data=st.data(), seed=st.integers())
+    def pick(self, agent: str, data: st.DataObject, seed: int) -> None:
+        here = [row for row in self.model.values() if row.agent == agent]
+        tried = set(data.draw(st.lists(st.sampled_from(here)))) if here else set()
+        open_ = [row for row in here if row.view and row not in tried]
+        picked = self.table.pick(agent, tried, random.Random(seed).randrange)
+        if open_:
+            assert picked in open_
+            assert picked.view == min(row.view for row in open_)
+        else:
+            assert picked is None
+
+    @invariant()
+    def what_is_known_is_what_is_there(self) -> None:
+        for agent in AGENTS:
+            here = {row for row in self.model.values() if row.agent == agent}
+            assert set(self.table.rows(agent)) == here
+            assert self.table.room(agent) == sum(row.view for row in here)
+        assert set(self.table.agents()) == {row.agent for row in self.model.values()}
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+def test_equals_are_drawn_from_and_the_fullest_comes_first() -> None:
+    table = Table()
+    for name, free in (("empty", 8), ("half-a", 4), ("half-b", 4), ("full", 0)):
+        table.add(a_row(name, free=free))
+    picks = {
+        row.worker
+        for seed in range(50)
+        if (row := table.pick(AGENT, (), random.Random(seed).randrange))
+    }
+    assert picks == {"half-a", "half-b"}
+
+
+def test_a_reserve_on_its_way_counts_as_taken() -> None:
+    table, row = Table(), a_row("one", free=2)
+    table.add(row)
+    table.ask(row)
+    table.ask(row)
+    assert table.pick(AGENT, (), lambda _: 0) is None
+    table.settle(row, granted=True)
+    assert (row.free, row.view) == (1, 0)
+    table.settle(row, granted=False, full=True)
+    assert (row.free, row.view) == (0, 0)
+    table.report(row, free=1, busy=1, draining=False)
+    assert table.pick(AGENT, (), lambda _: 0) is row
+
+
+# --- the ladder ----------------------------------------------------------------------------------------
+
+
+def route_with(rungs: str, answer_seconds: float = 8.0, deadline: float = 7.0) -> Route:
+    """`w` is a warm rung, `b` a burst rung."""
+    burst = BurstRung(
+        kind="burst",
+        name="us-east",
+        url="http://127.0.0.1:1",
+        proxyToken="",
+        ticketKey="k",
+        deadlineSeconds=deadline,
+    )
+    parts = [WarmRung(kind="warm") if rung == "w" else burst for rung in rungs]
+    text = routes_text(a_route(rungs=parts, answerSeconds=answer_seconds))
+    return parse_routes(text).by_agent[AGENT]
+
+
+@given(
+    rungs=st.text("wb", max_size=4),
+    workers=st.integers(0, 6),
+    answer=st.floats(0.1, 10),
+    deadline=st.floats(0.1, 20),
+    spent=st.lists(st.floats(0, 1), max_size=30),
+    success=st.integers(0, 12),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_ladder_ends_in_time_and_records_every_rung(
+    rungs: str, workers: int, answer: float, deadline: float, spent: list[float], success: int
+) -> None:
+    patience = Patience()
+    rows = [a_row(f"echo-{number}") for number in range(workers)]
+    table = Table()
+    for row in rows:
+        table.add(row)
+    now, begun, attempts = 100.0, 100.0, []
+    ladder = Ladder(route_with(rungs, answer, deadline), begun, patience)
+    times = iter(spent)
+    while True:
+        attempt = ladder.next(now, lambda tried: table.pick(AGENT, tried, lambda _: 0))
+        if isinstance(attempt, Rejected):
+            placement = ladder.rejected(attempt, now)
+            break
+        assert attempt.answer_by <= begun + answer
+        attempts.append(attempt)
+        began = now
+        # An attempt takes some part of its time, never more.
+        now += (attempt.answer_by - now) * next(times, 1.0)
+        if len(attempts) > success:
+            placement = ladder.answered(now)
+            break
+        ladder.failed(now, "test")
+        assert placement_ms(ladder) >= 0
+        assert now >= began
+    assert now <= begun + answer
+    check_record(placement, attempts, rungs, workers, patience)
+
+
+def placement_ms(ladder: Ladder) -> float:
+    return ladder._steps[-1].ms
+
+
+def check_record(
+    placement: Placement,
+    attempts: list[TryWarm | TryBurst],
+    rungs: str,
+    workers: int,
+    patience: Patience,
+) -> None:
+    placed = not isinstance(placement.result, Rejected)
+    warm = [attempt.row for attempt in attempts if isinstance(attempt, TryWarm)]
+    assert len(set(warm)) == len(warm), "no worker is asked twice"
+    assert len(warm) <= patience.tries * rungs.count("w")
+    bursts = sum(isinstance(attempt, TryBurst) for attempt in attempts)
+    assert bursts <= rungs.count("b")
+    failed = [step for step in placement.steps if step.why == "test"]
+    assert len(failed) == len(attempts) - placed, "every attempt but the last is in the record"
+    if not workers and placed:
+        assert isinstance(placement.result, Burst)
+    assert set(placement.as_log()) == {"rung", "worker", "admission_ms", "passed_over"}
+
+
+def test_a_placement_says_every_rung_and_why() -> None:
+    table, row = Table(), a_row("echo-0")
+    table.add(row)
+    ladder = Ladder(route_with("wb"), 10.0, Patience())
+
+    def pick(tried: object) -> Row | None:
+        return table.pick(AGENT, tried, lambda _: 0)  # type: ignore[arg-type]  # a set of rows
+
+    first = ladder.next(10.0, pick)
+    assert first == TryWarm(row, 10.25, 11.25)
+    ladder.failed(10.25, "did not answer a reserve in time")
+    second = ladder.next(10.25, pick)
+    assert isinstance(second, TryBurst)
+    assert second.answer_by == pytest.approx(17.25)
+    placement = ladder.answered(12.0)
+    assert placement.result == Burst("us-east")
+    assert placement.as_log() == {
+        "rung": "burst/us-east",
+        "worker": "",
+        "admission_ms": 2000.0,
+        "passed_over": [
+            {
+                "rung": "warm",
+                "worker": "echo-0",
+                "why": "did not answer a reserve in time",
+                "ms": 250.0,
+            }
+        ],
+    }
+
+
+def test_a_burst_rung_gets_what_is_left_when_that_is_less_than_its_deadline() -> None:
+    ladder = Ladder(route_with("b", answer_seconds=8, deadline=7), 0.0, Patience())
+    attempt = ladder.next(5.0, lambda _: None)
+    assert isinstance(attempt, TryBurst)
+    assert attempt.answer_by == 8.0
+    ladder.failed(8.0, "did not start a session in time")
+    assert isinstance(ladder.next(8.0, lambda _: None), Rejected)
+
+
+def test_an_empty_ladder_and_a_full_table_are_told_apart_from_a_late_answer() -> None:
+    full = Ladder(route_with("w"), 0.0, Patience()).next(0.0, lambda _: None)
+    late = Ladder(route_with("w"), 0.0, Patience()).next(8.0, lambda _: None)
+    assert full == Rejected("every slot of default/echo is taken")
+    assert late == Rejected("no slot of default/echo was free in time")
+    assert Ladder(route_with(""), 0.0, Patience()).next(0.0, lambda _: None) == full
+
+
+def test_an_answer_without_an_attempt_is_a_bug() -> None:
+    ladder = Ladder(route_with("w"), 0.0, Patience())
+    with pytest.raises(AssertionError):
+        ladder.answered(1.0)
+    row = a_row("echo-0")
+    ladder.next(0.0, lambda _: row)
+    with pytest.raises(AssertionError):
+        ladder.next(0.0, lambda _: row)
+    assert ladder.answered(0.1).result == Warm("echo-0")
