@@ -28,7 +28,8 @@ FIELD_MANAGER: Final = "trunkline-dev"
 
 RELIST_SECONDS: Final = 30
 """A watch ends after this long and starts with a fresh list, so that nothing stays missed."""
-RETRY_SECONDS: Final = 0.2
+RETRY_SECONDS, RETRY_MAX_SECONDS = 0.2, 1.0
+"""Doubling in between. Short, because people and tests wait for what a development cluster does next."""
 REQUEST_SECONDS: Final = 30.0
 # A watch sends an object a line, aiohttp takes lines of twice its buffer, and etcd holds at most
 # 1.5 MB an object.
@@ -143,9 +144,11 @@ class Api:
         too old), tells `troubled`, and starts again with a fresh list. The dict is the caller's only
         until the next turn. Close it with `contextlib.aclosing`.
         """
+        pause = RETRY_SECONDS
         while True:
             try:
                 listing = await self.request("GET", path, None, **params)
+                pause = RETRY_SECONDS
                 objects = {item["metadata"]["uid"]: item for item in listing["items"]}
                 yield objects
                 version = listing["metadata"]["resourceVersion"]
@@ -159,7 +162,8 @@ class Api:
                         yield objects
             except (aiohttp.ClientError, TimeoutError, ApiError) as error:
                 troubled(f"{path}: {error!r}" if not str(error) else f"{path}: {error}")
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_MAX_SECONDS)
 
     async def _watch(
         self, path: str, version: str, params: dict[str, str]

@@ -90,8 +90,8 @@ def tail_offset(file: IO[bytes], lines: int) -> int:
         start = max(position - CHUNK_BYTES, 0)
         file.seek(start)
         chunk = file.read(position - start)
-        # The newline that ends the file begins no line.
-        index = len(chunk) - 1 if position == end and chunk.endswith(b"\n") else len(chunk)
+        # A newline that ends the file begins no line.
+        index = len(chunk) - 1 if position == end else len(chunk)
         while (index := chunk.rfind(b"\n", 0, index)) >= 0:
             wanted -= 1
             if wanted <= 0:
