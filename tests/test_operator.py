@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from helm_python import Chart
 from websockets.asyncio.server import serve
 
 from trunkline_dev.controlplane import ControlPlane
@@ -34,7 +35,8 @@ from trunkline_runtime.contract import (
 
 Json = dict[str, Any]
 
-CRD = yaml.safe_load((Path(__file__).parents[1] / "crds/voiceagents.yaml").read_text())
+ROOT = Path(__file__).parents[1]
+CRD = yaml.safe_load((ROOT / "crds/voiceagents.yaml").read_text())
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 NAME = "front-desk"
 SPEC: Json = {
@@ -58,7 +60,7 @@ class World:
         self.api, self.namespace, self.logs = api, namespace, logs
         self.gateway = FakeGateway()
         self.health = f"http://127.0.0.1:{free_port()}"
-        self._env = base_environment() | {
+        self.env = base_environment() | {
             "KUBECONFIG": str(plane.kubeconfig),
             ENV_OPERATOR_TOKEN: TOKEN,
         }
@@ -71,12 +73,14 @@ class World:
 
     # --- the operator
 
-    async def start(self, *flags: str, **env: str) -> Process:
+    async def start(
+        self, *flags: str, everywhere: bool = False, env: Mapping[str, str] | None = None
+    ) -> Process:
         process = Process(
             "operator",
             [
                 *(sys.executable, "-m", "trunkline_operator"),
-                f"--namespace={self.namespace}",
+                *([] if everywhere else [f"--namespace={self.namespace}"]),
                 f"--gateways=127.0.0.1:{self.gateway.port}",
                 "--worker-image=trunkline/worker:test",
                 "--host=127.0.0.1",
@@ -85,7 +89,7 @@ class World:
                 *flags,
             ],
             self.logs / "operator.log",
-            self._env | env,
+            self.env | dict(env or {}),
         )
         process.start()
         self._processes.append(process)
@@ -358,8 +362,8 @@ async def test_an_app_at_modal_is_deployed_warmed_up_kept_and_stopped(world: Wor
     tokens = {"token-id": "ak-good", "token-secret": "as-good-and-secret"}
     config = Config(clones=1, api_tokens={tokens["token-id"]: tokens["token-secret"]})
     async with LocalModal(config) as modal:
-        flags = {"MODAL_SERVER_URL": modal.server_url}
-        operator = await world.start(**flags)
+        env = {"MODAL_SERVER_URL": modal.server_url}
+        operator = await world.start(env=env)
         await world.secret(
             "modal", **tokens, **{"proxy-token-id": "wk-1", "proxy-token-secret": "ws-1"}
         )
@@ -381,7 +385,7 @@ async def test_an_app_at_modal_is_deployed_warmed_up_kept_and_stopped(world: Wor
 
         operator.kill()
         links = world.gateway.links
-        await world.start(**flags)
+        await world.start(env=env)
         await world.gateway.until(lambda it: it.links > links and it.told[-1] != it.told[0])
         assert world.gateway.routes[world.key]["rungs"] == [warm, burst]
         assert app.version == 1
@@ -434,6 +438,54 @@ async def test_live_numbers_are_written_seldom_and_conditions_at_once(world: Wor
 async def scrape(world: World) -> list[str]:
     async with httpx.AsyncClient(trust_env=False) as client:
         return (await client.get(f"{world.health}/metrics")).text.splitlines()
+
+
+@pytest.mark.parametrize("namespaced", [False, True])
+async def test_the_rights_that_the_chart_gives_are_enough(
+    world: World, tmp_path: Path, namespaced: bool
+) -> None:
+    values = {"watchNamespaces": [world.namespace]} if namespaced else {}
+    files = Chart.load(str(ROOT / "charts/trunkline")).render(
+        values, name="trunkline", namespace=world.namespace
+    )
+    made = [
+        body
+        for name, text in files.items()
+        if name.endswith(("rbac.yaml", "operator.yaml"))
+        for body in yaml.safe_load_all(text)
+        if body and body["kind"] != "Deployment"
+    ]
+    for body in made:
+        await world.api.apply(rights_path(body, world.namespace), body)
+    account = f"/api/v1/namespaces/{world.namespace}/serviceaccounts/trunkline-operator/token"
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = await world.api.create(account, asked)
+
+    config = yaml.safe_load(Path(world.env["KUBECONFIG"]).read_text())
+    config["users"][0]["user"] = {"token": answer["status"]["token"]}
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    flag = f"--routes-secret={world.namespace}/trunkline-routes"
+    await world.start(flag, everywhere=not namespaced, env={"KUBECONFIG": str(file)})
+    await world.one_ready_pod()
+    await world.api.wait_for_one(f"{world.secrets}/trunkline-routes")
+    await world.api.delete(world.agent_path)
+    await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
+    await world.serve_calls(0, draining=(0,))
+    await world.api.wait_gone(world.agent_path)
+    assert [line for line in world.log if line["level"] in ("WARNING", "ERROR")] == []
+    for body in made:
+        await world.api.delete(rights_path(body, world.namespace))
+
+
+def rights_path(body: Json, namespace: str) -> str:
+    """Of a ServiceAccount, or an object of RBAC."""
+    kind, name = body["kind"], body["metadata"]["name"]
+    if kind == "ServiceAccount":
+        return f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}"
+    group = "/apis/rbac.authorization.k8s.io/v1"
+    where = "" if kind.startswith("Cluster") else f"/namespaces/{namespace}"
+    return f"{group}{where}/{kind.lower()}s/{name}"
 
 
 # --- started wrongly -----------------------------------------------------------------------------------------
@@ -498,7 +550,7 @@ async def test_an_operator_whose_port_is_taken(world: World) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        told = await started_wrongly(f"--health-port={port}", KUBECONFIG=world._env["KUBECONFIG"])
+        told = await started_wrongly(f"--health-port={port}", KUBECONFIG=world.env["KUBECONFIG"])
     assert f"cannot listen on 127.0.0.1:{port} for health checks" in told
     assert "--health-port" in told
 

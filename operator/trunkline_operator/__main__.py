@@ -16,6 +16,8 @@ from trunkline_operator.config import (
 from trunkline_operator.logs import configure_logging
 from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, HEALTH_PORT
 
+ENV_LOG_LEVEL = "TRUNKLINE_LOG_LEVEL"
+
 
 def main() -> None:
     raise SystemExit(run(sys.argv[1:], os.environ))
@@ -25,7 +27,7 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
     """The exit status: 0 after a signal, 2 if the operator was started wrongly."""
     try:
         config = configured(arguments, env)
-        configure_logging()
+        configure_logging(env.get(ENV_LOG_LEVEL) or "INFO")
         # Two seconds of imports, which a wrong flag need not wait for.
         from trunkline_operator.assembly import operate
 

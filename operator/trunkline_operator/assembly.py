@@ -63,12 +63,37 @@ async def assembled(
 
     deployments = Deployments(Burst(), changed)
     stack.push_async_callback(deployments.close)
-    epoch = int(time.time() * 1000)
+    agents = await known_agents(cluster, config.namespaces)
+    kept = RoutesSecret(cluster, *config.routes_secret) if config.routes_secret else None
+    earlier = await kept.earlier() if kept else None
+    # Gateways refuse a lower epoch than they have, also from a machine whose clock is behind.
+    epoch = max(int(time.time() * 1000), earlier["epoch"] + 1 if earlier else 0)
     fleet = Fleet(
         parse_gateways(config.gateways), config.operator_token, epoch=epoch, changed=changed
     )
     await stack.enter_async_context(fleet)
-    settings = Settings(
+    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings(config)).look)
+    metrics.EPOCH.set(epoch)
+    metrics.LINKS.set_function(lambda: fleet.connected)
+    metrics.AGENTS.set_function(lambda: len(agenda))
+    stack.push_async_callback(agenda.close)
+    for route in earlier["routes"] if earlier else ():
+        if route["agent"] in agents:
+            fleet.set_route(route["agent"], route)
+    if kept:
+        await stack.enter_async_context(kept.kept(fleet))
+    for agent in agents:
+        agenda.add(agent)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOKS_SECONDS):
+            await agenda.looked_at(agents)
+    fleet.open()
+    return agenda
+
+
+def settings(config: OperatorConfig) -> Settings:
+    """What all looks share."""
+    return Settings(
         installation=Installation(
             worker_image=config.worker_image,
             gateways=config.gateways,
@@ -78,25 +103,6 @@ async def assembled(
         status_seconds=config.status_seconds,
         resync_seconds=RESYNC_SECONDS,
     )
-    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings).look)
-    metrics.EPOCH.set(epoch)
-    metrics.LINKS.set_function(lambda: fleet.connected)
-    metrics.AGENTS.set_function(lambda: len(agenda))
-    stack.push_async_callback(agenda.close)
-    agents = await known_agents(cluster, config.namespaces)
-    if config.routes_secret:
-        kept = RoutesSecret(cluster, *config.routes_secret, fleet)
-        for route in await kept.earlier():
-            if route["agent"] in agents:
-                fleet.set_route(route["agent"], route)
-        await stack.enter_async_context(kept)
-    for agent in agents:
-        agenda.add(agent)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_LOOKS_SECONDS):
-            await agenda.looked_at(agents)
-    fleet.open()
-    return agenda
 
 
 async def require_agents(cluster: Cluster) -> None:

@@ -70,6 +70,7 @@ class Settings:
 class _Notes:
     """What one look leaves for the next; a new operator does without."""
 
+    uid: str
     memory: Memory = field(default_factory=Memory)
     keys: Keys | None = None  # the last that were read
     told_at: float = NEVER  # when the status was written
@@ -120,7 +121,7 @@ class Reconciler:
         if obj is None:
             self._forget(key)
             return None, "gone"
-        notes = self._notes.setdefault(key, _Notes())
+        notes = self._notes_of(key, obj["metadata"]["uid"])
         now = time.time()
         try:
             agent = parsed(obj)
@@ -145,6 +146,12 @@ class Reconciler:
         if seen.world.access:
             waits.append(MISSING_SECRET_SECONDS)
         return min([self._settings.resync_seconds, *waits, *wait]), "done"
+
+    def _notes_of(self, key: str, uid: str) -> _Notes:
+        notes = self._notes.get(key)
+        if notes and notes.uid != uid:  # deleted, and made anew before anybody looked
+            self._forget(key)
+        return self._notes.setdefault(key, _Notes(uid=uid))
 
     def _forget(self, key: str) -> None:
         self._notes.pop(key, None)

@@ -2,14 +2,15 @@
 
 import asyncio
 import base64
-import binascii
+import contextlib
 import json
 import logging
-from typing import Final, Self
+from collections.abc import AsyncIterator
+from typing import Final
 
 from trunkline_operator.cluster import ApiError, Cluster, path
 from trunkline_operator.fleet import Fleet
-from trunkline_runtime.contract import LABEL_MANAGED_BY, MANAGED_BY, Route
+from trunkline_runtime.contract import LABEL_MANAGED_BY, MANAGED_BY, Routes
 
 KEY: Final = "routes.json"
 # A kubelet brings a changed Secret into pods within a minute, so haste would gain nothing.
@@ -19,52 +20,54 @@ log = logging.getLogger("trunkline.routes")
 
 
 class RoutesSecret:
-    """Keeps the Secret equal to the fleet's routes; an asynchronous context manager."""
+    """The Secret of that name."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, fleet: Fleet) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
-        self._fleet = fleet
-        self._task: asyncio.Task[None] | None = None
 
-    async def earlier(self) -> list[Route]:
-        """The routes that an earlier operator wrote, and none if they cannot be read."""
+    async def earlier(self) -> Routes | None:
+        """What an earlier operator wrote; None if nothing can be read."""
         secret = await self._cluster.find(path("Secret", self._namespace, self._name))
+        text = ((secret or {}).get("data") or {}).get(KEY)
+        if not text:
+            return None
         try:
-            text = base64.b64decode(((secret or {}).get("data") or {}).get(KEY, ""))
-            routes: list[Route] = json.loads(text)["routes"] if text else []
-            return [route for route in routes if route["agent"] and route["rungs"] is not None]
-        except (binascii.Error, KeyError, TypeError, ValueError) as error:
+            routes: Routes = json.loads(base64.b64decode(text))
+            [(route["agent"], route["rungs"]) for route in routes["routes"]]
+            return routes if routes["epoch"] >= 0 else None
+        except (KeyError, TypeError, ValueError) as error:
             log.warning("Secret %s/%s has no routes: %r", self._namespace, self._name, error)
-            return []
+            return None
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._keep())
-        return self
+    @contextlib.asynccontextmanager
+    async def kept(self, fleet: Fleet) -> AsyncIterator[None]:
+        """Keeps the Secret equal to the fleet's routes."""
+        task = asyncio.create_task(self._keep(fleet))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _keep(self) -> None:
+    async def _keep(self, fleet: Fleet) -> None:
         failed = ""
         while True:
-            await self._fleet.published.wait()
-            self._fleet.published.clear()
+            await fleet.published.wait()
+            fleet.published.clear()
             try:
-                await self._write()
+                await self._write(fleet.document)
                 failed = ""
             except ApiError as error:
-                self._fleet.published.set()
+                fleet.published.set()
                 if str(error) != failed:
                     failed = str(error)
                     log.error("cannot keep the routes in a Secret: %s", error)
             await asyncio.sleep(GAP_SECONDS)
 
-    async def _write(self) -> None:
-        document = json.dumps(self._fleet.document, separators=(",", ":"))
+    async def _write(self, routes: Routes) -> None:
+        document = json.dumps(routes, separators=(",", ":"))
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
