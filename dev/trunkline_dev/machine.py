@@ -105,6 +105,7 @@ class Machine:
         else:
             self.root = self._given_root
         self.logs = self.root / "logs"
+        shutil.rmtree(self.logs, ignore_errors=True)  # of an earlier machine with the same root
         for folder in (self.logs, self.logs / "pods", self.logs / "containers"):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -131,12 +132,14 @@ class Machine:
         await self._node_ready()
         for number, gateway in enumerate(self.gateways):
             await gateway.ready(self._health(self.gateway_address(number)), START_SECONDS)
-        await self.operator.ready(self._health(f"{self._net}.200"), START_SECONDS)
+        await self.operator.ready(self.operator_health, START_SECONDS)
 
     async def _stop_all(self) -> None:
-        # The operator first, so that it does not mend what is being taken away.
-        for process in reversed(self.processes):
-            await process.stop()
+        # The operator first, so that it does not mend what is being taken away; then all at once.
+        for process in self.processes:
+            if process.name == "operator":
+                await process.stop()
+        await asyncio.gather(*(process.stop() for process in self.processes))
 
     @staticmethod
     def _require_free(host: str, port: int) -> None:
@@ -238,6 +241,11 @@ class Machine:
             MODAL_SERVER_URL=self.modal_url,
             **{contract.ENV_OPERATOR_TOKEN: self._token},
         )
+
+    @property
+    def operator_health(self) -> str:
+        """The URL that answers 200 when the operator is ready."""
+        return self._health(f"{self._net}.200")
 
     @staticmethod
     def _health(address: str) -> str:

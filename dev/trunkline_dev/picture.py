@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trunkline_dev.accounts import Outcome, Stay
 
-WARM, BURST, WAITING, REFUSED = "#2a6f97", "#f4a261", "#bfc7cf", "#c1121f"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WARM, BURST, WAITING, REFUSED, QUIET = "#2a6f97", "#f4a261", "#cbd2d9", "#c1121f", "#8d99ae"
 STEP_SECONDS: Final = 0.05
 
 
@@ -47,6 +50,15 @@ def level(steps: Sequence[tuple[float, int]], at: float) -> int:
     return value
 
 
+def waits(outcomes: Sequence[Outcome], stays: Sequence[Stay]) -> list[Interval]:
+    """How long each caller waited: until a slot was theirs, or they were refused or gave up."""
+    began = {stay.call: stay.began for stay in stays}
+    return [
+        Interval(outcome.offered, began.get(outcome.call or "", outcome.ended))
+        for outcome in outcomes
+    ]
+
+
 def draw(scene: Scene, file: Path) -> None:
     """Writes a PNG: calls by place over time, pods and containers beneath."""
     import matplotlib as mpl
@@ -54,25 +66,56 @@ def draw(scene: Scene, file: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    figure, (calls, hosts) = plt.subplots(
+        2,
+        1,
+        figsize=(10, 5.5),
+        sharex=True,
+        gridspec_kw={
+            "height_ratios": (3, 1.2),
+            "hspace": 0.3,
+            "left": 0.07,
+            "right": 0.98,
+            "top": 0.93,
+            "bottom": 0.09,
+        },
+    )
     count = max(2, int((scene.ended - scene.began) / STEP_SECONDS))
     moments = [scene.began + number * STEP_SECONDS for number in range(count)]
-    seconds = [moment - scene.began for moment in moments]
-    by_place = {
-        place: [Interval(stay.began, stay.ended) for stay in scene.stays if stay.place == place]
-        for place in ("warm", "burst")
-    }
-    waits = [
-        Interval(outcome.offered, outcome.answered or outcome.ended) for outcome in scene.outcomes
-    ]
-    series = [[alive(rows, at) for at in moments] for rows in (*by_place.values(), waits)]
-    refused = [outcome.ended or outcome.offered for outcome in scene.outcomes if outcome.status]
+    _draw_calls(calls, scene, moments)
+    _draw_hosts(hosts, scene, moments)
+    for number, (at, text) in enumerate(scene.marks):
+        for axes in (calls, hosts):
+            axes.axvline(at - scene.began, color=QUIET, linewidth=0.8, linestyle=":", zorder=0)
+        calls.annotate(
+            text,
+            (at - scene.began, 1.0 - 0.07 * number),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color="#444444",
+        )
+    for axes in (calls, hosts):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
-    figure, (calls, hosts) = plt.subplots(
-        2, 1, figsize=(10, 6), sharex=True, height_ratios=(3, 1.4), layout="constrained"
-    )
-    labels = ("in warm pods", "in burst containers", "waiting for an answer")
-    calls.stackplot(seconds, *series, labels=labels, colors=(WARM, BURST, WAITING), step="post")
-    calls.plot(
+
+def _draw_calls(axes: "Axes", scene: Scene, moments: Sequence[float]) -> None:
+    seconds = [at - scene.began for at in moments]
+    series = [
+        [Interval(stay.began, stay.ended) for stay in scene.stays if stay.place == "warm"],
+        [Interval(stay.began, stay.ended) for stay in scene.stays if stay.place == "burst"],
+        waits(scene.outcomes, scene.stays),
+    ]
+    heights = [[alive(rows, at) for at in moments] for rows in series]
+    names = ("in warm pods", "in burst containers", "waiting for an answer")
+    axes.stackplot(seconds, *heights, labels=names, colors=(WARM, BURST, WAITING), step="post")
+    refused = [o.ended or o.offered for o in scene.outcomes if o.status is not None]
+    axes.plot(
         [at - scene.began for at in refused],
         [0.0] * len(refused),
         "x",
@@ -80,44 +123,22 @@ def draw(scene: Scene, file: Path) -> None:
         label=f"refused ({len(refused)})",
         clip_on=False,
     )
-    calls.set_ylabel("calls")
-    calls.legend(loc="upper right", frameon=False)
-    calls.set_title("A spike past warm capacity", loc="left", fontweight="bold")
-    for at, text in scene.marks:
-        for axes in (calls, hosts):
-            axes.axvline(at - scene.began, color="#8d99ae", linewidth=0.8, linestyle=":")
-        calls.annotate(
-            text,
-            (at - scene.began, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -4),
-            textcoords="offset points",
-            rotation=90,
-            va="top",
-            fontsize=8,
-            color="#555555",
-        )
-    hosts.step(
-        seconds,
-        [level(scene.ready_pods, at) for at in moments],
-        WARM,
-        where="post",
-        label="ready pods",
-    )
-    hosts.step(
-        seconds,
-        [alive(scene.containers, at) for at in moments],
-        BURST,
-        where="post",
-        label="Modal containers",
-    )
-    hosts.set_ylabel("running")
-    hosts.set_xlabel("seconds")
-    hosts.set_ylim(bottom=0)
-    hosts.yaxis.get_major_locator().set_params(integer=True)
-    hosts.legend(loc="upper right", frameon=False)
-    for axes in (calls, hosts):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    axes.set_ylabel("calls")
+    top = max((sum(column) for column in zip(*heights, strict=True)), default=0)
+    axes.set_ylim(0, max(1, top) * 1.45)  # room for the marks' words
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+
+
+def _draw_hosts(axes: "Axes", scene: Scene, moments: Sequence[float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    seconds = [at - scene.began for at in moments]
+    pods = [level(scene.ready_pods, at) for at in moments]
+    containers = [alive(scene.containers, at) for at in moments]
+    axes.step(seconds, pods, WARM, where="post", label="ready pods", linewidth=2)
+    axes.step(seconds, containers, BURST, where="post", label="Modal containers", linewidth=2)
+    axes.set_ylabel("running")
+    axes.set_xlabel("seconds")
+    axes.set_ylim(0, max([1, *pods, *containers]) * 1.2)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
