@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -443,10 +444,12 @@ class FakeModal:
         self.requests: list[Request] = []
         self.first: list[dict[str, Any]] = []  # the first message of each data link
         self.tickets: list[dict[str, Any]] = []
+        self._scheme = "http"
         self._server: Server | None = None
 
     @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator["FakeModal"]:
+    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["FakeModal"]:
+        self._scheme = "https" if tls else "http"
         async with serve(
             self._talk,
             "127.0.0.1",
@@ -455,6 +458,7 @@ class FakeModal:
             compression=None,
             ping_interval=None,
             close_timeout=1,
+            ssl=tls,
         ) as self._server:
             yield self
 
@@ -464,7 +468,7 @@ class FakeModal:
         rung: dict[str, Any] = {
             "kind": "burst",
             "name": "us-east",
-            "url": f"http://127.0.0.1:{port}",
+            "url": f"{self._scheme}://127.0.0.1:{port}",
         }
         rung |= {"proxyToken": PROXY_TOKEN, "ticketKey": TICKET_KEY, "deadlineSeconds": 10.0}
         return cast(BurstRung, rung | changes)

@@ -93,8 +93,14 @@ class TableMachine(RuleBasedStateMachine):
         for agent in AGENTS:
             here = {row for row in self.model.values() if row.agent == agent}
             assert set(self.table.rows(agent)) == here
-            assert self.table.room(agent) == sum(row.view for row in here)
+            assert self.table.free(agent) == sum(row.free for row in here)
+            lying = [row for bucket in self.buckets(agent) for row in bucket]
+            assert sorted(map(id, lying)) == sorted(id(row) for row in here if row.view)
         assert set(self.table.agents()) == {row.agent for row in self.model.values()}
+
+    def buckets(self, agent: str) -> list[list[Row]]:
+        pool = self.table._pools.get(agent)
+        return pool.buckets if pool else []
 
 
 TestTable = TableMachine.TestCase

@@ -33,12 +33,11 @@ class Row:
 class _Pool:
     """One agent's rows. Bucket n holds those with n free slots; those with none are in no bucket."""
 
-    __slots__ = ("buckets", "room", "rows")
+    __slots__ = ("buckets", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.buckets: list[list[Row]] = [[]]
-        self.room = 0  # the sum of the views
 
     def place(self, row: Row, view: int) -> None:
         if view == row._bucket:
@@ -50,7 +49,6 @@ class _Pool:
                 bucket[row._index], last._index = last, row._index
         while len(self.buckets) <= view:
             self.buckets.append([])
-        self.room += view - row._bucket
         row._bucket = view
         if view:
             row._index = len(self.buckets[view])
@@ -139,10 +137,9 @@ class Table:
                     return row
         return None
 
-    def room(self, agent: str) -> int:
-        """Free slots of an agent, as far as this gateway knows."""
-        pool = self._pools.get(agent)
-        return pool.room if pool else 0
+    def free(self, agent: str) -> int:
+        """Free slots of an agent's workers, as they reported them or granted them away since."""
+        return sum(row.free for row in self.rows(agent))
 
     def rows(self, agent: str) -> Iterable[Row]:
         pool = self._pools.get(agent)

@@ -240,9 +240,9 @@ class WorkerLinks:
 
     def _heard(self, link: WorkerLink, message: Mapping[str, Any]) -> None:
         link.seen = asyncio.get_running_loop().time()
-        had_room = self._table.room(link.row.agent) > 0
+        had_free = link.row.free > 0
         link.heard(message)
-        if had_room and not self._table.room(link.row.agent):
+        if had_free and not self._table.free(link.row.agent):
             self._changed(link.row.agent)
 
     def _lost(self, link: WorkerLink) -> None:

@@ -1,0 +1,304 @@
+"""More callers than slots at two gateways at once; real workers; and a gateway's process on its way out."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_rig import (
+    AGENT,
+    KEY,
+    OPERATOR_TOKEN,
+    SECONDS,
+    WORKER_KEY,
+    FakeWorker,
+    SlotLog,
+    a_gateway,
+    a_route,
+    call,
+    closed,
+    give,
+    http,
+    on_uvloop,
+    refused,
+    routes_text,
+    until,
+)
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+from trunkline_runtime.contract import (
+    CALL_HEADER,
+    ENV_AGENT,
+    ENV_ENGINE,
+    ENV_GATEWAYS,
+    ENV_HEALTH_PORT,
+    ENV_HOST,
+    ENV_OPERATOR_TOKEN,
+    ENV_PORT,
+    ENV_SLOTS,
+    ENV_WORKER,
+    ENV_WORKER_KEY,
+    REALTIME_PATH,
+)
+from trunkline_runtime.engine.loopback import LoopbackEngine
+from trunkline_runtime.gateway.process import Running
+from trunkline_runtime.worker.config import WorkerConfig
+from trunkline_runtime.worker.host import WorkerHost
+
+WORKERS, SLOTS, CALLERS, ROUNDS = 6, 4, 60, 4
+
+
+async def outcome(caller: connect) -> ClientConnection | int:
+    """The call, or the status of the plain answer instead."""
+    try:
+        return await caller
+    except InvalidStatus as error:
+        return error.response.status_code
+
+
+async def rush(log: SlotLog, *gateways: Running) -> list[ClientConnection]:
+    """All callers at once; those who were answered, who are exactly as many as there are slots."""
+    outcomes = await asyncio.gather(
+        *(outcome(call(gateways[number % len(gateways)])) for number in range(CALLERS))
+    )
+    answered = [each for each in outcomes if not isinstance(each, int)]
+    assert outcomes.count(503) == CALLERS - WORKERS * SLOTS
+    assert len(answered) == WORKERS * SLOTS
+    assert len(log._holders) == WORKERS * SLOTS
+    ids = {each.response.headers[CALL_HEADER] for each in answered if each.response}
+    assert ids == set(log._holders.values()), "who was answered holds a slot, and nobody else does"
+    return answered
+
+
+@on_uvloop
+async def test_two_gateways_answer_exactly_as_many_callers_as_there_are_slots() -> None:
+    log = SlotLog()
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(a_gateway(a_route())) for _ in range(2)]
+        for number in range(WORKERS):
+            worker = FakeWorker(f"echo-{number}", slots=SLOTS, log=log)
+            await stack.enter_async_context(worker.serving(*gateways))
+        for _ in range(ROUNDS):
+            answered = await rush(log, *gateways)
+            for caller in answered:
+                await caller.send("hi")
+            assert [await caller.recv() for caller in answered] == ["hi"] * len(answered)
+            await asyncio.gather(*(caller.close() for caller in answered))
+            await until(lambda: not log._holders)
+            for gateway in gateways:
+                await until(lambda g=gateway: free(g) == WORKERS * SLOTS)  # type: ignore[misc]  # bound now
+
+
+def free(gateway: Running) -> int:
+    workers = gateway.gateway.load()["agents"][AGENT]["workers"]
+    return sum(worker["free"] for worker in workers.values())
+
+
+# --- the real worker -----------------------------------------------------------------------------------
+
+
+def worker_environment(name: str, *gateways: int, slots: int = 4) -> dict[str, str]:
+    return {
+        ENV_AGENT: AGENT,
+        ENV_WORKER: name,
+        ENV_ENGINE: "loopback",
+        ENV_SLOTS: str(slots),
+        ENV_HOST: "127.0.0.1",
+        ENV_PORT: "0",
+        ENV_HEALTH_PORT: "0",
+        ENV_GATEWAYS: ",".join(f"127.0.0.1:{port}" for port in gateways),
+        ENV_WORKER_KEY: WORKER_KEY,
+    }
+
+
+@contextlib.asynccontextmanager
+async def a_real_worker(name: str, *gateways: Running, slots: int = 4) -> AsyncIterator[WorkerHost]:
+    ports = [gateway.control_port for gateway in gateways]
+    config = WorkerConfig.from_environment(worker_environment(name, *ports, slots=slots))
+    engine = LoopbackEngine(slots=slots)
+    engine.load()
+    engine.resume()
+    host, stop = WorkerHost(config, engine), asyncio.Event()
+    running = asyncio.create_task(host.run(stop))
+    try:
+        for gateway in gateways:
+            await until(
+                lambda g=gateway: name in g.gateway.load()["agents"][AGENT]["workers"]  # type: ignore[misc]  # bound now
+            )
+        yield host
+    finally:
+        stop.set()
+        await running
+        engine.close()
+
+
+async def first_event(caller: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(SECONDS):
+        event: dict[str, Any] = json.loads(await caller.recv())
+    return event
+
+
+@on_uvloop
+async def test_a_real_worker_holds_calls_and_drains() -> None:
+    async with a_gateway(a_route()) as gateway, a_real_worker("real-0", gateway, slots=2):
+        callers = [await call(gateway, subprotocols=["realtime"]) for _ in range(2)]  # type: ignore[list-item]  # a NewType of str
+        for caller in callers:
+            assert caller.subprotocol == "realtime"
+            assert (await first_event(caller))["type"] == "session.created"
+        assert (await refused(call(gateway))).status_code == 503
+        await callers.pop().close()
+        await until(lambda: free(gateway) == 1)
+        give(gateway, a_route(draining=["real-0"]))
+        row = gateway.gateway.load
+        await until(lambda: row()["agents"][AGENT]["workers"]["real-0"]["draining"])
+        assert (await refused(call(gateway))).status_code == 503
+        await callers[0].send(
+            json.dumps({"type": "session.update", "session": {"type": "realtime"}})
+        )
+        assert (await first_event(callers[0]))["type"] == "session.updated"
+        await callers[0].close()
+        await until(lambda: row()["agents"][AGENT]["workers"]["real-0"]["busy"] == 0)
+
+
+@on_uvloop
+async def test_real_workers_and_two_gateways_never_book_twice() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(a_gateway(a_route())) for _ in range(2)]
+        for number in range(3):
+            await stack.enter_async_context(a_real_worker(f"real-{number}", *gateways))
+        for _ in range(2):
+            outcomes = await asyncio.gather(
+                *(outcome(call(gateways[number % 2])) for number in range(30))
+            )
+            answered = [each for each in outcomes if not isinstance(each, int)]
+            assert (len(answered), outcomes.count(503)) == (12, 18)
+            for caller in answered:
+                assert (await first_event(caller))["type"] == "session.created"
+            await asyncio.gather(*(caller.close() for caller in answered))
+            for gateway in gateways:
+                await until(lambda g=gateway: free(g) == 12)  # type: ignore[misc]  # bound now
+
+
+# --- the process ---------------------------------------------------------------------------------------
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Process:
+    """`trunkline gateway` as it is started in a cluster, and one of its workers beside it."""
+
+    def __init__(self, routes: Path) -> None:
+        self.calls, self.control, self.health = free_ports(3)
+        self.routes = routes
+        self.child: asyncio.subprocess.Process | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, grace: float) -> AsyncIterator["Process"]:
+        ports = ["--port", self.calls, "--control-port", self.control, "--health-port", self.health]
+        hosts = [f"--{kind}host=127.0.0.1" for kind in ("", "control-", "health-")]
+        self.child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "trunkline_runtime", "gateway", *map(str, ports), *hosts),
+            *("--routes-file", str(self.routes), "--grace-seconds", str(grace), "--name", "g"),
+            env={**os.environ, ENV_OPERATOR_TOKEN: OPERATOR_TOKEN},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield self
+        finally:
+            if self.child.returncode is None:
+                self.child.kill()
+            await self.child.communicate()
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(SECONDS):
+            while True:
+                with contextlib.suppress(OSError):
+                    if (await http(self.health, "/readyz"))[0] == 200:
+                        return
+                await asyncio.sleep(0.05)
+
+    def dial(self) -> connect:
+        return connect(
+            f"ws://127.0.0.1:{self.calls}{REALTIME_PATH}?model=echo",
+            additional_headers={"Authorization": f"Bearer {KEY}"},
+            proxy=None,
+            open_timeout=SECONDS,
+        )
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> Path:
+    path = tmp_path / "routes.json"
+    path.write_text(routes_text(a_route()))
+    return path
+
+
+@contextlib.asynccontextmanager
+async def a_worker_of(process: Process) -> AsyncIterator[None]:
+    """A real worker in this process, linked to a gateway in another."""
+    config = WorkerConfig.from_environment(worker_environment("real-0", process.control))
+    engine = LoopbackEngine(slots=4)
+    engine.load()
+    engine.resume()
+    stop = asyncio.Event()
+    running = asyncio.create_task(WorkerHost(config, engine).run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+        engine.close()
+
+
+@on_uvloop
+async def test_sigterm_keeps_live_calls_until_they_end(routes: Path) -> None:
+    process = Process(routes)
+    async with process.running(grace=SECONDS), a_worker_of(process):
+        await process.ready()
+        caller = await process.dial()
+        assert (await first_event(caller))["type"] == "session.created"
+        assert process.child is not None
+        process.child.send_signal(signal.SIGTERM)
+        answer = await drained(process)
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+        await caller.send(json.dumps({"type": "session.update", "session": {"type": "realtime"}}))
+        assert (await first_event(caller))["type"] == "session.updated"
+        assert process.child.returncode is None
+        await caller.close()
+        async with asyncio.timeout(SECONDS):
+            assert await process.child.wait() == 0
+
+
+@on_uvloop
+async def test_the_grace_ends_with_1012(routes: Path) -> None:
+    process = Process(routes)
+    async with process.running(grace=0.5), a_worker_of(process):
+        await process.ready()
+        caller = await process.dial()
+        assert process.child is not None
+        process.child.send_signal(signal.SIGTERM)
+        assert await closed(caller) == (1012, "the gateway restarts: call again")
+        async with asyncio.timeout(SECONDS):
+            assert await process.child.wait() == 0
+
+
+async def drained(process: Process) -> Any:
+    """The answer to a new caller once the gateway has read its signal."""
+    async with asyncio.timeout(SECONDS):
+        while (await http(process.health, "/readyz"))[0] == 200:
+            await asyncio.sleep(0.02)
+    return await refused(process.dial())
