@@ -55,6 +55,7 @@ class FakeGateway:
         self.agents: dict[str, AgentLoad] = {}
         self.told: list[Routes] = []
         self.links = 0
+        self.beats = 0
         self.refusals = 0
         self.silent = False
         self.port = 0
@@ -109,6 +110,7 @@ class FakeGateway:
                 message = json.loads(text)
                 if message["type"] == "routes":
                     self.told.append(message)
+                self.beats += message["type"] == "beat"
                 await self._tell()
         except ConnectionClosed:
             pass

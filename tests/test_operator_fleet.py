@@ -189,7 +189,7 @@ async def test_every_gateway_gets_all_routes_once_opened_and_again_when_they_cha
     fleet, _ = await start(stack, *gateways)
     fleet.set_route(AGENT, route())
     for gateway in gateways:
-        await gateway.until(lambda it: it.links == 1)
+        await gateway.until(lambda it: it.beats)
         assert gateway.told == []  # not opened: a gateway keeps what it has
     fleet.open()
     for gateway in gateways:
@@ -247,12 +247,59 @@ async def test_a_wrong_token_is_refused_and_said(
 ) -> None:
     gateway = FakeGateway(token="another")
     fleet, _ = await start(stack, gateway)
-    await gateway.until(lambda it: it.refusals >= 2)
+    await gateway.until(lambda it: it.refusals >= 3)
     assert fleet.connected == 0
     said = [record.getMessage() for record in caplog.records if record.name == "trunkline.fleet"]
     assert len(said) == 1
     assert "give operator and gateway the same TRUNKLINE_OPERATOR_TOKEN" in said[0]
     assert TOKEN not in caplog.text
+
+
+async def test_what_gateways_say_is_complete_only_while_none_is_silent(
+    stack: AsyncExitStack,
+) -> None:
+    gateways = FakeGateway(), FakeGateway("gateway-1", "g1", token="another")
+    fleet, changes = await start(stack, *gateways)
+    assert not fleet.complete
+    gateways[0].agents[AGENT] = agent_load(calls=1)
+    await changes.until(lambda: fleet.report(AGENT).calls == 1)
+    assert not fleet.complete
+    gateways[1].agents[AGENT] = agent_load(calls=1)
+    gateways[1].token = TOKEN
+    await changes.until(lambda: fleet.report(AGENT).calls == 2)
+    assert fleet.complete
+
+
+async def test_a_route_is_acknowledged_once_every_gateway_has_spoken_in_its_light(
+    stack: AsyncExitStack,
+) -> None:
+    gateways = FakeGateway(), FakeGateway("gateway-1", "g1")
+    fleet, changes = await start(stack, *gateways)
+    calls = 0
+
+    async def spoken() -> None:
+        """Every gateway says something new."""
+        nonlocal calls
+        calls += 1
+        for gateway in gateways:
+            gateway.agents[AGENT] = agent_load(calls=calls)
+        await changes.until(lambda: fleet.report(AGENT).calls == 2 * calls)
+
+    await spoken()
+    assert not fleet.acknowledged(AGENT)  # nothing was told yet
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    async with asyncio.timeout(20):
+        while not fleet.acknowledged(AGENT):
+            await spoken()
+    assert all(gateway.routes for gateway in gateways)
+    fleet.set_route("default/b", route("default/b"))
+    assert fleet.acknowledged(AGENT)
+    assert not fleet.acknowledged("default/b")
+    async with asyncio.timeout(20):
+        while not fleet.acknowledged("default/b"):
+            await spoken()
+    assert all("default/b" in gateway.routes for gateway in gateways)
 
 
 async def test_nonsense_ends_the_link_and_not_the_operator(stack: AsyncExitStack) -> None:
