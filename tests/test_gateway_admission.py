@@ -178,11 +178,10 @@ def changed(path: str, value: Any) -> str:
         ("routes.0.admissionMs", -1, "routes.routes[0].admissionMs must not be negative"),
         ("routes.0.maxSeconds", float("inf"), "routes.routes[0].maxSeconds must be a number"),
         ("routes.0.rungs.0.kind", "cold", "routes.routes[0].rungs[0].kind must be warm or burst"),
-        (
-            "routes.0.rungs.1.url",
-            "ftp://x",
-            "routes.routes[0].rungs[1].url must begin with https://",
-        ),
+        ("routes.0.rungs.1.url", "ftp://x", "routes.routes[0].rungs[1].url must be https://"),
+        ("routes.0.rungs.1.url", "http://", "routes.routes[0].rungs[1].url must be https://"),
+        ("routes.0.rungs.1.url", "http://x:99999", "routes.routes[0].rungs[1].url must be"),
+        ("routes.0.rungs.1.ticketKey", "", "routes.routes[0].rungs[1].ticketKey must not be empty"),
         ("routes.0.draining", [1], "routes.routes[0].draining must be a list of strings"),
     ],
 )

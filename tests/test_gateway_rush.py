@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from gateway_rig import (
 )
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from trunkline_runtime.contract import (
     CALL_HEADER,
@@ -94,7 +96,15 @@ async def test_two_gateways_answer_exactly_as_many_callers_as_there_are_slots() 
             await asyncio.gather(*(caller.close() for caller in answered))
             await until(lambda: not log._holders)
             for gateway in gateways:
-                await until(lambda g=gateway: free(g) == WORKERS * SLOTS)  # type: ignore[misc]  # bound now
+                await until(partial(has_free, gateway, WORKERS * SLOTS))
+
+
+def knows(gateway: Running, worker: str) -> bool:
+    return worker in gateway.gateway.load()["agents"][AGENT]["workers"]
+
+
+def has_free(gateway: Running, count: int) -> bool:
+    return free(gateway) == count
 
 
 def free(gateway: Running) -> int:
@@ -130,9 +140,7 @@ async def a_real_worker(name: str, *gateways: Running, slots: int = 4) -> AsyncI
     running = asyncio.create_task(host.run(stop))
     try:
         for gateway in gateways:
-            await until(
-                lambda g=gateway: name in g.gateway.load()["agents"][AGENT]["workers"]  # type: ignore[misc]  # bound now
-            )
+            await until(partial(knows, gateway, name))
         yield host
     finally:
         stop.set()
@@ -149,7 +157,7 @@ async def first_event(caller: ClientConnection) -> dict[str, Any]:
 @on_uvloop
 async def test_a_real_worker_holds_calls_and_drains() -> None:
     async with a_gateway(a_route()) as gateway, a_real_worker("real-0", gateway, slots=2):
-        callers = [await call(gateway, subprotocols=["realtime"]) for _ in range(2)]  # type: ignore[list-item]  # a NewType of str
+        callers = [await call(gateway, subprotocols=[Subprotocol("realtime")]) for _ in range(2)]
         for caller in callers:
             assert caller.subprotocol == "realtime"
             assert (await first_event(caller))["type"] == "session.created"
@@ -184,7 +192,7 @@ async def test_real_workers_and_two_gateways_never_book_twice() -> None:
                 assert (await first_event(caller))["type"] == "session.created"
             await asyncio.gather(*(caller.close() for caller in answered))
             for gateway in gateways:
-                await until(lambda g=gateway: free(g) == 12)  # type: ignore[misc]  # bound now
+                await until(partial(has_free, gateway, 12))
 
 
 # --- the process ---------------------------------------------------------------------------------------

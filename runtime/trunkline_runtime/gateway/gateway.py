@@ -68,8 +68,8 @@ class Gateway:
         self._settled = asyncio.Event()
         self._draining = False
         self._open: set[Intake | Call] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._asking = 0  # callers that are being placed
+        self._less = asyncio.Event()  # one of the two has shrunk
         self._table = Table()
         self._ledger = Ledger(registry)
         self._burst = BurstSessions()
@@ -151,12 +151,16 @@ class Gateway:
             subprotocol=decision.subprotocol,
             begun=begun,
         )
+        self._asking += 1
         try:
             await self._settling(begun + route.answer_seconds)
             leg, placement = await self._placer.place(asked)
         except asyncio.CancelledError:
             self._ledger.left(call, route.agent)
             raise
+        finally:
+            self._asking -= 1
+            self._less.set()
         if leg is None:
             return self._refuse(call, route, placement)
         self._ledger.placed(call, route, placement)
@@ -174,12 +178,10 @@ class Gateway:
 
     def opened(self, connection: Intake | Call) -> None:
         self._open.add(connection)
-        self._empty.clear()
 
     def gone(self, connection: Intake | Call) -> None:
         self._open.discard(connection)
-        if not self._open:
-            self._empty.set()
+        self._less.set()
 
     # --- its life ---
 
@@ -214,7 +216,7 @@ class Gateway:
         """Takes no new call and returns when the last one has ended, the grace is over, or at `hurry`."""
         self._draining = True
         log.info("draining", extra={"open": len(self._open), "grace_seconds": grace})
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._empty, hurry)]
+        waits = [asyncio.ensure_future(work) for work in (self._quiet(), hurry.wait())]
         await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -229,7 +231,8 @@ class Gateway:
                 connection.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * LINGER_SECONDS):
-                await self._empty.wait()
+                while self._open:
+                    await self._shrunk()
         await self.workers.close()
         await self._burst.close()
 
@@ -237,6 +240,15 @@ class Gateway:
 
     def _by_agent(self) -> Mapping[str, Route]:
         return self._routes.by_agent if self._routes else {}
+
+    async def _quiet(self) -> None:
+        """Returns when no call is live or being placed. Callers that are turned away do not count."""
+        while self._asking or any(isinstance(each, Call) for each in self._open):
+            await self._shrunk()
+
+    async def _shrunk(self) -> None:
+        self._less.clear()
+        await self._less.wait()
 
     def _from_operator(self, routes: Routes) -> None:
         self.take(routes, "operator")

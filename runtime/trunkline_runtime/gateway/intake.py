@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import uuid
+import secrets
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -101,6 +101,8 @@ class Intake(asyncio.Protocol):
             await self._decide(head)
         except Exception:  # the boundary of a caller's request: nobody above would see it
             log.exception("a caller could not be answered")
+            if self._answered:
+                self._transport.abort()
             self._refuse(500, "the gateway failed; its log says why\n")
         finally:
             self._task = None
@@ -115,9 +117,9 @@ class Intake(asyncio.Protocol):
         response = handshake.accept(request)
         if response.status_code != 101:
             self._desk.denied(Denied(status=response.status_code, text="", outcome="invalid"))
-            self._respond(response)
+            self._finish(response.serialize())
             return
-        call = uuid.uuid4().hex
+        call = secrets.token_hex(16)
         match await self._desk.answer(call, request):
             case Denied() as denied:
                 self._refuse(denied.status, denied.text, denied.headers)
@@ -157,9 +159,6 @@ class Intake(asyncio.Protocol):
         response = answer(status, text)
         for name, value in headers:
             response.headers[name] = value
-        self._finish(response.serialize())
-
-    def _respond(self, response: Response) -> None:
         self._finish(response.serialize())
 
     def _write(self, response: Response) -> None:

@@ -11,7 +11,13 @@ from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from trunkline_runtime.contract import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, Close, Load
+from trunkline_runtime.contract import (
+    DEAD_AFTER_SECONDS,
+    HEARTBEAT_SECONDS,
+    MAX_CONTROL_BYTES,
+    Close,
+    Load,
+)
 from trunkline_runtime.gateway.admission import bearers
 from trunkline_runtime.gateway.routes import RouteError, Routes, routes_from
 from trunkline_runtime.process import answer
@@ -88,9 +94,10 @@ class OperatorLink:
         broadcast(self._seen, '{"type":"beat"}')
 
     def sweep(self, now: float) -> None:
-        """An operator that was silent for three seconds dials again if it lives."""
+        """An operator that was silent for three seconds, or does not read, dials again if it lives."""
         for connection, seen in self._seen.items():
-            if now - seen > DEAD_AFTER_SECONDS:
+            unread = connection.transport.get_write_buffer_size()
+            if now - seen > DEAD_AFTER_SECONDS or unread > MAX_CONTROL_BYTES:
                 connection.transport.abort()
 
     def _heard(self, text: str | bytes) -> None:

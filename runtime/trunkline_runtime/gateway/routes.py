@@ -129,19 +129,30 @@ def _rung(reader: "_Reader") -> Rung:
         case "warm":
             return WarmRung()
         case "burst":
-            url = reader.text("url").rstrip("/")
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise RouteError(f"{reader.where}.url must begin with https:// or http://")
+            ticket_key = reader.text("ticketKey")
+            if not ticket_key:
+                raise RouteError(f"{reader.where}.ticketKey must not be empty")
             return BurstRung(
                 name=reader.text("name"),
-                url=url,
+                url=_url(reader),
                 proxy_token=reader.text("proxyToken"),
-                ticket_key=reader.text("ticketKey"),
+                ticket_key=ticket_key,
                 deadline=reader.positive("deadlineSeconds"),
             )
         case kind:
             raise RouteError(f"{reader.where}.kind must be warm or burst, not {kind!r}")
+
+
+def _url(reader: "_Reader") -> str:
+    url = reader.text("url").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RouteError(f"{reader.where}.url must be https://host or http://host, not {url!r}")
+    return url
 
 
 class _Reader:

@@ -28,6 +28,7 @@ from trunkline_runtime.process import answer
 log = logging.getLogger("trunkline.gateway")
 
 HELLO_SECONDS: Final = 5.0
+MAX_UNREAD_BYTES: Final = 2**20  # some 1,000 reserves that a worker does not read
 MAX_SLOTS: Final = 256  # as in the VoiceAgent
 
 
@@ -108,6 +109,8 @@ class WorkerLink:
                 self._granted(call, ticket)
             case {"type": "full", "call": str(call)}:
                 self._settle(call, Failed("full"))
+            case {"type": "bye"}:
+                self._table.report(self.row, free=0, busy=self.row.busy, draining=True)
             case {"type": "free" | "granted" | "full" as kind}:
                 raise Malformed(f"{kind} lacks a key or has one of the wrong type")
 
@@ -205,9 +208,10 @@ class WorkerLinks:
     def sweep(self, now: float) -> None:
         """A worker that was silent for three seconds is dead, whatever TCP says."""
         for link in list(self._links.values()):
-            if now - link.seen > DEAD_AFTER_SECONDS:
+            unread = link.connection.transport.get_write_buffer_size()
+            if now - link.seen > DEAD_AFTER_SECONDS or unread > MAX_UNREAD_BYTES:
                 log.warning(
-                    "a worker is silent: its calls are lost",
+                    "a worker is silent or deaf: its calls are lost",
                     extra={"agent": link.row.agent, "worker": link.row.worker},
                 )
                 for leg in list(link.legs):
