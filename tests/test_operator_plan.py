@@ -26,6 +26,7 @@ from trunkline_operator.plan import (
     planned,
     rfc3339,
 )
+from trunkline_operator.routes import Keys, route
 from trunkline_operator.scaling import Memory
 from trunkline_operator.spec import VoiceAgent, epoch
 from trunkline_operator.world import (
@@ -43,6 +44,7 @@ SETTLED = Memory(wish=0, refused=0)
 AT_ONCE: dict[str, Any] = {"warm__scaleDown__delaySeconds": 0}
 DELETED: dict[str, Any] = {"metadata": {"deletionTimestamp": rfc3339(NOW)}}
 DEADLINE = 1800 + 60
+KEYS = Keys(worker="w", ticket="t")
 
 
 def plan(agent: VoiceAgent, world: World, now: float = NOW, memory: Memory = SETTLED) -> Plan:
@@ -174,6 +176,21 @@ def test_a_busy_worker_is_waited_for_however_long() -> None:
     assert steps(agent, world) == ()
 
 
+def test_unknown_load_takes_no_pod_away() -> None:
+    agent = an_agent(**AT_ONCE)
+    pods = [a_pod(agent, n) for n in range(3)]
+    assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 0})) == ()
+    assert steps(agent, a_world(pods, known=False)) == ()
+
+
+def test_an_empty_draining_pod_that_is_needed_is_not_deleted() -> None:
+    agent = an_agent()
+    pod = draining(agent, 1)
+    assert steps(agent, a_world([a_pod(agent, 0), pod], {"desk-0": 4, "desk-1": 0})) == (
+        of(Undrain, pod),
+    )
+
+
 def test_a_draining_pod_whose_worker_died_goes() -> None:
     agent = an_agent()
     pod = draining(agent, 1, started=False)
@@ -247,6 +264,14 @@ def test_a_rollout_without_room_drains_a_busy_pod_where_burst_takes_calls() -> N
     assert steps(agent, a_world(pods, busy, burst=away)) == ()
     one_by_one = [pods[0], replace(pods[1], draining_since=NOW)]
     assert steps(agent, a_world(one_by_one, busy, burst=deployed)) == ()
+
+
+def test_a_rollout_waits_for_the_pod_that_drains() -> None:
+    agent = an_agent(**BURST, warm={"minPods": 2, "maxPods": 3})
+    deployed = replace(DEPLOYED, hash=burst_hash(agent, INSTALLATION))
+    pods = [old(agent, 0), a_pod(agent, 1), old(agent, 2, draining_since=NOW, ready=False)]
+    busy = {"desk-0": 1, "desk-1": 1, "desk-2": 1}
+    assert steps(agent, a_world(pods, busy, burst=deployed)) == ()
 
 
 def test_a_rollout_frees_a_gpu_for_the_new_pod() -> None:
@@ -341,8 +366,8 @@ def test_burst_that_must_not_be_is_stopped_once_it_is_silent() -> None:
 
 def test_a_deletion_drains_then_removes_then_lets_go() -> None:
     agent = an_agent(**DELETED)
-    pods = [a_pod(agent, 0), pending(agent, 1), draining(agent, 2)]
-    taken = steps(agent, a_world(pods, {"desk-0": 1, "desk-2": 0}))
+    pods = [a_pod(agent, 0), pending(agent, 1), draining(agent, 2), draining(agent, 3)]
+    taken = steps(agent, a_world(pods, {"desk-0": 1, "desk-2": 0, "desk-3": 1}))
     assert taken == (
         of(Drain, pods[0]),
         of(DeletePod, pods[1]),
@@ -376,6 +401,12 @@ def test_a_deletion_stops_the_app_once_it_is_silent() -> None:
         Requeue(DEADLINE),
     )
     assert steps(agent, a_world(burst=BurstFacts(stopped=True))) == (RemoveFinalizer(),)
+
+
+def test_a_deployment_that_is_under_way_is_waited_for() -> None:
+    for agent in (an_agent(**DELETED), an_agent(**DELETED, **BURST)):
+        for facts in (BurstFacts(working=True), BurstFacts(working=True, stopped=True)):
+            assert steps(agent, a_world(burst=facts)) == (Requeue(DEADLINE),)
 
 
 @pytest.mark.parametrize(
@@ -441,6 +472,10 @@ class SimPod:
         )
 
 
+Route = tuple[bool, tuple[str, ...]]
+"""Whether there is a burst rung, and the drain list."""
+
+
 class Cluster(RuleBasedStateMachine):
     """Anything happens between two looks; when it stops happening, the declared state is reached."""
 
@@ -461,7 +496,8 @@ class Cluster(RuleBasedStateMachine):
         self.now = NOW
         self.memory = Memory()
         self.made = 0
-        self.drain_list: tuple[str, ...] = ()
+        self.route: Route = (False, ())
+        self.heard: Route = (False, ())
 
     # What happens.
 
@@ -475,10 +511,12 @@ class Cluster(RuleBasedStateMachine):
         self.now += seconds
 
     @rule()
-    def workers_hear(self) -> None:
-        """Gateways tell workers what the last route says."""
+    def gateways_hear(self) -> None:
+        """Gateways act on the last route, and tell workers."""
+        if self.linked:
+            self.heard = self.route
         for name, pod in self.pods.items():
-            pod.told_to_drain = name in self.drain_list
+            pod.told_to_drain = name in self.heard[1]
 
     @rule(count=st.integers(1, 5))
     def calls_arrive(self, count: int) -> None:
@@ -486,7 +524,7 @@ class Cluster(RuleBasedStateMachine):
             room = [pod for pod in self.pods.values() if pod.takes_calls and pod.calls < pod.slots]
             if room:
                 max(room, key=lambda pod: pod.calls).calls += 1
-            elif self.burst.url and self.deleted_at is None:
+            elif self.heard[0]:
                 self.burst_calls += 1
             else:
                 self.refused += 1
@@ -542,6 +580,12 @@ class Cluster(RuleBasedStateMachine):
     def edit_burst(self, on: bool) -> None:
         self.burst_on = on
 
+    @precondition(lambda self: self.finalizers and self.deleted_at is None)
+    @rule(surely=st.sampled_from([False, False, False, True]))
+    def delete_agent(self, surely: bool) -> None:
+        if surely:
+            self.deleted_at = self.now
+
     @rule()
     def operator_restarts(self) -> None:
         self.memory = Memory()
@@ -588,7 +632,7 @@ class Cluster(RuleBasedStateMachine):
             pods=tuple(pod.facts(name, agent.uid) for name, pod in self.pods.items()),
             traffic=Traffic(
                 known=self.linked,
-                acknowledged=self.linked,
+                acknowledged=self.linked and self.heard == self.route,
                 workers=workers if self.linked else {},
                 burst=self.burst_calls if self.linked else 0,
                 refused=self.refused,
@@ -598,7 +642,9 @@ class Cluster(RuleBasedStateMachine):
         )
         made = planned(agent, world, self.now, self.memory, INSTALLATION)
         assert made == planned(agent, world, self.now, self.memory, INSTALLATION)
-        self.memory, self.drain_list = made.memory, made.draining
+        self.memory = made.memory
+        rung = any(rung["kind"] == "burst" for rung in route(agent, KEYS, self.burst.url)["rungs"])
+        self.route = (rung, made.draining)
         return made
 
     def take(self, step: Step) -> None:
@@ -667,22 +713,25 @@ class Cluster(RuleBasedStateMachine):
             taken = self.planned().steps
             for step in taken:
                 self.take(step)
-            self.workers_hear()
+            acts = [step for step in taken if not isinstance(step, Requeue)]
+            self.gateways_hear()
             if self.burst.working:
                 self.modal_answers(fine=True)
             self.kubelets_work()
             waits = [step.after for step in taken if isinstance(step, Requeue)]
             self.now += waits[0] if waits else 1
-            quiet = quiet + 1 if not taken and before == repr(self.pods) else 0
-            if quiet == 3 or self.gone:
+            quiet = quiet + 1 if not acts and before == repr(self.pods) else 0
+            if quiet == 4 or self.gone:
                 return
         raise AssertionError(f"no rest after {looks} looks: {taken} {self.pods}")
 
     def teardown(self) -> None:
         if not hasattr(self, "pods"):
             return
-        self.calm_with_calls()
-        self.calls_gone()
+        if self.deleted_at is None:
+            self.calm_with_calls()
+            self.calls_gone()
+            self.deleted_at = self.now
         self.deletion()
 
     def calm_with_calls(self) -> None:
@@ -707,12 +756,14 @@ class Cluster(RuleBasedStateMachine):
         assert bool(self.burst.app) == self.burst_on
 
     def deletion(self) -> None:
-        self.deleted_at = self.now
+        """Calls or not, it ends, and leaves nothing."""
         self.calm()
         assert self.gone
+        for _ in self.pods.copy():
+            self.kubelets_work()
         assert self.pods == {}
         assert self.burst.app == ""
 
 
-Cluster.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Cluster.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestCluster = Cluster.TestCase

@@ -400,6 +400,10 @@ def _farewell(view: View, deleted_at: float) -> Iterator[Step]:
 def _app_left(view: View) -> str:
     """The app that must be stopped; one that may have been deployed unnoticed counts, "" = none."""
     facts = view.world.burst
+    if (
+        facts.working
+    ):  # a deployment that has begun cannot be taken back, only stopped when it is done
+        return facts.app or burst_app(view.agent)
     if facts.stopped:
         return ""
     if view.agent.burst is None or facts.credentials:
