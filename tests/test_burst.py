@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -19,7 +21,17 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
 from trunkline_operator.burst import Burst, BurstApp, BurstError, BurstReason, Credentials
-from trunkline_runtime.contract import REALTIME_PATH, TICKET_HEADER
+from trunkline_runtime.contract import (
+    ENV_AGENT,
+    ENV_ENGINE,
+    ENV_HEALTH_PORT,
+    ENV_HOST,
+    ENV_PORT,
+    ENV_SLOTS,
+    ENV_TICKET_KEY,
+    REALTIME_PATH,
+    TICKET_HEADER,
+)
 from trunkline_runtime.modal_app import requirements
 
 KEY: Final = "a key of thirty-two characters!!"
@@ -218,6 +230,34 @@ async def test_a_worker_that_cannot_start_fails_the_warm_up_in_time(
         await until(lambda: local.boots[0].end_t)
         assert local.boots[0].ready_t is None
         assert "TRUNKLINE_TICKET_KEY must have" in local.boots[0].error
+
+
+async def test_a_worker_that_cannot_listen_fails_its_container() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {
+            ENV_AGENT: APP.agent,
+            ENV_ENGINE: "loopback",
+            ENV_SLOTS: "1",
+            ENV_TICKET_KEY: KEY,
+            ENV_HOST: "127.0.0.1",
+            ENV_PORT: str(taken.getsockname()[1]),
+            ENV_HEALTH_PORT: "0",
+            "MODAL_TASK_ID": "ta-1",
+        }
+        hooks = (
+            "from trunkline_runtime.modal_app import HostedWorker\n"
+            "worker = HostedWorker()\nworker.load()\nworker.resume()"
+        )
+        container = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", hooks),
+            env={**os.environ, **environment},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(PATIENCE):
+            _, said = await container.communicate()
+    assert container.returncode == 1
+    assert "the port is in use" in said.decode()
 
 
 async def test_a_modal_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

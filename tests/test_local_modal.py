@@ -227,6 +227,12 @@ async def test_cold_once_then_restored_and_to_zero_between(monkeypatch: pytest.M
         await until(lambda: all(ended(boot) for boot in local.boots))
         assert [boot.exit for boot in local.boots] == [0, 0, 0]
 
+        await until(lambda: len(local.pids) == 1)
+        [kept] = local.pids
+        await stop(client)
+        await until(lambda: not local.pids)
+        assert not alive(kept)
+
 
 async def httpx_json(local: LocalModal, name: str) -> Any:
     async with httpx.AsyncClient() as http:
@@ -283,6 +289,16 @@ async def test_a_stopped_app_lets_calls_end_and_leaves_no_process(
         )
         with pytest.raises(modal.exception.NotFoundError):
             await stop(client)
+
+
+async def test_leaving_it_ends_calls_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with local_modal(monkeypatch) as (local, client):
+        url = await deploy(client)
+        call = await dial(url, await start(url))
+        pids = local.pids
+        assert pids
+    await call.wait_closed()
+    assert not any(alive(pid) for pid in pids)
 
 
 async def test_a_session_that_nobody_uses_ends(monkeypatch: pytest.MonkeyPatch) -> None:

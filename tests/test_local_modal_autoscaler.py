@@ -10,6 +10,8 @@ from trunkline_dev.modal.autoscaler import Member, Settings, containers_wanted, 
 
 NOW = 1_000.0
 WINDOW = 60.0
+# Servers that wait for nobody are the ones that may shrink, so half of them do.
+WAITING = st.just(0) | st.integers(0, 100)
 
 
 @st.composite
@@ -28,19 +30,19 @@ def settings(draw: st.DrawFn) -> Settings:
 def members(draw: st.DrawFn) -> list[Member]:
     found = []
     for number in range(draw(st.integers(0, 12))):
-        ready = draw(st.booleans())
+        ready = draw(st.sampled_from([True, True, True, False]))
         found.append(
             Member(
                 name=f"c{number}",
                 ready=ready,
-                sessions=draw(st.integers(0, 16)) if ready else 0,
-                idle_since=NOW - draw(st.floats(0, 2 * WINDOW)),
+                sessions=draw(st.sampled_from([0, 0, 0, 1, 4, 16])) if ready else 0,
+                idle_since=NOW - draw(st.integers(0, 120)),
             )
         )
     return found
 
 
-@given(settings(), members(), st.integers(0, 100))
+@given(settings(), members(), WAITING)
 def test_a_decision_reaches_what_is_wanted_and_stays_there(
     wish: Settings, world: list[Member], waiting: int
 ) -> None:
@@ -57,7 +59,7 @@ def test_a_decision_reaches_what_is_wanted_and_stays_there(
     assert (again.start, again.stop) == (0, ())
 
 
-@given(settings(), members(), st.integers(0, 100))
+@given(settings(), members(), WAITING)
 def test_only_ready_containers_that_were_idle_for_the_window_go(
     wish: Settings, world: list[Member], waiting: int
 ) -> None:
@@ -72,6 +74,17 @@ def test_only_ready_containers_that_were_idle_for_the_window_go(
     if stopped and kept:  # the longest idle go first
         latest_gone = max(m.idle_since for m in world if m.name in stopped)
         assert latest_gone <= min(m.idle_since for m in kept)
+
+
+def test_the_longest_idle_go_and_no_more_than_are_surplus() -> None:
+    world = [
+        Member(name=f"idle for {seconds}", ready=True, sessions=0, idle_since=NOW - seconds)
+        for seconds in (70, 90, 10, 80)
+    ]
+
+    decision = decide(Settings(minimum=2, scaledown_window=WINDOW, target=1.0), world, 0, NOW)
+
+    assert decision.stop == ("idle for 90", "idle for 80")
 
 
 @given(settings(), st.integers(0, 200))

@@ -317,8 +317,6 @@ class Pool:
         self._machine.running -= 1
         self._machine.addresses.give_back(process.address)
         del self.containers[boot.container]
-        for session in list(container.sessions):
-            session.end()
         container.ready = False
         log.info("container ended", extra=asdict(boot))
         self.wake()
