@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,8 @@ from trunkline_dev import binaries, envtest
 from trunkline_dev.authority import Authority
 from trunkline_dev.controlplane import ControlPlane, ControlPlaneError
 from trunkline_dev.kube import Api, ApiError, Expired, Json, KubeconfigError, is_true
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NAMES = ("etcd", "kube-apiserver")
 CACHED = f"kubernetes-{binaries.KUBERNETES}-"
@@ -289,7 +291,7 @@ def test_of_two_processes_one_compiles_and_the_other_waits(machine: Machine) -> 
 
 def test_an_interrupted_compilation_leaves_nothing(machine: Machine) -> None:
     os.mkfifo(machine.folder / "pid")
-    machine.go(f"echo $$ > {machine.folder}/pid; sleep 1000")
+    machine.go(f"echo $$ > {machine.folder}/pid; exec sleep 1000")
     with preparing(until="compiling etcd …") as process:
         compiler = int((machine.folder / "pid").read_text())
         process.send_signal(signal.SIGINT)
@@ -348,6 +350,49 @@ async def test_a_wait_in_vain_says_what_was_there_instead(api: Api, namespace: s
         await api.wait_for("/apis/example.com/v1/bats", bool, timeout=0.5)
 
 
+@contextlib.asynccontextmanager
+async def api_of(bats: Handler, folder: Path) -> AsyncIterator[Api]:
+    """A client of a server that answers at /bats."""
+    authority = Authority(folder)
+    authority.issue("server", "CN=server")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(folder / "server.crt", folder / "server.key")
+    app = web.Application()
+    app.router.add_get("/bats", bats)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        async with Api(kubeconfig(folder, url)) as api:
+            yield api
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_storage_of_a_new_kind_is_waited_for_and_other_refusals_are_not(
+    tmp_path: Path,
+) -> None:
+    answers = [
+        "storage is (re)initializing",
+        "storage is (re)initializing",
+        "",
+        "too many requests",
+    ]
+
+    async def bats(_: web.Request) -> web.StreamResponse:
+        if not (message := answers.pop(0)):
+            return web.json_response({"items": [{"size": 1}]})
+        body = {"kind": "Status", "message": message, "reason": "TooManyRequests", "code": 429}
+        return web.json_response(body, status=429)
+
+    async with api_of(bats, tmp_path) as api:
+        assert await api.list("/bats") == [{"size": 1}]
+        with pytest.raises(ApiError, match="429 TooManyRequests: too many requests"):
+            await api.list("/bats")
+    assert answers == []
+
+
 async def test_a_follower_starts_afresh_after_every_trouble(tmp_path: Path) -> None:
     """A server of the list-and-watch protocol that goes wrong in each of the known ways."""
     lists: list[str] = []
@@ -372,28 +417,15 @@ async def test_a_follower_starts_afresh_after_every_trouble(tmp_path: Path) -> N
             await response.write(json.dumps({"type": "DELETED", "object": gone}).encode() + b"\n")
         return response
 
-    authority = Authority(tmp_path)
-    authority.issue("server", "CN=server")
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
-    app = web.Application()
-    app.router.add_get("/bats", bats)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     troubles: list[str] = []
     seen: list[list[str]] = []
-    try:
-        url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-        async with Api(kubeconfig(tmp_path, url)) as api:
-            changes = api.follow("/bats", troubled=troubles.append)
-            async with asyncio.timeout(30), contextlib.aclosing(changes):
-                async for objects in changes:
-                    seen.append([item["metadata"]["resourceVersion"] for item in objects.values()])
-                    if not objects:
-                        break
-    finally:
-        await runner.cleanup()
+    async with api_of(bats, tmp_path) as api:
+        changes = api.follow("/bats", troubled=troubles.append)
+        async with asyncio.timeout(30), contextlib.aclosing(changes):
+            async for objects in changes:
+                seen.append([item["metadata"]["resourceVersion"] for item in objects.values()])
+                if not objects:
+                    break
     assert seen == [["1"], ["3"], ["4"], []]
     assert len(troubles) == 2
     assert "503: the server is starting" in troubles[0]
@@ -458,7 +490,7 @@ def test_a_control_plane_that_does_not_start_shows_why_and_is_gone(
         folder / "etcd",
         "test $1 = --version && echo etcd Version: 3.6.8 || { echo no room for data; exit 4; }",
     )
-    program(folder / "kube-apiserver", "test $1 = --version && echo v1.36.3 || sleep 1000")
+    program(folder / "kube-apiserver", "test $1 = --version && echo v1.36.3 || exec sleep 1000")
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(folder))
     plane = ControlPlane()
     with pytest.raises(ControlPlaneError, match=r"etcd ended with 4.*\n.*no room for data"):

@@ -412,8 +412,11 @@ async def test_a_node_that_comes_back_runs_its_pods_again(
 ) -> None:
     world = World(api, namespace, tmp_path, addresses)
     async with running(api, world.config):
-        path = await world.create("one")
+        other, path = await world.create("other"), await world.create("one")
+        await world.ready(other)
         before = await world.ready(path)
+        await api.delete(other)
+        await api.wait_gone(other)
     await ended(world.told("one")["pid"])
     async with running(api, world.config):
         after = await world.restarted(path, 1)

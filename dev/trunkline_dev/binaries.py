@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,6 +229,8 @@ def main() -> None:
         description="Prepare the programs of a development control plane, and print their folder.",
     )
     parser.add_argument("names", nargs="*", default=["etcd", "kube-apiserver"], metavar="NAME")
+    for number in (signal.SIGTERM, signal.SIGINT):  # A shell's background jobs ignore the latter.
+        signal.signal(number, signal.default_int_handler)
     try:
         print(prepare(parser.parse_args().names, say=lambda text: print(text, file=sys.stderr)))
     except (NoBinaries, ValueError) as error:

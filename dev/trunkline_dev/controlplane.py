@@ -237,7 +237,8 @@ def main() -> None:
         help="controllers of kube-controller-manager to run as well",
     )
     controllers = parser.parse_args().controllers
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # A shell's background jobs ignore the latter.
+        signal.signal(number, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt), ControlPlane(controllers) as plane:
             print(f"export KUBECONFIG={plane.kubeconfig}", flush=True)
