@@ -9,7 +9,7 @@ from typing import Any
 
 import jwt
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 from worker_rig import (
     AGENT,
@@ -287,6 +287,8 @@ async def test_an_engine_that_fails_ends_the_call_with_1011_and_says_so_first() 
         await emit_from_a_thread(engine.opened[0], Failed("out of memory"), ReplyStarted())
         error = await next_message(caller, "error")
         assert error["error"]["code"] == "conversation_failed"
+        with pytest.raises(ConnectionClosed):  # the error is the last that is said
+            await caller.recv()
         assert await closed(caller) == (1011, "the engine failed: call again")
         await gateway.until(lambda: gateway.free["busy"] == 0)
         assert engine.opened[0].closes == 1
@@ -392,8 +394,23 @@ async def test_the_longest_reply_may_come_at_once() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
         caller = await call_to(gateway, running)
         engine.opened[0].emit(ReplyStarted())
-        for _ in range(70):
-            engine.opened[0].emit(SECOND)
-        for _ in range(70):
-            await next_message(caller, "response.output_audio.delta")
+        for _ in range(3):  # more in all than may wait at once
+            for _ in range(70):
+                engine.opened[0].emit(SECOND)
+            for _ in range(70):
+                await next_message(caller, "response.output_audio.delta")
         await caller.close()
+
+
+async def test_what_waits_is_still_said_before_the_close() -> None:
+    engine = StagedEngine()
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        caller = await call_to(gateway, running)
+        # More than sockets on loopback take at once, so that the failure comes while audio waits.
+        await emit_from_a_thread(
+            engine.opened[0], ReplyStarted(), *[SECOND] * 120, Failed("out of memory")
+        )
+        for _ in range(120):
+            await next_message(caller, "response.output_audio.delta")
+        await next_message(caller, "error")
+        assert await closed(caller) == (1011, "the engine failed: call again")

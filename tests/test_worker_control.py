@@ -3,17 +3,37 @@
 import asyncio
 import contextlib
 import logging
-import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
-from worker_rig import AGENT, PATIENCE, FakeGateway, closed, next_message, worker
+from worker_rig import AGENT, PATIENCE, WORKER_KEY, FakeGateway, closed, next_message, worker
 
 from trunkline_runtime import __version__
-from trunkline_runtime.worker.control import MAX_BACKOFF_SECONDS, Endpoint, backoff
+from trunkline_runtime.contract import Hello
+from trunkline_runtime.worker.control import (
+    MAX_BACKOFF_SECONDS,
+    ControlLinks,
+    Dialling,
+    Endpoint,
+    addresses_of,
+    backoff,
+)
+from trunkline_runtime.worker.switchboard import Switchboard
+
+HELLO = Hello(
+    type="hello",
+    version=1,
+    agent=AGENT,
+    worker="echo-0",
+    boot="b",
+    slots=1,
+    port=1,
+    protocols=["realtime"],
+    build="0",
+)
 
 
 def slot_log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
@@ -180,13 +200,49 @@ async def test_a_refusal_is_logged_once_and_dialled_again(
             await gateway.until(lambda: gateway.free == _free(n=2, busy=0))
 
 
-async def test_a_name_stands_for_all_its_addresses() -> None:
-    names = {info[4][0] for info in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
-    assert "127.0.0.1" in names
+async def test_a_name_is_resolved_by_the_system() -> None:
     async with FakeGateway().serving() as gateway:
         endpoint = Endpoint("localhost", gateway.port)
+        assert Endpoint("127.0.0.1", gateway.port) in await addresses_of(endpoint)
         async with worker(gateway, gateways=(endpoint,)):
             assert len(gateway.hellos) == 1
+
+
+async def test_the_links_follow_the_addresses_of_a_name() -> None:
+    board = Switchboard(slots=1, worker="echo-0", boot="b")
+    async with (
+        FakeGateway().serving("127.0.0.1") as first,
+        FakeGateway().serving("127.0.0.2", first.port) as second,
+    ):
+        one, two = Endpoint("127.0.0.1", first.port), Endpoint("127.0.0.2", first.port)
+        stands_for = frozenset({one})
+
+        async def resolve(_: Endpoint) -> frozenset[Endpoint]:
+            return stands_for
+
+        dialling = Dialling(
+            hello=HELLO, key=WORKER_KEY, source=None, resolve=resolve, resolve_seconds=0.01
+        )
+        links = ControlLinks(dialling, (Endpoint("gateways", first.port),), board)
+        running = asyncio.create_task(links.run())
+        await first.until(lambda: bool(first.free))
+        assert repr(links) == "<ControlLinks up=1 of 1>"
+        stands_for = frozenset({one, two})
+        await second.until(lambda: bool(second.free))
+        assert (first.dials, second.dials) == (1, 1)
+        # A gateway that leaves the name keeps its link, for its calls go on; lost, it stays lost.
+        stands_for = frozenset({two})
+        board.drain(1)
+        await first.until(lambda: first.free["draining"])
+        first.cut()
+        async with asyncio.timeout(PATIENCE):
+            while repr(links) != "<ControlLinks up=1 of 1>":
+                await asyncio.sleep(0.01)
+        assert (first.dials, second.dials) == (1, 1)
+        await links.bye()
+        running.cancel()
+        await asyncio.wait({running})
+        assert second.heard("bye")
 
 
 async def test_a_name_that_resolves_to_nothing_is_logged_and_costs_no_other_link(
@@ -276,6 +332,7 @@ async def test_a_worker_that_stops_says_bye_when_its_last_call_is_over() -> None
         async with asyncio.timeout(PATIENCE):
             await running.run
         await gateway.until(lambda: gateway.messages[-1] == {"type": "bye"})
+        assert gateway.messages[-2] == _free(n=0, busy=0, draining=True)
 
 
 async def test_a_drain_has_an_end() -> None:

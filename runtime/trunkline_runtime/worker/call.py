@@ -37,7 +37,7 @@ log = logging.getLogger("trunkline.calls")
 
 WIRE_BYTES_PER_SECOND: Final = 64_000  # 1 s of audio as base64; the JSON around it is little
 IDLE_SECONDS: Final = 300.0  # where settings say nothing; the default of session.idleSeconds
-FLUSH_SECONDS: Final = 1.0  # for the last messages, such as an error, before the close
+FLUSH_SECONDS: Final = 5.0  # for the last messages, such as an error, before the close
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import json
 import logging
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,7 +43,7 @@ from trunkline_runtime.worker.switchboard import Switchboard
 
 log = logging.getLogger("trunkline.control")
 
-RESOLVE_SECONDS: Final = 5.0  # a new gateway's address is in DNS within seconds of its readiness
+RESOLVE_TIMEOUT_SECONDS: Final = 5.0
 DIAL_SECONDS: Final = 5.0
 MIN_BACKOFF_SECONDS: Final = 0.1
 MAX_BACKOFF_SECONDS: Final = 5.0
@@ -67,13 +67,27 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+Resolve = Callable[[Endpoint], Awaitable[frozenset[Endpoint]]]
+"""All addresses that a name stands for; raises OSError or TimeoutError."""
+
+
+async def addresses_of(gateway: Endpoint) -> frozenset[Endpoint]:
+    """As the system's resolver has it."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(RESOLVE_TIMEOUT_SECONDS):
+        found = await loop.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_STREAM)
+    return frozenset(Endpoint(str(info[4][0]), gateway.port) for info in found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialling:
-    """How a worker presents itself."""
+    """How a worker finds gateways and presents itself."""
 
     hello: Hello
     key: str
     source: str | None  # the address to dial from, where gateways will find the data server
+    resolve: Resolve = addresses_of
+    resolve_seconds: float = 5.0  # a new gateway is in DNS within seconds of being ready
 
 
 class ControlLinks:
@@ -107,7 +121,7 @@ class ControlLinks:
             group.create_task(self._beat())
             while True:
                 await self._resolve(group)
-                await asyncio.sleep(RESOLVE_SECONDS)
+                await asyncio.sleep(self._dialling.resolve_seconds)
 
     async def bye(self) -> None:
         """Tells every gateway that the worker exits, and closes; no link is dialled again."""
@@ -129,15 +143,12 @@ class ControlLinks:
                 self._links[address] = group.create_task(self._keep(address))
 
     async def _addresses_of(self, gateway: Endpoint) -> frozenset[Endpoint]:
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                found = await loop.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_STREAM)
+            addresses = await self._dialling.resolve(gateway)
         except (OSError, TimeoutError) as error:
             self._note(gateway, f"cannot resolve the name: {str(error) or 'no answer in time'}")
             # What was known stays: DNS that is down must not cost the links that are up.
             return self._addresses.get(gateway, frozenset())
-        addresses = frozenset(Endpoint(str(info[4][0]), gateway.port) for info in found)
         if addresses != {gateway}:
             self._note(gateway, f"stands for {', '.join(sorted(map(str, addresses)))}")
         return addresses

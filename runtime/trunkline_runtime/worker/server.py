@@ -181,7 +181,6 @@ class CallServer:
         if desk.tickets is not None:
             settled = await _settled(connection, seat)
             if isinstance(settled, Ending):
-                give_back()
                 await connection.close(settled.code or Close.NORMAL, settled.reason)
                 return settled
             seat = settled
