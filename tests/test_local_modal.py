@@ -19,7 +19,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Boot, Config, Kind
+from trunkline_dev.modal.state import Boot, Config, Kind, some_network
 
 TOKEN: Final = {"Authorization": "Bearer wk-test.ws-test"}
 PATIENCE: Final = 30.0  # seconds for anything that must happen; containers boot in about one
@@ -412,7 +412,7 @@ async def test_nothing_outlives_the_process(
         "--host",
         "127.77.1.250",
         "--addresses",
-        "127.77.0.0/28",
+        str(some_network()),
         "--proxy-token",
         "wk-test:ws-test",
     )

@@ -34,7 +34,7 @@ def configuration(arguments: list[str] | None = None) -> Config:
         "--addresses",
         type=ipaddress.IPv4Network,
         default=default.addresses,
-        help="loopback network, one address per container (default %(default)s)",
+        help="loopback network, one address per container (default: one picked at random)",
     )
     parser.add_argument(
         "--cold-seconds", type=float, default=0.0, help="a first boot takes at least so long"

@@ -2,17 +2,15 @@
 
 import asyncio
 import hmac
-import logging
 from collections.abc import Iterator
 from typing import Final
 
+from trunkline_dev.modal.containers import Machine, Session
 from trunkline_dev.modal.control import Tokens
 from trunkline_dev.modal.http import Listener, Request, Response, Splice, page, text
-from trunkline_dev.modal.pool import Machine, Pool, Session
+from trunkline_dev.modal.pool import Pool
 from trunkline_dev.modal.process import Launch
 from trunkline_dev.modal.state import ServerRecord
-
-log = logging.getLogger("trunkline.modal")
 
 START_PATH: Final = "/_modal/sessions/start"
 TERMINATE_PATH: Final = "/_modal/sessions/terminate"

@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass, field
+from collections.abc import Coroutine
+from dataclasses import asdict
 from typing import Any, Final
 
 from trunkline_dev.modal import autoscaler
+from trunkline_dev.modal.containers import Container, Machine, Session
 from trunkline_dev.modal.process import ContainerProcess, Launch
-from trunkline_dev.modal.state import Boot, Config, Kind, ServerRecord, State, new_id, now
+from trunkline_dev.modal.state import Boot, Kind, ServerRecord, new_id, now
 
 log = logging.getLogger("trunkline.modal")
 
@@ -21,99 +21,6 @@ EXIT_SECONDS: Final = 30.0  # for exit hooks, then SIGKILL
 SESSIONS_PER_CONTAINER: Final = 1000  # when the server sets no max_concurrency
 BACKOFF_SECONDS: Final = (0.5, 30.0)  # after a start that failed, doubled up to the second
 CLONE_FAILURES: Final = 3  # in a row, after which no more clones are made
-
-
-class Stopped(Exception):
-    """The server takes no more sessions."""
-
-
-class Addresses:
-    """Loopback addresses, one per process."""
-
-    def __init__(self, network: ipaddress.IPv4Network) -> None:
-        self._free = deque(str(address) for address in network.hosts())
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self) -> str:
-        """The address longest out of use."""
-        return self._free.popleft()
-
-    def give_back(self, address: str) -> None:
-        self._free.append(address)
-
-
-@dataclass(slots=True, kw_only=True)
-class Machine:
-    """What all servers share."""
-
-    config: Config
-    state: State
-    addresses: Addresses
-    running: int = 0  # containers of all servers
-    capacity: int | None = None
-
-    @property
-    def room(self) -> int:
-        """Containers that may still be started."""
-        free = len(self.addresses)
-        return free if self.capacity is None else max(0, min(free, self.capacity - self.running))
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Container:
-    boot: Boot
-    process: ContainerProcess
-    port: int
-    ready: bool = False
-    stopping: bool = False
-    idle_since: float = 0.0
-    sessions: set["Session"] = field(default_factory=set)
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # no session is left
-
-
-class Session:
-    """One caller's claim on a container. Ends when it is told to, or has had no connection for a while."""
-
-    def __init__(self, container: Container, ended: Callable[["Session"], None]) -> None:
-        self.id, self.token = new_id("sd"), new_id("st")
-        self.container = container
-        self.over = False  # takes no new connection; those it has may finish
-        self._connections = 0
-        self._ended, self._idle_seconds = ended, 0.0
-        self._expiry: asyncio.TimerHandle | None = None
-
-    def keep(self, idle_seconds: float) -> None:
-        """Starts the idle clock."""
-        self._idle_seconds = idle_seconds
-        self._watch()
-
-    def _watch(self) -> None:
-        if self._expiry:
-            self._expiry.cancel()
-            self._expiry = None
-        if not self.over and not self._connections:
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(self._idle_seconds, self.end)
-
-    def connected(self) -> None:
-        self._connections += 1
-        self._watch()
-
-    def disconnected(self) -> None:
-        self._connections -= 1
-        self._watch()
-        self._settle()
-
-    def end(self) -> None:
-        self.over = True
-        self._watch()
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.over and not self._connections:
-            self._ended(self)
 
 
 class Pool:
@@ -158,8 +65,13 @@ class Pool:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a pool's task failed", exc_info=error)
 
     # --- the autoscaler ---------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ nothing but its memory.
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -24,8 +23,6 @@ from trunkline_dev.leash import leashed
 from trunkline_dev.modal.rpc import Message, service
 from trunkline_dev.modal.state import new_id
 from trunkline_runtime.contract import ENV_HOST, ENV_PORT
-
-log = logging.getLogger("trunkline.modal")
 
 # What a container sees of this machine; all else comes from the app's secrets.
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "OMP_NUM_THREADS")

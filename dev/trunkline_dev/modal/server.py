@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trunkline_dev.modal.containers import Addresses, Machine
 from trunkline_dev.modal.control import Control, Tokens, authorizer
 from trunkline_dev.modal.edge import Edge
 from trunkline_dev.modal.http import Listener, Request, Response, page, text
-from trunkline_dev.modal.pool import Addresses, Machine
 from trunkline_dev.modal.process import Launch
 from trunkline_dev.modal.rpc import service
 from trunkline_dev.modal.state import AppRecord, Boot, Config, ServerRecord, State

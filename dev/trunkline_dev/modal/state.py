@@ -18,8 +18,14 @@ from modal_proto import api_pb2
 from trunkline_dev.modal.rpc import Message
 
 ALPHABET: Final = string.ascii_letters + string.digits
-ADDRESSES: Final = ipaddress.IPv4Network("127.78.0.0/24")
 MAX_BOOTS: Final = 10_000  # remembered starts; a demo makes tens
+
+
+def some_network() -> ipaddress.IPv4Network:
+    """A loopback network that another local Modal on this machine hardly uses: one of 16,384."""
+    return ipaddress.IPv4Network(
+        (f"127.{64 + secrets.randbelow(64)}.{secrets.randbelow(256)}.0", 24)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,8 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 0  # of the API that the SDK speaks
     local_port: int = 0  # of the pages under /_local
-    addresses: ipaddress.IPv4Network = ADDRESSES  # containers' own
+    addresses: ipaddress.IPv4Network = field(default_factory=some_network)
+    """Where containers listen, an address each, all on the server's own port."""
     cold_seconds: float = 0.0  # a first boot takes at least so long
     restore_seconds: float = 0.0  # a boot from a snapshot takes at least so long
     clones: int = 3  # processes kept at the snapshot point, about 50 MB each
