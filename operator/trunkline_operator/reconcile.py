@@ -216,9 +216,8 @@ class Reconciler:
                 self._deployments.remember(agent.key, account_of(agent.burst, account))
         remembered = self._deployments.account(agent.key) is not None
         if agent.deleted_at is not None and remembered:
-            missing = (
-                ""  # the Secret went first; what was remembered of it is enough to stop the app
-            )
+            # A Secret may go first, and what is remembered of it is enough to stop the app.
+            missing = ""
         elif agent.burst is None and facts.app and not remembered:
             missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
         return replace(facts, credentials=missing)
