@@ -27,9 +27,9 @@ MELS: Final = 80
 MAX_SECONDS: Final = 30.0  # the longest audio that the encoder has positions for
 MIN_SECONDS: Final = 10.0  # see above
 TAIL_SECONDS: Final = 2.0  # of silence after longer speech
-# Fast speech is some 6 tokens a second. What reaches the cap goes round in circles.
-TOKENS_PER_SECOND: Final = 8
-SPARE_TOKENS: Final = 11
+# Speech is some 4 tokens a second, fast speech 6. What reaches the cap goes round in circles.
+TOKENS_PER_SECOND: Final = 6
+SPARE_TOKENS: Final = 8
 # Above it, what follows would be a sentence made up from noise.
 NO_SPEECH: Final = 0.8
 
@@ -68,12 +68,12 @@ class Recogniser:
             return ""
         mel = log_mel(samples)
         seconds = len(samples) / RATE
-        longest = int(SPARE_TOKENS + TOKENS_PER_SECOND * seconds)
+        longest = int(SPARE_TOKENS + TOKENS_PER_SECOND * seconds)  # ≤ 188; Whisper has room for 224
         result = self._model.generate(
             self._storage.from_array(mel[None]),
             [self._prompt],
             beam_size=1,
-            max_length=longest,
+            max_length=2 * longest,  # CTranslate2 keeps half of it for earlier text, as Whisper does
             suppress_tokens=self._suppressed,
             return_no_speech_prob=True,
         )[0]
@@ -81,7 +81,7 @@ class Recogniser:
             return ""
         tokens = result.sequences_ids[0]
         text: str = self._tokenizer.decode(tokens).strip()
-        return once(text) if len(tokens) + len(self._prompt) >= longest else text
+        return once(text) if len(tokens) >= longest else text
 
     def _figures(self) -> list[int]:
         """Tokens of several digits. Whisper miscounts digits in them: "8, 9, 5, 5" becomes 89555.
@@ -97,8 +97,9 @@ def once(text: str) -> str:
     """Text that says the same over and over, the last time perhaps in part, said once."""
     words = text.split()
     bare = [re.sub(r"\W", "", word).lower() for word in words]
-    for period in range(1, len(bare) // 2 + 1):
-        if bare[period:] == bare[:-period]:
+    for period in range(1, len(bare) - 1):
+        again, before = bare[period:], bare[:-period]
+        if again[:-1] == before[:-1] and before[-1].startswith(again[-1]):
             return " ".join(words[:period])
     return text
 
