@@ -4,6 +4,7 @@ Everything here runs in the engine's one thread of turns, so nothing is locked. 
 for the models is asked for through `Effects` and comes back through `recognised` and `synthesised`.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -286,7 +287,8 @@ class Dialogue:
         """Lets go audio that no turn can need."""
         detection = self._turns.detection
         if detection.enabled and self._turns.phase is Phase.LISTENING:
-            kept = ONSET_WINDOWS + detection.prefix_padding_ms // WINDOW_MS
+            # A turn is found with the window that comes next, the last of its onset.
+            kept = ONSET_WINDOWS - 1 + math.ceil(detection.prefix_padding_ms / WINDOW_MS)
         else:
             kept = MAX_TURN_MS // WINDOW_MS
         while len(self._audio) > kept:

@@ -73,7 +73,8 @@ class Recogniser:
             self._storage.from_array(mel[None]),
             [self._prompt],
             beam_size=1,
-            max_length=2 * longest,  # CTranslate2 keeps half of it for earlier text, as Whisper does
+            max_length=2
+            * longest,  # CTranslate2 keeps half of it for earlier text, as Whisper does
             suppress_tokens=self._suppressed,
             return_no_speech_prob=True,
         )[0]
