@@ -31,7 +31,7 @@ from gateway_rig import (
 
 from trunkline_runtime.contract import CALL_HEADER, OPERATOR_PATH, AgentLoad
 from trunkline_runtime.gateway.gateway import DRAINING, NO_ROUTES
-from trunkline_runtime.process import PortInUse
+from trunkline_runtime.process import CannotListen
 
 # --- who may dial in -----------------------------------------------------------------------------------
 
@@ -396,7 +396,7 @@ async def test_a_caller_waits_for_workers_no_longer_than_for_its_answer() -> Non
 async def test_a_port_in_use_is_said_in_a_sentence() -> None:
     async with a_gateway() as gateway:
         for flag, port in (("port", gateway.port), ("control_port", gateway.control_port)):
-            with pytest.raises(PortInUse, match=f"{port}.*set --{flag.replace('_', '-')}"):
+            with pytest.raises(CannotListen, match=f"{port}.*set --{flag.replace('_', '-')}"):
                 async with a_gateway(**{flag: port}):
                     pass
 

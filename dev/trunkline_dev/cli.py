@@ -24,7 +24,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
     from trunkline_dev.binaries import NoBinaries
     from trunkline_dev.controlplane import ControlPlaneError
     from trunkline_dev.processes import ProcessFailed
-    from trunkline_runtime.process import PortInUse
+    from trunkline_runtime.process import CannotListen
 
     async def until_told() -> int:
         task = asyncio.current_task()
@@ -37,7 +37,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
         return asyncio.run(until_told())
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
-    except (NoBinaries, PortInUse) as error:
+    except (NoBinaries, CannotListen) as error:
         raise _fail(str(error), MISUSED) from error
     except (ControlPlaneError, ProcessFailed) as error:
         raise _fail(str(error), FAILED) from error

@@ -28,7 +28,7 @@ from trunkline_dev.kube import Api, is_true
 from trunkline_dev.processes import Process, base_environment, descendants
 from trunkline_dev.slot_log import SlotRecord, read_slot_log
 from trunkline_runtime import contract
-from trunkline_runtime.process import PortInUse
+from trunkline_runtime.process import listening
 
 WORKER_IMAGE: Final = "trunkline/worker:dev"
 NODE: Final = "dev"
@@ -145,10 +145,8 @@ class Machine:
     def _require_free(host: str, port: int) -> None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with listening(host, port, "callers", "--port"):
                 probe.bind((host, port))
-            except OSError as error:
-                raise PortInUse(host, port, "callers", "--port") from error
 
     def _run(self, name: str, *command: str, **env: str) -> Process:
         process = Process(

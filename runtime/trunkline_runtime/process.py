@@ -1,10 +1,11 @@
 """What every process of the data plane has: JSON logs, and /healthz, /readyz and /metrics on a port of its own."""
 
 import contextlib
+import errno
 import http
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -23,13 +24,21 @@ QUIET: Final = logging.getLogger("trunkline.websockets")
 QUIET.setLevel(logging.CRITICAL)
 
 
-class PortInUse(OSError):
-    """An address that the process was told to listen on is taken."""
+class CannotListen(OSError):
+    """An address that the process was told to listen on cannot be had; the text says what to do."""
 
-    def __init__(self, host: str, port: int, what: str, flag: str) -> None:
-        super().__init__(
-            f"cannot listen on {host}:{port} for {what}: the port is in use; free it or set {flag}"
-        )
+
+@contextlib.contextmanager
+def listening(host: str, port: int, what: str, flag: str) -> Iterator[None]:
+    """Turns what keeps a socket from listening into a sentence for whoever set `flag`."""
+    try:
+        yield
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "the port is in use" if taken else error.strerror or str(error)
+        raise CannotListen(
+            f"cannot listen on {host}:{port} for {what}: {why}; free it or set {flag}"
+        ) from error
 
 
 def configure_logging(process: str, level: str = "INFO") -> None:
@@ -61,9 +70,16 @@ def answer(status: int, text: str, content_type: str = "text/plain; charset=utf-
 
 @contextlib.asynccontextmanager
 async def serving_health(
-    host: str, port: int, ready: Readiness, registry: CollectorRegistry = REGISTRY
+    host: str,
+    port: int,
+    ready: Readiness,
+    registry: CollectorRegistry = REGISTRY,
+    flag: str = "--health-port",
 ) -> AsyncIterator[int]:
-    """Serves /healthz, /readyz and /metrics; yields the port (of use where 0 was asked for)."""
+    """Serves /healthz, /readyz and /metrics; yields the port (of use where 0 was asked for).
+
+    `flag` is what sets the port. Raises CannotListen.
+    """
 
     def respond(_: ServerConnection, request: Request) -> Response:
         match request.path.partition("?")[0]:
@@ -79,9 +95,7 @@ async def serving_health(
     async def unreachable(_: ServerConnection) -> None:
         raise AssertionError("every request is answered before the handshake")
 
-    try:
+    with listening(host, port, "health checks", flag):
         server = await serve(unreachable, host, port, process_request=respond, logger=QUIET)
-    except OSError as error:
-        raise PortInUse(host, port, "health checks", "--health-port") from error
     async with server:
         yield next(iter(server.sockets)).getsockname()[1]

@@ -14,7 +14,7 @@ import uvloop
 
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config
-from trunkline_runtime.process import PortInUse, configure_logging
+from trunkline_runtime.process import CannotListen, configure_logging
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -90,7 +90,7 @@ def main() -> None:
     configure_logging("modal")
     try:
         uvloop.run(serve(config))
-    except PortInUse as error:
+    except CannotListen as error:
         raise SystemExit(str(error)) from error
 
 

@@ -14,7 +14,7 @@ from trunkline_dev.modal.http import Listener, Request, Response, page, text
 from trunkline_dev.modal.process import Launch
 from trunkline_dev.modal.rpc import service
 from trunkline_dev.modal.state import AppRecord, Boot, Config, ServerRecord, State
-from trunkline_runtime.process import PortInUse
+from trunkline_runtime.process import listening
 
 
 class LocalModal:
@@ -52,16 +52,12 @@ class LocalModal:
 
     async def _listen(self) -> None:
         config = self.config
-        try:
+        with listening(config.host, config.local_port, "pages", "--local-port"):
             self.local_url = await self._local.start(config.host, config.local_port)
-        except OSError as error:
-            raise PortInUse(config.host, config.local_port, "pages", "--local-port") from error
         control = Control(self.state, self, self._tokens, self.local_url)
         self._api = service(control, "sdk", authorizer(config.api_tokens))
-        try:
+        with listening(config.host, config.port, "the API", "--port"):
             await self._api.start(config.host, config.port)
-        except OSError as error:
-            raise PortInUse(config.host, config.port, "the API", "--port") from error
         # grpclib keeps its listening server to itself, and with port 0 it alone knows the port.
         port = self._api._server.sockets[0].getsockname()[1]
         self.server_url = f"http://{config.host}:{port}"

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.routes_file import RoutesFile
 from trunkline_runtime.gateway.workers import WorkerLinks
-from trunkline_runtime.process import QUIET, PortInUse, answer, serving_health
+from trunkline_runtime.process import QUIET, answer, listening, serving_health
 
 log = logging.getLogger("trunkline.gateway")
 
@@ -82,7 +81,7 @@ async def run(config: GatewayConfig) -> None:
 async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
     """Opens the listeners; on the way out every call is closed with 1012 and nothing is left open.
 
-    Raises PortInUse.
+    Raises CannotListen.
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -113,7 +112,7 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
 async def _answering(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[int]:
     """The callers' listener."""
     loop = asyncio.get_running_loop()
-    with _port_in_use(config.host, config.port, "calls", "--port"):
+    with listening(config.host, config.port, "calls", "--port"):
         server = await loop.create_server(
             lambda: Intake(gateway), config.host, config.port, backlog=BACKLOG
         )
@@ -144,7 +143,7 @@ async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator
         except Exception:  # the boundary of a link: `websockets` would log it where nobody looks
             log.exception("a control link failed")
 
-    with _port_in_use(config.control_host, config.control_port, "control links", "--control-port"):
+    with listening(config.control_host, config.control_port, "control links", "--control-port"):
         server = await serve(
             follow,
             config.control_host,
@@ -183,13 +182,3 @@ def _report_failure(task: "asyncio.Task[None]") -> None:
     """These run for ever; one that fails is a bug, and must not end in silence."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("a part of the gateway has stopped", exc_info=error)
-
-
-@contextlib.contextmanager
-def _port_in_use(host: str, port: int, what: str, flag: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(host, port, what, flag) from error
-        raise

@@ -9,13 +9,13 @@ import gc
 import logging
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 from trunkline_runtime import __version__
 from trunkline_runtime.contract import ENV_HEALTH_PORT, PROTOCOL_VERSION, Hello
 from trunkline_runtime.engine import Engine
-from trunkline_runtime.process import PortInUse, serving_health
+from trunkline_runtime.process import serving_health
 from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.config import ConfigError, WorkerConfig
 from trunkline_runtime.worker.control import ControlLinks, Dialling
@@ -74,7 +74,7 @@ class WorkerHost:
     async def run(self, stop: asyncio.Event, listening: Callable[[], None] | None = None) -> None:
         """Serves until `stop`, then drains: live calls go on, at most for `max_seconds`.
 
-        `listening` is called when both ports are open. Raises `PortInUse`, and what `prepare` raises.
+        `listening` is called when both ports are open. Raises `CannotListen`, and what `prepare` raises.
         """
         config, metrics = self._config, WorkerMetrics()
         self._switchboard = switchboard = Switchboard(
@@ -84,7 +84,14 @@ class WorkerHost:
         metrics.watch_engine(self._engine)
         async with contextlib.AsyncExitStack() as stack:
             calls = CallServer(self._desk(switchboard, metrics))
-            self.health_port = await stack.enter_async_context(self._serving_health(metrics))
+            health = serving_health(
+                config.host,
+                config.health_port,
+                self.why_unready,
+                metrics.registry,
+                ENV_HEALTH_PORT,
+            )
+            self.health_port = await stack.enter_async_context(health)
             self.port = await stack.enter_async_context(calls.serving(config.host, config.port))
             if listening is not None:
                 listening()
@@ -107,18 +114,6 @@ class WorkerHost:
             metrics=metrics,
             why_closed=lambda: None if self._loaded else "the engine is loading",
         )
-
-    @contextlib.asynccontextmanager
-    async def _serving_health(self, metrics: WorkerMetrics) -> AsyncIterator[int]:
-        host, port = self._config.host, self._config.health_port
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                bound = await stack.enter_async_context(
-                    serving_health(host, port, self.why_unready, metrics.registry)
-                )
-            except PortInUse as error:
-                raise PortInUse(host, port, "health checks", ENV_HEALTH_PORT) from error
-            yield bound
 
     def _dialling(self) -> Dialling:
         config = self._config

@@ -6,7 +6,6 @@ handshake fails in any way after that.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import secrets
 import time
@@ -29,7 +28,7 @@ from trunkline_runtime.contract import (
     Close,
 )
 from trunkline_runtime.engine import Engine
-from trunkline_runtime.process import QUIET, PortInUse, answer
+from trunkline_runtime.process import QUIET, answer, listening
 from trunkline_runtime.wire.realtime import RealtimeSession
 from trunkline_runtime.worker.call import Call, CallLimits, Ending
 from trunkline_runtime.worker.metrics import WorkerMetrics
@@ -87,7 +86,7 @@ class CallServer:
     @contextlib.asynccontextmanager
     async def serving(self, host: str, port: int) -> AsyncIterator[int]:
         """Listens; yields the port. At the end, calls that are still there are closed with RESTART."""
-        try:
+        with listening(host, port, "calls", ENV_PORT):
             server = await serve(
                 self._serve,
                 host,
@@ -103,10 +102,6 @@ class CallServer:
                 ping_timeout=PING_SECONDS,
                 logger=QUIET,
             )
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PortInUse(host, port, "calls", ENV_PORT) from error
         try:
             yield next(iter(server.sockets)).getsockname()[1]
         finally:
