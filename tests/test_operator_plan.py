@@ -756,8 +756,12 @@ class Cluster(RuleBasedStateMachine):
         assert bool(self.burst.app) == self.burst_on
 
     def deletion(self) -> None:
-        """Calls or not, it ends, and leaves nothing."""
+        """Calls or not, it ends by its deadline, and leaves nothing."""
         self.calm()
+        if not self.gone:  # calls talk on at Modal
+            assert self.burst_calls
+            self.now += DEADLINE
+            self.calm()
         assert self.gone
         for _ in self.pods.copy():
             self.kubelets_work()

@@ -188,3 +188,11 @@ def test_external_is_followed_within_bounds_at_once() -> None:
     for replicas, pods in ((3, 3), (9, 4), (0, 2), (None, 2)):
         decision = decide(replace(external, replicas=replicas), busy=16, known=False)
         assert (decision.pods, decision.look_again) == (pods, None)
+
+
+def test_load_that_comes_and_goes_is_remembered_once() -> None:
+    memory, now = ONE, 1000.0
+    for busy in (12, 0, 12, 0, 12, 0):
+        now += 1
+        memory = decided(WARM, replace(IDLE, busy=busy), now, memory).memory
+    assert [(peak.pods, peak.until) for peak in memory.peaks] == [(4, now)]
