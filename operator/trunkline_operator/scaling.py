@@ -36,7 +36,7 @@ class Memory:
 
     wish: int | None = None  # the last one
     refused: int | None = None  # the total then
-    peaks: tuple[Peak, ...] = ()  # pods fall and times rise, so there are at most maxPods of them
+    peaks: tuple[Peak, ...] = ()  # all above the wish; pods fall, times rise: at most maxPods
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def _peaks(warm: Warm, demand: Demand, wish: int, now: float, memory: Memory) ->
     A new operator knows of no wish, so it takes the pods that it finds for the last one.
     """
     last = clamped(warm, demand.active) if memory.wish is None else memory.wish
-    peaks = [peak for peak in memory.peaks if peak.pods > max(last, wish)]
+    peaks = [peak for peak in memory.peaks if peak.pods > wish]
     if last > wish:
         peaks.append(Peak(last, now))
     return tuple(peak for peak in peaks if peak.until + warm.scale_down_delay_seconds > now)
