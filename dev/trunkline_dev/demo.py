@@ -29,6 +29,7 @@ AGENTS: Final = f"{AGENTS_PATH}/namespaces/default/{contract.PLURAL}"
 PODS: Final = "/api/v1/namespaces/default/pods"
 CALLS, SPIKE_SECONDS, KEPT = 60, 2.0, 4
 FLOOR, MOST_PODS = 2, 6  # examples/spike.yaml
+HEARD = 25  # frames: two seconds of audio
 READY_SECONDS = (
     90.0  # for an agent to become ready: a cold container takes 8 s, a busy machine longer
 )
@@ -229,6 +230,10 @@ class Demo:
             )
         self.mark("pods added")
         story.promise("pods follow the load, as far as maxPods lets them", "2 → 6 pods", True)
+        heard = await asyncio.gather(
+            *(holder.hears(holder.frames + HEARD) for holder in self.holders)
+        )
+        story.promise("every caller hears the agent", f"{sum(heard)} of {CALLS}", all(heard))
         kept = await self._keep(machine)
         sent = {holder.call: holder.frames for holder in kept}
         with story.step(
@@ -243,8 +248,8 @@ class Demo:
                 PODS, lambda pods: len(pods) == FLOOR, READY_SECONDS, labelSelector=selector
             )
             self.mark("pods at the floor")
-        # An echo that comes now proves that the call lives: each must hear a further second of audio.
-        heard = await asyncio.gather(*(holder.hears(holder.frames + 12) for holder in kept))
+        # An echo that comes now proves that the call lives.
+        heard = await asyncio.gather(*(holder.hears(holder.frames + HEARD) for holder in kept))
         lost = sum(
             holder.outcome.dropped or not alive for holder, alive in zip(kept, heard, strict=True)
         )

@@ -34,12 +34,14 @@ class Story:
         return time.monotonic() - self._began
 
     def line(self, text: str, style: str = "") -> None:
-        self.console.print(f"[dim]{self.elapsed:6.1f} s[/] {text}", style=style or None)
+        self.console.print(
+            f"[dim]{self.elapsed:6.1f} s[/] {text}", style=style or None, soft_wrap=True
+        )
 
     def note(self, text: str) -> None:
         """Output of another program, or a detail, indented under the step."""
         for row in text.rstrip().splitlines():
-            self.console.print(f"{INDENT}{row}", style="dim", markup=False)
+            self.console.print(f"{INDENT}{row}", style="dim", markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
