@@ -224,6 +224,7 @@ class FakeWorker:
         self.draining = False
         self.tickets: dict[str, tuple[int, str]] = {}
         self.live: dict[int, str] = {}
+        self.port = 0  # of the data server
         self._server: Server | None = None
         self._work: set[asyncio.Task[None]] = set()
 
@@ -246,15 +247,11 @@ class FakeWorker:
             ping_interval=None,
             close_timeout=1,
         )
+        self.port = next(iter(self._server.sockets)).getsockname()[1]
         async with self._server, contextlib.AsyncExitStack() as stack:
             for gateway in gateways:
                 await stack.enter_async_context(self.linked(gateway))
             yield self
-
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(next(iter(self._server.sockets)).getsockname()[1])
 
     @contextlib.asynccontextmanager
     async def linked(self, gateway: Running, agent: str = AGENT) -> AsyncIterator[ClientConnection]:

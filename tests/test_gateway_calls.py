@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import os
+from typing import cast
 
 import pytest
 from gateway_rig import (
@@ -26,6 +27,8 @@ from gateway_rig import (
     until,
 )
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from trunkline_runtime.contract import CALL_HEADER, MAX_CALL_MESSAGE_BYTES, TICKET_HEADER
 from trunkline_runtime.gateway.ladder import Patience
@@ -211,6 +214,34 @@ async def test_a_caller_that_sends_much_before_its_101_is_cut_off() -> None:
         await until(lambda: worker.free == 4)
 
 
+@on_uvloop
+async def test_what_a_worker_says_in_one_breath_with_its_101_is_relayed() -> None:
+    class Hasty(asyncio.Protocol):
+        """Greets and hangs up in the packet that holds its 101."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.Transport, transport)
+
+        def data_received(self, data: bytes) -> None:
+            server = ServerProtocol()
+            server.receive_data(data)
+            for request in server.events_received():
+                if isinstance(request, Request):
+                    server.send_response(server.accept(request))
+                    server.send_text(b"hello")
+                    server.send_close(4000, "and goodbye")
+                    self.transport.write(b"".join(server.data_to_send()))
+
+    hasty = await asyncio.get_running_loop().create_server(Hasty, "127.0.0.1", 0)
+    async with hasty, a_gateway(a_route()) as gateway:
+        worker = FakeWorker()
+        worker.port = hasty.sockets[0].getsockname()[1]
+        async with worker.linked(gateway):
+            caller = await call(gateway)
+            assert await caller.recv() == "hello"
+            assert await closed(caller) == (4000, "and goodbye")
+
+
 # --- the worker that does not take it ------------------------------------------------------------------
 
 
@@ -287,6 +318,21 @@ async def test_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
         callers = [await call(gateway) for _ in range(4)]
         assert len(worker.live) == 4
         await asyncio.gather(*(caller.close() for caller in callers))
+
+
+@on_uvloop
+async def test_a_slot_granted_in_the_turn_in_which_the_caller_leaves_is_given_back() -> None:
+    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
+        worker.silent = True
+        (link,) = gateway.gateway.workers._links.values()
+        loop = asyncio.get_running_loop()
+        asking = loop.create_task(link.reserve("c", {}, by=loop.time() + SECONDS, hold=1))
+        await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
+        link.heard({"type": "granted", "call": "c", "ticket": "t"})
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until(lambda: {"type": "release", "ticket": "t"} in worker.orders)
 
 
 @on_uvloop
@@ -545,6 +591,7 @@ async def test_a_ping_of_a_caller_that_does_not_read_is_answered_once_it_does() 
         live = live_call(gateway)
         await until(lambda: live._jammed)
         pongs = [await caller.ping(str(number)) for number in range(3)]
+        await until(lambda: live._ping_due == b"2")
         for _ in range(400):
             await caller.recv()
         async with asyncio.timeout(SECONDS):

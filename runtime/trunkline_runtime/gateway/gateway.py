@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry
@@ -25,7 +26,7 @@ from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.intake import Answered, Intake
 from trunkline_runtime.gateway.ladder import Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import LINGER_SECONDS
+from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import Asked, Placer
 from trunkline_runtime.gateway.routes import Route, Routes, WarmRung
@@ -68,8 +69,9 @@ class Gateway:
         self._settled = asyncio.Event()
         self._draining = False
         self._open: set[Intake | Call] = set()
+        self._legs: set[Leg] = set()  # of live calls, and those that are closing
         self._asking = 0  # callers that are being placed
-        self._less = asyncio.Event()  # one of the two has shrunk
+        self._less = asyncio.Event()  # one of the three has shrunk
         self._table = Table()
         self._ledger = Ledger(registry)
         self._burst = BurstSessions()
@@ -163,6 +165,8 @@ class Gateway:
             self._less.set()
         if leg is None:
             return self._refuse(call, route, placement)
+        self._legs.add(leg)
+        leg.when_gone(partial(self._leg_gone, leg))
         self._ledger.placed(call, route, placement)
         facts = Facts(
             call=call,
@@ -231,7 +235,7 @@ class Gateway:
                 connection.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * LINGER_SECONDS):
-                while self._open:
+                while self._open or self._legs:
                     await self._shrunk()
         await self.workers.close()
         await self._burst.close()
@@ -240,6 +244,10 @@ class Gateway:
 
     def _by_agent(self) -> Mapping[str, Route]:
         return self._routes.by_agent if self._routes else {}
+
+    def _leg_gone(self, leg: Leg) -> None:
+        self._legs.discard(leg)
+        self._less.set()
 
     async def _quiet(self) -> None:
         """Returns when no call is live or being placed. Callers that are turned away do not count."""
