@@ -91,7 +91,7 @@ def test_pins_name_no_host() -> None:
 
 def test_help_of_every_command() -> None:
     trunkline = str(Path(sys.executable).with_name("trunkline"))
-    for command in ([], ["gateway"], ["worker"], ["call"], ["dev"], ["demo"]):
+    for command in ([], ["gateway"], ["worker"], ["call"], ["probe"], ["dev"], ["demo"]):
         shown = run(trunkline, *command, "--help")
         assert shown.returncode == 0, shown.stderr
         assert "Usage" in shown.stdout

@@ -304,6 +304,28 @@ async def test_modal_is_down(machine: Machine) -> None:
     assert [app for app in await machine.local_modal("apps") if app["state"] == "deployed"] == []
 
 
+async def test_trunkline_probe(machine: Machine) -> None:
+    """Answered, refused, and where nothing listens."""
+
+    async def probe(*arguments: str) -> tuple[int, str]:
+        child = await asyncio.create_subprocess_exec(
+            TRUNKLINE, "probe", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        out, _ = await child.communicate()
+        return child.returncode or 0, out.decode()
+
+    gateway = ("--gateway", machine.gateway_url())
+    async with running(machine, agent("probed")) as name:
+        code, out = await probe("--agent", name, *gateway)
+        assert (code, f"{name} answered after" in out) == (0, True), out
+    code, out = await probe("--agent", "nobody", *gateway)
+    assert (code, "refused with 401" in out) == (1, True), out
+    code, out = await probe("--agent", "nobody", *gateway, "--expect-refusal")
+    assert (code, "answers: 401" in out) == (0, True), out
+    code, out = await probe("--agent", "nobody", "--gateway", "http://127.0.0.1:1")
+    assert (code, "cannot reach" in out) == (1, True), out
+
+
 async def test_trunkline_call(machine: Machine, tmp_path: Path) -> None:
     """The command line against a speaking agent: right, with a wrong key, and with no file."""
     from trunkline_runtime.engine.speech import Synthesiser

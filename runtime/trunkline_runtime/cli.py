@@ -7,11 +7,14 @@ import socket
 from collections.abc import Coroutine
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from trunkline_runtime import __version__, contract
+
+if TYPE_CHECKING:
+    from trunkline_runtime.caller import CallLog
 
 COMMANDS = "trunkline.commands"  # entry points of packages that add subcommands
 FAILED, MISUSED = 1, 2
@@ -173,6 +176,46 @@ def _show(message: dict[str, Any]) -> None:
             typer.echo(f"{'it heard':>11}  {heard}")
         case {"type": "response.output_audio_transcript.done", "transcript": said}:
             typer.echo(f"{'it said':>11}  {said}")
+
+
+@app.command()
+def probe(
+    agent: Annotated[str, typer.Option(help="[namespace/]name of the VoiceAgent.")],
+    gateway: Annotated[
+        str, typer.Option(envvar="TRUNKLINE_GATEWAY", help="Where a gateway answers callers.")
+    ] = f"http://127.0.0.1:{contract.CALLS_PORT}",
+    key: Annotated[
+        str, typer.Option(envvar="TRUNKLINE_API_KEY", help="An API key of the agent's.")
+    ] = "",
+    expect_refusal: Annotated[
+        bool, typer.Option(help="Take a plain refusal for success: the gateway is there.")
+    ] = False,
+) -> None:
+    """Calls an agent and hangs up at once: is it answered?
+
+    Exit status: 0 answered (or refused, with --expect-refusal), 1 otherwise.
+
+    Example: `trunkline probe --agent front-desk --gateway http://127.0.0.1:8080`
+    """
+    from trunkline_runtime.caller import Caller, CallError, Line
+
+    async def place() -> "CallLog":
+        caller = Caller.holding(Line(url=gateway, model=agent, key=key))
+        running = asyncio.create_task(caller.run())
+        await caller.settled.wait()
+        caller.hang_up()
+        return await running
+
+    try:
+        log = asyncio.run(place())
+    except CallError as error:
+        fail(str(error))
+    if log.answered is not None and log.started is not None:
+        typer.echo(f"{agent} answered after {(log.answered - log.started) * 1000:.0f} ms")
+    elif expect_refusal:
+        typer.echo(f"{gateway} answers: {log.status} {log.refusal}")
+    else:
+        fail(f"refused with {log.status}: {log.refusal}")
 
 
 @app.command()
