@@ -434,7 +434,7 @@ async def test_a_silent_worker_is_dead_after_three_seconds_and_its_calls_are_los
 
 
 @on_uvloop
-async def test_a_lost_control_link_ends_no_call() -> None:
+async def test_a_lost_control_link_ends_no_call_and_the_next_one_takes_over() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
         caller = await call(gateway)
         worker.links[0].transport.abort()
@@ -445,7 +445,8 @@ async def test_a_lost_control_link_ends_no_call() -> None:
             assert worker.row(gateway)["busy"] == 1
             await caller.send("and now")
             assert await caller.recv() == "and now"
-        await caller.close()
+            worker.mute = True  # the new link speaks for the old one's calls
+            assert await closed(caller) == (1011, "worker lost: call again")
 
 
 @on_uvloop

@@ -105,8 +105,7 @@ class Placer:
             if not isinstance(leg, Leg):
                 link.release(grant.ticket)
         if isinstance(leg, Leg):
-            link.legs.add(leg)
-            leg.when_gone(partial(link.legs.discard, leg))
+            self._links.hold(attempt.row, leg)
         return leg
 
     async def _try_burst(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:

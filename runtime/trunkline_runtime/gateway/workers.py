@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from websockets.asyncio.server import ServerConnection, broadcast
@@ -32,6 +33,14 @@ MAX_UNREAD_BYTES: Final = 2**20  # some 1,000 reserves that a worker does not re
 MAX_SLOTS: Final = 256  # as in the VoiceAgent
 
 
+_Process = tuple[str, str, str]
+
+
+def _process(row: Row) -> _Process:
+    """One run of one worker, whatever links it has."""
+    return row.agent, row.worker, row.boot
+
+
 class Malformed(ValueError):
     """A message that no worker of ours sends; the text says what is wrong with it."""
 
@@ -51,7 +60,6 @@ class WorkerLink:
         self.row = row
         self.host: str = connection.remote_address[0]
         self.port = port
-        self.legs: set[Leg] = set()
         self.seen = asyncio.get_running_loop().time()
         self._table = table
         self._pending: dict[str, asyncio.Future[Granted | Failed]] = {}
@@ -151,6 +159,7 @@ class WorkerLinks:
         self._routes = routes
         self._changed = changed
         self._links: dict[Row, WorkerLink] = {}
+        self._legs: dict[_Process, set[Leg]] = {}  # they outlive a link, and meet the next one
         self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -159,6 +168,11 @@ class WorkerLinks:
     def of(self, row: Row) -> WorkerLink | None:
         """The link behind a row of the table."""
         return self._links.get(row)
+
+    def hold(self, row: Row, leg: Leg) -> None:
+        """A data link to the worker, which dies with it."""
+        self._legs.setdefault(_process(row), set()).add(leg)
+        leg.when_gone(partial(self._let_go, row, leg))
 
     def refusal(self, request: Request) -> Response | None:
         """The plain answer instead of a link; None when the worker may dial in."""
@@ -214,7 +228,7 @@ class WorkerLinks:
                     "a worker is silent or deaf: its calls are lost",
                     extra={"agent": link.row.agent, "worker": link.row.worker},
                 )
-                for leg in list(link.legs):
+                for leg in tuple(self._legs.get(_process(link.row), ())):
                     leg.abort()
                 link.connection.transport.abort()
 
@@ -228,10 +242,7 @@ class WorkerLinks:
         link = WorkerLink(connection, row, hello.port, self._table)
         old = self._table.add(row)
         if old is not None:
-            replaced = self._links[old]
-            if old.boot == row.boot:
-                link.legs = replaced.legs  # the same process on a new link
-            replaced.connection.transport.abort()
+            self._links[old].connection.transport.abort()
         self._links[row] = link
         route = self._routes().get(hello.agent)
         link.bar(route is not None and hello.worker in route.draining)
@@ -258,6 +269,12 @@ class WorkerLinks:
                 extra={"agent": link.row.agent, "worker": link.row.worker, "boot": link.row.boot},
             )
             self._changed(link.row.agent)
+
+    def _let_go(self, row: Row, leg: Leg) -> None:
+        legs = self._legs[_process(row)]
+        legs.discard(leg)
+        if not legs:
+            del self._legs[_process(row)]
 
     def _drop(self, link: WorkerLink, why: str) -> None:
         task = asyncio.get_running_loop().create_task(link.connection.close(Close.POLICY, why))
