@@ -1,6 +1,7 @@
 """The certificate authority of one development cluster."""
 
 import ipaddress
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 # A development cluster that runs longer than this wants to be a real one.
 LIFETIME: Final = timedelta(days=30)
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1")
 
 _SIGNS_CERTIFICATES: Final = x509.KeyUsage(
     digital_signature=False,
@@ -45,15 +48,16 @@ class Authority:
             )
         )
 
-    def issue(self, file: str, subject: str) -> None:
-        """Writes a certificate for a server or client on loopback; `subject` as "O=group,CN=name"."""
+    def issue(self, file: str, subject: str, *, names: Sequence[str] = ()) -> None:
+        """Writes a certificate for a server or client on loopback; `subject` as "O=group,CN=name".
+
+        `names` are further addresses and host names of a server.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._certificate(
             x509.Name.from_rfc4514_string(subject),
             key.public_key(),
-            x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            ),
+            x509.SubjectAlternativeName([_name(text) for text in (*_LOOPBACK, *names)]),
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
             ),
@@ -93,3 +97,10 @@ class Authority:
             builder = builder.add_extension(extension, critical=critical)
         signed = builder.sign(self._key, hashes.SHA256())
         return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def _name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)

@@ -1,4 +1,4 @@
-"""The programs of a control plane: found, downloaded, or compiled.
+"""The programs of a cluster: found, downloaded, or compiled.
 
 `prepare` tries, in this order,
 
@@ -29,9 +29,18 @@ from typing import Final
 
 from trunkline_dev import envtest, golang
 
-KUBERNETES: Final = "1.36.3"
-ETCD: Final = "3.6.8"
-MINIMUM: Final = {"etcd": (3, 5), "kube-apiserver": (1, 34), "kube-controller-manager": (1, 34)}
+KUBERNETES: Final = golang.KUBERNETES
+MINIMUM: Final = {
+    "etcd": (3, 5),
+    "kube-apiserver": (1, 34),
+    "kube-controller-manager": (1, 34),
+    "kube-scheduler": (1, 34),
+    "kube-proxy": (1, 34),
+    "kubelet": (1, 34),
+    "kubectl": (1, 34),
+    "kube-router": (2,),
+    "coredns": (1, 11),
+}
 """CRDs and probes as this project uses them work from here on; older API servers are passed over."""
 
 VERSION_SECONDS: Final = 30.0
@@ -137,10 +146,20 @@ def _verify(folder: Path, names: Sequence[str]) -> None:
             raise Unavailable(f"{folder / name} is version {told}, older than {least}")
 
 
+def _usable(folder: Path, name: str) -> bool:
+    try:
+        _verify(folder, [name])
+    except Unavailable:
+        return False
+    return True
+
+
 def _told_version(program: Path) -> str:
+    question = ("version", "--client") if program.name == "kubectl" else ("--version",)
     try:
         answer = subprocess.run(
-            [program, "--version"],
+            [program.name, *question],  # kube-router repeats this, and the folder has a version.
+            executable=program,
             check=False,
             capture_output=True,
             text=True,
@@ -149,8 +168,8 @@ def _told_version(program: Path) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{program} does not run here: {error}") from error
     if answer.returncode != 0:
-        raise Unavailable(f"{program} --version failed: {answer.stderr.strip()[-500:]}")
-    return answer.stdout
+        raise Unavailable(f"{program} {question[0]} failed: {answer.stderr.strip()[-500:]}")
+    return answer.stdout or answer.stderr  # The latter is where kube-router says it.
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -172,12 +191,10 @@ def _from_download(wanted: Wanted) -> Path:
 
 def _from_compilation(wanted: Wanted) -> Path:
     folder = _cache(wanted)
-    missing = [name for name in wanted.names if not (folder / name).exists()]
+    missing = [name for name in wanted.names if not _usable(folder, name)]
     with _staging(wanted) as staging:
         try:
-            golang.compile_programs(
-                missing, staging, kubernetes=KUBERNETES, etcd=ETCD, say=wanted.say
-            )
+            golang.compile_programs(missing, staging, say=wanted.say)
         except golang.CompilationFailed as failure:
             raise Unavailable(str(failure)) from failure
         _keep(wanted, staging, missing, folder)

@@ -1,8 +1,11 @@
-"""Compiles the control plane's programs from the modules at the Go proxy.
+"""Compiles a cluster's programs from the modules at the Go proxy.
 
 k8s.io/kubernetes cannot be `go install`ed: its go.mod replaces the modules k8s.io/* by its folder
 ./staging, which no module carries. A module of our own replaces them by the published ones instead.
-Measured on 2 cores with nothing cached: kube-apiserver 5 min 19 s, etcd 32 s.
+CoreDNS as published has plugins for three clouds; a main package of our own takes the four that a
+cluster without an outside needs.
+Measured on 2 cores with nothing cached: kube-apiserver 5 min 19 s, etcd 32 s, the other programs of
+Kubernetes together 2 min 47 s, CoreDNS and kube-router 4 CPU minutes each.
 """
 
 import contextlib
@@ -27,43 +30,98 @@ REPORT_SECONDS: Final = 15.0
 """How often a long step says that it still runs."""
 LOG_TAIL_BYTES: Final = 2000
 
-_PACKAGES: Final = {
-    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
-    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
-    "etcd": "go.etcd.io/etcd/server/v3",
+KUBERNETES: Final = "1.36.3"
+ETCD: Final = "3.6.8"
+COREDNS: Final = "1.15.0"
+KUBE_ROUTER: Final = "2.1.0"
+"""The newest that the Go proxy has as a module."""
+
+_IN_KUBERNETES: Final = {
+    **{
+        name: f"k8s.io/kubernetes/cmd/{name}@v{KUBERNETES}"
+        for name in (
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "kubelet",
+            "kubectl",
+        )
+    },
+    "etcd": f"go.etcd.io/etcd/server/v3@v{ETCD}",
 }
+"""These share most of their modules, so that they are compiled in one."""
+
+_COREDNS_MODULE: Final = "github.com/coredns/coredns"
+_KUBE_ROUTER_MODULE: Final = "github.com/cloudnativelabs/kube-router/v2"
+
+_COREDNS_MAIN: Final = """\
+package main
+
+import (
+\t"github.com/coredns/coredns/core/dnsserver"
+\t"github.com/coredns/coredns/coremain"
+
+\t_ "github.com/coredns/coredns/plugin/errors"
+\t_ "github.com/coredns/coredns/plugin/health"
+\t_ "github.com/coredns/coredns/plugin/kubernetes"
+\t_ "github.com/coredns/coredns/plugin/ready"
+\t_ "github.com/coredns/coredns/plugin/template"
+)
+
+func main() {
+\tdnsserver.Directives = []string{"errors", "health", "ready", "kubernetes", "template"}
+\tcoremain.Run()
+}
+"""
 
 
 class CompilationFailed(Exception):
     """The text says which step failed, and how."""
 
 
-def compile_programs(
-    names: Sequence[str],
-    folder: Path,
-    *,
-    kubernetes: str,
-    etcd: str,
-    say: Callable[[str], None],
-) -> None:
+def compile_programs(names: Sequence[str], folder: Path, *, say: Callable[[str], None]) -> None:
     """Puts the named programs into `folder`; raises CompilationFailed."""
     go = _go()
     say(
         f"compiling {', '.join(names)} with Go, because they were neither found nor downloaded; "
-        "this happens once and takes about 6 minutes on 2 cores"
+        "this happens once and takes up to 6 minutes each on 2 cores"
     )
-    with tempfile.TemporaryDirectory(prefix="trunkline-go-") as work:
-        module = _Module(go, Path(work), say)
-        module.describe(kubernetes)
-        # All of them even if fewer are wanted: the same modules, so that a later compilation of the
-        # others finds them cached.
-        versions = {name: etcd if name == "etcd" else kubernetes for name in _PACKAGES}
-        module.run("fetching modules", "get", *(f"{_PACKAGES[n]}@v{versions[n]}" for n in versions))
-        version = f"gitVersion=v{kubernetes}"
-        flags = f"-s -w -X k8s.io/component-base/version.{version} -X k8s.io/client-go/pkg/version.{version}"
-        for name in names:
-            output = ("-o", str(folder / name), _PACKAGES[name])
-            module.run(f"compiling {name}", "build", "-mod=mod", f"-ldflags={flags}", *output)
+    of_kubernetes = [name for name in names if name in _IN_KUBERNETES]
+    for several, build in (
+        (of_kubernetes, _build_kubernetes),
+        ([name for name in names if name == "coredns"], _build_coredns),
+        ([name for name in names if name == "kube-router"], _build_kube_router),
+    ):
+        if several:
+            with tempfile.TemporaryDirectory(prefix="trunkline-go-") as work:
+                build(_Module(go, Path(work), say), several, folder)
+
+
+def _build_kubernetes(module: "_Module", names: Sequence[str], folder: Path) -> None:
+    module.describe_kubernetes()
+    # All of them even if fewer are wanted: the same modules, so that a later compilation of the
+    # others finds them cached.
+    module.run("fetching modules", "get", *_IN_KUBERNETES.values())
+    version = f"gitVersion=v{KUBERNETES}"
+    flags = f"-X k8s.io/component-base/version.{version} -X k8s.io/client-go/pkg/version.{version}"
+    for name in names:
+        module.build(_IN_KUBERNETES[name].partition("@")[0], folder / name, flags)
+
+
+def _build_coredns(module: "_Module", _: Sequence[str], folder: Path) -> None:
+    module.describe()
+    module.write("main.go", _COREDNS_MAIN)
+    module.run("fetching CoreDNS", "get", f"{_COREDNS_MODULE}@v{COREDNS}")
+    module.build(".", folder / "coredns")
+
+
+def _build_kube_router(module: "_Module", _: Sequence[str], folder: Path) -> None:
+    package = f"{_KUBE_ROUTER_MODULE}/cmd/kube-router"
+    module.describe()
+    module.run("fetching kube-router", "get", f"{package}@v{KUBE_ROUTER}")
+    flags = f"-X {_KUBE_ROUTER_MODULE}/pkg/version.Version=v{KUBE_ROUTER}"
+    module.build(package, folder / "kube-router", flags)
 
 
 def _go() -> str:
@@ -92,23 +150,36 @@ class _Module:
     def __init__(self, go: str, folder: Path, say: Callable[[str], None]) -> None:
         self._go, self._folder, self._say = go, folder, say
 
-    def describe(self, kubernetes: str) -> None:
+    def write(self, name: str, text: str) -> None:
+        (self._folder / name).write_text(text)
+
+    def describe(self) -> None:
+        """Writes a go.mod that requires nothing yet."""
+        self.write("go.mod", f"module cluster\n\ngo {MINIMUM_TEXT}\n")
+
+    def describe_kubernetes(self) -> None:
         """Writes a go.mod with the replacements that the one of Kubernetes has, but published."""
-        module = f"k8s.io/kubernetes@v{kubernetes}"
+        module = f"k8s.io/kubernetes@v{KUBERNETES}"
         told = json.loads(self.run("fetching Kubernetes", "mod", "download", "-json", module))
         upstream = Path(told["GoMod"]).read_text()
         staged = sorted(set(re.findall(r"(k8s\.io/[a-z0-9.-]+) => \./staging", upstream)))
         language = re.search(r"^go \S+$", upstream, re.MULTILINE)
         if not staged or not language:
             raise CompilationFailed(f"the go.mod of {module} is not as expected")
-        published = f"v0.{kubernetes.partition('.')[2]}"
+        published = f"v0.{KUBERNETES.partition('.')[2]}"
         lines = [
-            "module controlplane",
+            "module cluster",
             language[0],
-            f"require k8s.io/kubernetes v{kubernetes}",
+            f"require k8s.io/kubernetes v{KUBERNETES}",
             *(f"replace {name} => {name} {published}" for name in staged),
         ]
-        (self._folder / "go.mod").write_text("\n".join(lines) + "\n")
+        self.write("go.mod", "\n".join(lines) + "\n")
+
+    def build(self, package: str, program: Path, flags: str = "") -> None:
+        output = ("-o", str(program), package)
+        self.run(
+            f"compiling {program.name}", "build", "-mod=mod", f"-ldflags=-s -w {flags}", *output
+        )
 
     def run(self, step: str, *arguments: str) -> str:
         """Runs a go command, saying now and then that it still runs, and returns what it printed."""

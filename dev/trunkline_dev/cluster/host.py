@@ -1,0 +1,250 @@
+"""What this machine must have for a node, and what is added to it for the node's life."""
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from trunkline_dev.cluster import network
+from trunkline_dev.cluster.components import CGROUP
+from trunkline_dev.cluster.failures import ClusterError
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where the programs are; a user's PATH often lacks the folders of the administrator."""
+
+PACKAGES: Final[Mapping[str, str]] = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "nft": "nftables",
+    "iptables": "iptables",
+    "ipset": "ipset",
+    "conntrack": "conntrack",
+    "ip": "iproute2",
+    "sysctl": "procps",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+}
+"""The programs that a node needs from this machine, with Debian's packages of them."""
+
+BUSYBOX_PACKAGE: Final = "busybox-static"  # The shared one would need its libraries in the image.
+CNI_PACKAGE: Final = "containernetworking-plugins"
+CNI_FOLDERS: Final = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+CNI_PLUGINS: Final = ("bridge", "host-local", "loopback", "portmap")
+
+_PT_INTERP: Final = 3  # elf(5)
+CONTROLLERS: Final = frozenset({"cpu", "cpuset", "memory", "pids"})
+REMOVAL_SECONDS: Final = 20.0
+"""The kernel empties the cgroups of killed processes in well under a second."""
+
+
+def usable() -> str | None:
+    """Why no node can run on this machine, in a sentence; None if nothing is in the way."""
+    if sys.platform != "linux":
+        return "a Kubernetes node needs Linux; use a Linux machine, or a virtual one"
+    if os.geteuid() != 0:
+        return "a Kubernetes node needs root: its containers, mounts and links do; use sudo"
+    if missing := missing_packages():
+        if not shutil.which("apt-get", path=PATH):
+            return f"there is no apt-get to install {', '.join(missing)}; install what they hold"
+    elif reason := _without_packet_filter():
+        return reason
+    return _without_namespaces() or _without_cgroups(mounts()) or _taken_range()
+
+
+def missing_packages() -> list[str]:
+    missing = {package for name, package in PACKAGES.items() if not shutil.which(name, path=PATH)}
+    if cni_folder() is None:
+        missing.add(CNI_PACKAGE)
+    if busybox() is None:
+        missing.add(BUSYBOX_PACKAGE)
+    return sorted(missing)
+
+
+def install(say: Callable[[str], None]) -> None:
+    """Installs the packages that are missing, with apt-get."""
+    if not (missing := missing_packages()):
+        return
+    say(f"installing with apt-get: {' '.join(missing)}")
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
+    for arguments in (("update",), ("install", "-y", "--no-install-recommends", *missing)):
+        done = subprocess.run(
+            ("apt-get", "-q", *arguments),
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=quiet,
+        )
+        if done.returncode != 0:
+            told = (done.stdout + done.stderr).strip()[-1000:]
+            raise ClusterError(f"apt-get {arguments[0]} ended with {done.returncode}: {told}")
+    if missing := missing_packages():
+        raise ClusterError(f"apt-get installed {', '.join(missing)}, and yet programs are missing")
+
+
+def program(name: str) -> Path:
+    if not (found := shutil.which(name, path=PATH)):
+        raise ClusterError(f"there is no {name} on this machine; install {PACKAGES[name]}")
+    return Path(found)
+
+
+def busybox() -> Path | None:
+    """A busybox that needs no libraries."""
+    found = shutil.which("busybox", path=PATH)
+    return Path(found) if found and is_static(Path(found).read_bytes()) else None
+
+
+def is_static(elf: bytes) -> bool:
+    """Whether a 64-bit little-endian ELF program asks for no dynamic linker. Pure."""
+    if elf[:6] != b"\x7fELF\x02\x01":
+        return False
+    table, size, count = (
+        struct.unpack_from(form, elf, at)[0] for form, at in (("<Q", 32), ("<H", 54), ("<H", 56))
+    )
+    kinds = {struct.unpack_from("<I", elf, table + size * entry)[0] for entry in range(count)}
+    return _PT_INTERP not in kinds
+
+
+def cni_folder() -> Path | None:
+    for folder in map(Path, CNI_FOLDERS):
+        if all(os.access(folder / plugin, os.X_OK) for plugin in CNI_PLUGINS):
+            return folder
+    return None
+
+
+def mounts() -> list[tuple[str, str, str]]:
+    """(where, kind, options) of everything that is mounted."""
+    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return [(where, kind, options) for _, where, kind, options, *_ in lines]
+
+
+def hierarchies(mounted: list[tuple[str, str, str]]) -> dict[Path, frozenset[str]]:
+    """The cgroup hierarchies, by where they are, with their controllers or (version 2) none. Pure."""
+    found: dict[Path, frozenset[str]] = {}
+    for where, kind, options in mounted:
+        if kind == "cgroup":
+            found[Path(where)] = CONTROLLERS & set(options.split(","))
+        elif kind == "cgroup2":
+            found[Path(where)] = frozenset()
+    return found
+
+
+def _without_cgroups(mounted: list[tuple[str, str, str]]) -> str | None:
+    found = hierarchies(mounted)
+    controllers = set[str]().union(*found.values())
+    for folder, first in found.items():
+        with contextlib.suppress(OSError):  # Version 2 names its controllers in a file.
+            if not first:
+                controllers |= set((folder / "cgroup.controllers").read_text().split())
+    if lacking := sorted(CONTROLLERS - controllers):
+        return f"no cgroup hierarchy below /sys/fs/cgroup has the controllers {', '.join(lacking)}"
+    if fixed := [str(folder) for folder in found if not os.access(folder, os.W_OK)]:
+        return f"{', '.join(fixed)} cannot be written, as in a container that is not privileged"
+    return None
+
+
+def _without_namespaces() -> str | None:
+    if not shutil.which("unshare", path=PATH):
+        return None  # Comes with the packages.
+    trial = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "true")
+    done = subprocess.run(trial, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        return f"this machine allows no new namespaces: {done.stderr.strip()}"
+    return None
+
+
+def _without_packet_filter() -> str | None:
+    for kernel_module in ("overlay", "br_netfilter"):  # Both are often built in.
+        if modprobe := shutil.which("modprobe", path=PATH):
+            subprocess.run((modprobe, "-q", kernel_module), check=False)
+    if not Path("/proc/sys/net/bridge").exists():
+        return "the kernel has no br_netfilter, without which network policies do not hold"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        return "the kernel has no overlay file system for containers"
+    for question in (("nft", "list", "ruleset"), ("ipset", "list"), ("iptables", "-S")):
+        done = subprocess.run(
+            ("unshare", "--net", *question), check=False, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            return f"{question[0]} does not work with this kernel: {done.stderr.strip()[-300:]}"
+    return None
+
+
+def _taken_range() -> str | None:
+    if not (ip := shutil.which("ip", path=PATH)):
+        return None
+    listed = subprocess.run(
+        (ip, "-4", "route", "show"), check=True, capture_output=True, text=True
+    ).stdout
+    return taken_range(listed)
+
+
+def taken_range(routes: str) -> str | None:
+    """Which of the cluster's ranges this machine already routes elsewhere. Pure."""
+    link = f"{network.HOST_ADDRESS}/{network.LINK_PREFIX}"
+    ours = [
+        ipaddress.ip_network(text, strict=False)
+        for text in (link, network.POD_RANGE, network.SERVICE_RANGE)
+    ]
+    for route in routes.splitlines():
+        words = route.split()
+        if not words or network.LINK in words:
+            continue
+        try:
+            theirs = ipaddress.ip_network(words[0])
+        except ValueError:  # "default", "unreachable"
+            continue
+        for range_ in ours:
+            if theirs.overlaps(range_):
+                return f"the cluster's range {range_} is in use here already: {route.strip()}"
+    return None
+
+
+def _cgroups() -> Iterator[Path]:
+    for folder in hierarchies(mounts()):
+        yield folder / CGROUP
+
+
+def add_cgroups() -> None:
+    """A cgroup for the node's pods in every hierarchy."""
+    for folder in _cgroups():
+        folder.mkdir(exist_ok=True)
+
+
+def remove_cgroups() -> None:
+    """Removes them with all below; raises ClusterError if a process is still in one."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    for top in _cgroups():
+        while top.exists():
+            # Files in a cgroup cannot be removed and need not be; only its folders count.
+            for folder, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            if top.exists() and time.monotonic() > deadline:
+                raise ClusterError(f"{top} is still in use {REMOVAL_SECONDS:g} s after the end")
+            if top.exists():
+                time.sleep(0.05)
+
+
+def run(*command: str) -> str:
+    """Runs a command of this machine's and returns what it printed; raises ClusterError."""
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PATH": PATH},
+    )
+    if done.returncode != 0:
+        told = (done.stderr or done.stdout).strip()[-1000:]
+        raise ClusterError(f"{' '.join(command)} ended with {done.returncode}: {told}")
+    return done.stdout
