@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chart_rig import CHART, PEER, SWITCHES, Objects, pod_of, rendered
 from cryptography import x509
-from helm_python import HelmRenderError, lint
+from helm_python import Chart, HelmRenderError, lint
 
 from trunkline_runtime import contract
 
@@ -223,6 +223,21 @@ def test_one_of_the_operators_acts() -> None:
     (named,) = (it for it in rules if it["resources"] == ["leases"] and "resourceNames" in it)
     assert named["resourceNames"] == ["trunkline-operator"]
     assert {"get", "update"} <= set(named["verbs"])
+
+
+def test_notes() -> None:
+    told = notes({})
+    assert "kubectl -n calls port-forward svc/trunkline-gateway 8080:8080" in told
+    assert "networkPolicy.agentNamespaces adds one" in told
+    assert "in the clear" not in told
+    told = notes({"tls": {"enabled": False}, "uninstall": {"stopModalApps": False}})
+    assert "in the clear" in told
+    assert "will leave Modal apps running" in told
+
+
+def notes(values: dict[str, Any]) -> str:
+    files = Chart.load(str(CHART)).render(values, name="trunkline", namespace="calls")
+    return str(files["trunkline/templates/NOTES.txt"])
 
 
 def test_helm_test() -> None:
