@@ -251,6 +251,21 @@ def test_a_compilation_builds_what_is_missing_with_published_modules(machine: Ma
     assert (calls.count("cmd/kube-apiserver\n"), calls.count("etcd/server/v3\n")) == (1, 2)
 
 
+def test_what_the_archive_lacks_is_compiled_and_the_rest_is_not(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.go(BUILD)
+    content = programs(tmp_path / "content")
+    with mirror(tmp_path / "mirror") as url:
+        machine.environ.setenv(envtest.INDEX_VARIABLE, f"{url}/index.yaml")
+        publish(tmp_path / "mirror", url, "1.36.3", content)
+        folder = binaries.prepare((*NAMES, "kubelet"), say=machine.said.append)
+    assert {path.name for path in folder.iterdir()} == {*NAMES, "kubelet"}
+    built = [line for line in (tmp_path / "calls").read_text().splitlines() if line[:5] == "build"]
+    assert [line.rpartition("/")[2] for line in built] == ["kubelet"]
+    assert "no download: there is none of kubelet" in machine.said
+
+
 PREPARE = [sys.executable, "-m", "trunkline_dev.binaries"]
 
 

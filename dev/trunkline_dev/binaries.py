@@ -179,14 +179,22 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _from_download(wanted: Wanted) -> Path:
+    """What the archive lacks is left to the compiler, which then finds the others in the cache."""
+    lacking = [name for name in wanted.names if name not in envtest.PROGRAMS]
+    names = [name for name in wanted.names if name in envtest.PROGRAMS]
+    if lacking and all(_usable(_cache(wanted), name) for name in names):
+        raise Unavailable(f"there is none of {', '.join(lacking)}")
     with _staging(wanted) as staging:
         try:
             version = envtest.download(
-                wanted.names, staging, version=KUBERNETES, machine=machine(), say=wanted.say
+                names, staging, version=KUBERNETES, machine=machine(), say=wanted.say
             )
         except envtest.DownloadFailed as failure:
             raise Unavailable(str(failure)) from failure
-        return _keep(wanted, staging, wanted.names, _cache(wanted, version))
+        folder = _keep(wanted, staging, names, _cache(wanted, version))
+    if lacking:
+        raise Unavailable(f"there is none of {', '.join(lacking)}")
+    return folder
 
 
 def _from_compilation(wanted: Wanted) -> Path:

@@ -15,6 +15,9 @@ from typing import IO, Final
 import httpx
 import yaml
 
+PROGRAMS: Final = ("etcd", "kube-apiserver", "kubectl")
+"""What an archive has."""
+
 INDEX_VARIABLE: Final = "TRUNKLINE_ENVTEST_INDEX"
 """The environment variable for an index elsewhere, such as a mirror's."""
 INDEX_URL: Final = (

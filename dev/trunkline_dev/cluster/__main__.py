@@ -5,10 +5,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Final
 
 from trunkline_dev.binaries import NoBinaries
+from trunkline_dev.cluster import network
 from trunkline_dev.cluster.cluster import Cluster
 from trunkline_dev.cluster.failures import ClusterError
+
+PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
 def default_folder() -> Path:
@@ -42,6 +46,8 @@ def main() -> None:
         if arguments.command == "up":
             cluster.up(leash=False)
             print(f"export KUBECONFIG={cluster.kubeconfig}")
+            if any(os.environ.get(name) for name in PROXIES):
+                print(f"export NO_PROXY={','.join(network.RANGES)}")
         elif arguments.command == "down":
             cluster.down()
         else:

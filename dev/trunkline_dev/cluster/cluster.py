@@ -6,11 +6,14 @@ import json
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
+
+import aiohttp
 
 from trunkline_dev import binaries
 from trunkline_dev.authority import Authority
@@ -32,6 +35,7 @@ PROGRAMS: Final = (
 )
 START_SECONDS: Final = 120.0
 """For each thing that is waited for. Two shared cores under load have needed 20 s."""
+CHECK_SECONDS: Final = 0.2
 LOG_TAIL_BYTES: Final = 3000
 GPU: Final = "nvidia.com/gpu"
 NODE_PATH: Final = f"/api/v1/nodes/{NODE}"
@@ -53,7 +57,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, say: Say = to_stderr) -> None:
-        self._say, self._began = say, 0.0
+        self._say, self._began = say, time.monotonic()
         self._folder = folder.absolute()
         self._node = Node(self._folder)
         self._started: dict[str, subprocess.Popen[bytes]] = {}
@@ -110,9 +114,14 @@ class Cluster:
 
     def import_images(self, archives: Iterable[Path]) -> None:
         """Gives the node container images from OCI or Docker archives, under the names in them."""
+        command = ("ctr", "--namespace=k8s.io", "images", "import", "-")
         for archive in archives:
-            told = self._node.run("ctr", "--namespace=k8s.io", "images", "import", str(archive))
-            self._tell(f"image imported: {told.strip()}")
+            try:
+                with archive.open("rb") as file:  # The node does not see every file by its path.
+                    self._node.run(*command, stdin=file)
+            except OSError as error:
+                raise ClusterError(f"cannot read the image archive {archive}: {error}") from error
+            self._tell(f"{archive.name} imported")
 
     def set_gpus(self, count: int) -> None:
         """Makes the node claim so many GPUs. Pods that ask for some are scheduled, and get none."""
@@ -140,13 +149,14 @@ class Cluster:
                 raise ClusterError(
                     f"{self._folder} is below {place}, which the node hides; choose another"
                 )
-        if Path("/sys/class/net", network.LINK).exists() and not self._node.pid:
-            raise ClusterError(
-                f"a cluster in another folder has the link {network.LINK}: end it with "
-                "python -m trunkline_dev.cluster down --dir ITS-FOLDER"
-            )
         if self._node.pid:
             raise ClusterError(f"a cluster runs in {self._folder} already; end it first")
+        other = host.link_owner()
+        if other is not None and other != str(self._folder):
+            raise ClusterError(
+                f"a cluster runs in {other or 'an unknown folder'}, and there is one a machine at a "
+                f"time; end it first: python -m trunkline_dev.cluster down --dir {other}"
+            )
         if self._folder.exists() and any(self._folder.iterdir()):
             self.down()
         self.logs.mkdir(parents=True)
@@ -270,19 +280,31 @@ class Cluster:
 
     def _ask(self, question: Callable[[Api], Coroutine[Any, Any, T]]) -> T:
         """Talks to the API server, in a thread of its own, as the caller's may have a running loop."""
-
-        async def talk() -> T:
-            async with Api(self.kubeconfig) as api:
-                return await question(api)
-
+        enough = threading.Event()
         try:
             with ThreadPoolExecutor(1) as thread:
-                return thread.submit(asyncio.run, talk()).result()
-        except (Expired, ApiError) as error:
+                try:
+                    return thread.submit(asyncio.run, self._talk(question, enough)).result()
+                finally:
+                    enough.set()  # Leaving the pool waits for its thread, also on Ctrl-C.
+        except (Expired, ApiError, aiohttp.ClientError) as error:
             self.check()
-            raise ClusterError(
-                f"{error}\nThe logs are in {self.logs}. {self._tail('kubelet')}"
-            ) from error
+            raise ClusterError(f"{error}\n{self._tail('kubelet')}") from error
+
+    async def _talk(
+        self, question: Callable[[Api], Coroutine[Any, Any, T]], enough: threading.Event
+    ) -> T:
+        """The answer, or ClusterError as soon as a program has ended that it may depend on."""
+        async with Api(self.kubeconfig) as api:
+            answer = asyncio.ensure_future(question(api))
+            try:
+                while not (answer.done() or enough.is_set()):
+                    self.check()
+                    await asyncio.wait((answer,), timeout=CHECK_SECONDS)
+            finally:
+                answer.cancel()
+                await asyncio.wait((answer,))  # It uses the connection until its end.
+            return answer.result()
 
     def _tail(self, name: str) -> str:
         log = self.logs / f"{name}.log"

@@ -4,6 +4,7 @@ All of them run in the node's namespaces, where ports and paths are the usual on
 nothing of this machine's.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,10 +21,14 @@ from trunkline_dev.cluster.network import (
 from trunkline_dev.kube import Json
 
 NODE: Final = "trunkline"
-CGROUP: Final = "trunkline-node"
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
 _ETCD_URL: Final = "http://127.0.0.1:2379"
 _LOCAL: Final = ("--leader-elect=false", "--bind-address=127.0.0.1")
+
+
+def cgroup(folder: Path) -> str:
+    """The name of the cgroup for the pods of the cluster in `folder`, which no other cluster has."""
+    return f"trunkline-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,10 @@ class Places:
     containerd: Path
     runc: Path
     cni: Path
+
+    @property
+    def cgroup(self) -> str:
+        return cgroup(self.folder)
 
     @property
     def pki(self) -> Path:
@@ -181,7 +190,7 @@ def kubelet(at: Places) -> Json:
         "clusterDomain": DOMAIN,
         "resolvConf": str(at.config / "resolv.conf"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP}",
+        "cgroupRoot": f"/{at.cgroup}",
         "failCgroupV1": False,  # Development machines still have it.
         "failSwapOn": False,
         "oomScoreAdj": 0,

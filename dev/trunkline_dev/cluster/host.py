@@ -8,12 +8,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from trunkline_dev.cluster import network
-from trunkline_dev.cluster.components import CGROUP
 from trunkline_dev.cluster.failures import ClusterError
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -189,11 +188,7 @@ def _taken_range() -> str | None:
 
 def taken_range(routes: str) -> str | None:
     """Which of the cluster's ranges this machine already routes elsewhere. Pure."""
-    link = f"{network.HOST_ADDRESS}/{network.LINK_PREFIX}"
-    ours = [
-        ipaddress.ip_network(text, strict=False)
-        for text in (link, network.POD_RANGE, network.SERVICE_RANGE)
-    ]
+    ours = [ipaddress.ip_network(text, strict=False) for text in network.RANGES]
     for route in routes.splitlines():
         words = route.split()
         if not words or network.LINK in words:
@@ -208,21 +203,17 @@ def taken_range(routes: str) -> str | None:
     return None
 
 
-def _cgroups() -> Iterator[Path]:
-    for folder in hierarchies(mounts()):
-        yield folder / CGROUP
+def add_cgroups(name: str) -> None:
+    """A cgroup in every hierarchy."""
+    for hierarchy in hierarchies(mounts()):
+        (hierarchy / name).mkdir(exist_ok=True)
 
 
-def add_cgroups() -> None:
-    """A cgroup for the node's pods in every hierarchy."""
-    for folder in _cgroups():
-        folder.mkdir(exist_ok=True)
-
-
-def remove_cgroups() -> None:
+def remove_cgroups(name: str) -> None:
     """Removes them with all below; raises ClusterError if a process is still in one."""
     deadline = time.monotonic() + REMOVAL_SECONDS
-    for top in _cgroups():
+    for hierarchy in hierarchies(mounts()):
+        top = hierarchy / name
         while top.exists():
             # Files in a cgroup cannot be removed and need not be; only its folders count.
             for folder, _, _ in os.walk(top, topdown=False):
@@ -234,14 +225,22 @@ def remove_cgroups() -> None:
                 time.sleep(0.05)
 
 
-def run(*command: str) -> str:
+def link_owner() -> str | None:
+    """The folder of the cluster that has the link; None if there is no link."""
+    try:
+        return Path("/sys/class/net", network.LINK, "ifalias").read_text().strip()
+    except OSError:
+        return None
+
+
+def run(*command: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> str:
     """Runs a command of this machine's and returns what it printed; raises ClusterError."""
     done = subprocess.run(
         command,
         check=False,
         capture_output=True,
         text=True,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         env=os.environ | {"PATH": PATH},
     )
     if done.returncode != 0:

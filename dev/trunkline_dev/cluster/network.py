@@ -20,6 +20,7 @@ NODE_ADDRESS: Final = "198.51.100.2"
 LINK_PREFIX: Final = 30
 POD_RANGE: Final = "10.244.0.0/24"
 SERVICE_RANGE: Final = "203.0.113.0/24"
+RANGES: Final = (f"{HOST_ADDRESS}/{LINK_PREFIX}", POD_RANGE, SERVICE_RANGE)
 API_SERVICE_ADDRESS: Final = "203.0.113.1"
 DNS_ADDRESS: Final = "203.0.113.10"
 API_PORT: Final = 6443
@@ -28,12 +29,12 @@ DOMAIN: Final = "cluster.local"
 Command = tuple[str, ...]
 
 
-def outside(pid: int) -> tuple[Command, ...]:
-    """On this machine: the link to the namespace of process `pid`, and the routes over it."""
+def outside(pid: int, owner: str) -> tuple[Command, ...]:
+    """On this machine: the link to the network of process `pid`, marked as `owner`'s."""
     return (
         ("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", str(pid)),
         ("ip", "address", "add", f"{HOST_ADDRESS}/{LINK_PREFIX}", "dev", LINK),
-        ("ip", "link", "set", LINK, "up"),
+        ("ip", "link", "set", LINK, "alias", owner, "up"),
     )
 
 

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from trunkline_dev.cluster import first_process, host, network
-from trunkline_dev.cluster.components import NODE
+from trunkline_dev.cluster.components import NODE, cgroup
 from trunkline_dev.cluster.failures import ClusterError
 from trunkline_dev.leash import leashed
 from trunkline_dev.processes import descendants
@@ -21,6 +21,7 @@ from trunkline_dev.processes import descendants
 START_SECONDS: Final = 20.0
 END_SECONDS: Final = 60.0
 """The kernel ends some fifty processes and their mounts in about a second."""
+OWNER_LETTERS: Final = 255  # The kernel takes no longer alias for a link.
 MARK: Final = "trunkline-cluster"
 """A file that marks a folder as a cluster's, so that no other is ever deleted."""
 RECORD: Final = "node.json"
@@ -31,7 +32,8 @@ class Node:
     """The namespaces of the cluster whose files are in `folder`, running or not."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.cgroup = folder, cgroup(folder)
+        self._owner = str(folder)[-OWNER_LETTERS:]
         self._unshare: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -53,17 +55,16 @@ class Node:
         """
         for name in first_process.PRIVATE:
             (self.folder / name).mkdir(exist_ok=True)
-        host.add_cgroups()
-        self._begin(leash)
-        pid = str(self.pid)
-        for command in network.outside(int(pid)):
+        host.add_cgroups(self.cgroup)
+        pid = self._begin(leash)
+        for command in network.outside(pid, self._owner):
             host.run(*command)
         for command in network.inside():
             self.run(*command)
         for command in network.routes():
             host.run(*command)
 
-    def _begin(self, leash: bool) -> None:
+    def _begin(self, leash: bool) -> int:
         namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--mount-proc", "--kill-child")
         module = ("-m", first_process.__name__, str(self.folder), NODE)
         command = [str(host.program("unshare")), *namespaces, "--", sys.executable, *module]
@@ -86,6 +87,7 @@ class Node:
         (first,) = descendants(self._unshare.pid)
         record = {"pid": first, "birth": _birth(first)}
         (self.folder / RECORD).write_text(json.dumps(record))
+        return first
 
     def command(self, *command: str) -> list[str]:
         """The command, to run in the node."""
@@ -94,9 +96,9 @@ class Node:
         spaces = ("--mount", "--net", "--pid", "--uts", "--ipc")
         return [str(host.program("nsenter")), "--target", str(pid), *spaces, "--", *command]
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> str:
         """Runs a command in the node and returns what it printed; raises ClusterError."""
-        return host.run(*self.command(*command))
+        return host.run(*self.command(*command), stdin=stdin)
 
     def spawn(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         """Starts a program that ends with the node."""
@@ -121,13 +123,14 @@ class Node:
                     raise ClusterError(f"the node's first process {pid} does not end")
                 time.sleep(0.02)
         if self._unshare is not None:
+            self._unshare.kill()  # Where it had not got so far as to have a first process.
             self._unshare.wait()
             self._unshare = None
-        if Path("/sys/class/net", network.LINK).exists():
+        if host.link_owner() == self._owner:
             # It goes with the other end, but later than the next cluster may want it.
             with contextlib.suppress(ClusterError):
                 host.run("ip", "link", "delete", network.LINK)
-        host.remove_cgroups()
+        host.remove_cgroups(self.cgroup)
 
     def clear(self, *, keep_logs: bool = False) -> None:
         """Removes its files; only after `stop`."""
