@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from trunkline_dev.cluster import Cluster, ClusterError, components, dns, host, images, network
+from trunkline_dev.cluster import cluster as cluster_module
 from trunkline_dev.cluster.components import Places
 from trunkline_dev.cluster.node import MARK, RECORD, Node
 
@@ -202,3 +204,32 @@ def test_commands_for_a_cluster_that_does_not_run_say_so(tmp_path: Path) -> None
     archive.touch()
     with pytest.raises(ClusterError, match="no cluster runs in"):
         Cluster(tmp_path / "cluster").import_images([archive])
+
+
+def test_what_a_program_needs_to_come_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in cluster_module.PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    cluster = Cluster(tmp_path)
+    assert cluster.environment == {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert cluster.environment["NO_PROXY"] == ",".join(("localhost", *network.RANGES))
+    assert cluster.environment["no_proxy"] == ",".join(network.RANGES)
+
+
+def test_what_is_lacking_is_named_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "PATH", str(tmp_path))
+    monkeypatch.setattr(host, "CNI_FOLDERS", ())
+    assert host.missing_packages() == sorted(
+        {*host.PACKAGES.values(), host.BUSYBOX_PACKAGE, host.CNI_PACKAGE}
+    )
+    if sys.platform == "linux" and os.geteuid() == 0:
+        assert "this machine lacks busybox-static, conntrack, containerd" in str(host.usable())
+        assert f"; {host.INSTALL} installs it" in str(host.usable())
+    with pytest.raises(ClusterError, match="there is no apt-get to install busybox-static"):
+        host.install(print)
+    with pytest.raises(ClusterError, match="there is no frobnicate on this machine"):
+        host.run("frobnicate")

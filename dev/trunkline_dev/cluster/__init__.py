@@ -1,5 +1,6 @@
 """A real Kubernetes node on this machine, in namespaces of its own, for end-to-end tests.
 
+    python -m trunkline_dev.cluster install
     python -m trunkline_dev.cluster up
     python -m trunkline_dev.cluster down
 
@@ -7,8 +8,8 @@ Unlike `trunkline_dev.controlplane` it runs containers: kubelet, containerd and 
 CoreDNS, and kube-router for network policies. It needs Linux and root; `usable` says what else.
 """
 
-from trunkline_dev.cluster.cluster import Cluster
+from trunkline_dev.cluster.cluster import Cluster, default_folder
 from trunkline_dev.cluster.failures import ClusterError
 from trunkline_dev.cluster.host import usable
 
-__all__ = ["Cluster", "ClusterError", "usable"]
+__all__ = ["Cluster", "ClusterError", "default_folder", "usable"]

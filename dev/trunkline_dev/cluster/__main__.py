@@ -1,23 +1,32 @@
-"""python -m trunkline_dev.cluster up|down|import"""
+"""python -m trunkline_dev.cluster install|up|down|import"""
 
 import argparse
-import os
+import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Final
 
+from trunkline_dev import binaries
 from trunkline_dev.binaries import NoBinaries
-from trunkline_dev.cluster import network
-from trunkline_dev.cluster.cluster import Cluster
+from trunkline_dev.cluster import host
+from trunkline_dev.cluster.cluster import PROGRAMS, Cluster, default_folder, to_stderr
 from trunkline_dev.cluster.failures import ClusterError
 
-PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
-
-def default_folder() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "trunkline" / "cluster"
+def _do(arguments: argparse.Namespace) -> None:
+    if arguments.command == "install":
+        host.install(to_stderr)
+        binaries.prepare(PROGRAMS, say=to_stderr)
+        return
+    cluster = Cluster(arguments.dir)
+    if arguments.command == "up":
+        cluster.up(leash=False)
+        for name, value in cluster.environment.items():
+            print(f"export {name}={shlex.quote(value)}")
+    elif arguments.command == "down":
+        cluster.down()
+    else:
+        cluster.import_images(arguments.archives)
 
 
 def main() -> None:
@@ -34,24 +43,20 @@ def main() -> None:
         help="where the cluster has its files; default: %(default)s",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "install",
+        help="install the Debian packages that it needs and this machine lacks, and fetch or "
+        "compile its programs",
+    )
     commands.add_parser("up", parents=[shared], help="start it, and leave it running")
     commands.add_parser("down", parents=[shared], help="end it, and remove everything it made")
     images = commands.add_parser("import", parents=[shared], help="give the node container images")
     images.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE")
     arguments = parser.parse_args()
-    cluster = Cluster(arguments.dir)
     for number in (signal.SIGTERM, signal.SIGINT):  # A shell's background jobs ignore the latter.
         signal.signal(number, signal.default_int_handler)
     try:
-        if arguments.command == "up":
-            cluster.up(leash=False)
-            print(f"export KUBECONFIG={cluster.kubeconfig}")
-            if any(os.environ.get(name) for name in PROXIES):
-                print(f"export NO_PROXY={','.join(network.RANGES)}")
-        elif arguments.command == "down":
-            cluster.down()
-        else:
-            cluster.import_images(arguments.archives)
+        _do(arguments)
     except (ClusterError, NoBinaries) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -37,6 +38,14 @@ START_SECONDS: Final = 120.0
 """For each thing that is waited for. Two shared cores under load have needed 20 s."""
 CHECK_SECONDS: Final = 0.2
 LOG_TAIL_BYTES: Final = 3000
+PROXIES: Final = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+)
 GPU: Final = "nvidia.com/gpu"
 NODE_PATH: Final = f"/api/v1/nodes/{NODE}"
 
@@ -46,6 +55,12 @@ T = TypeVar("T")
 
 def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def default_folder() -> Path:
+    """Where a cluster has its files unless told: always the same, so that the next one clears it."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "trunkline" / "cluster"
 
 
 class Cluster:
@@ -72,11 +87,25 @@ class Cluster:
 
     @property
     def node_address(self) -> str:
-        """This machine's address on the node's link: pods reach what listens there.
+        """The node's own, where its API server and node ports listen."""
+        return network.NODE_ADDRESS
 
-        They reach no other address of this machine, which in turn reaches pods and services.
+    @property
+    def host_address(self) -> str:
+        """This machine's, as pods see it: they reach what listens there, or on all addresses.
+
+        They reach nothing else of or behind this machine, which in turn reaches pods and services.
         """
         return network.HOST_ADDRESS
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program such as kubectl or Helm needs on top of its environment to come here."""
+        added = {"KUBECONFIG": str(self.kubeconfig)}
+        if any(os.environ.get(name) for name in PROXIES):
+            for name in ("NO_PROXY", "no_proxy"):  # Some programs read only the one or the other.
+                added[name] = ",".join(filter(None, (os.environ.get(name), *network.RANGES)))
+        return added
 
     @property
     def logs(self) -> Path:
@@ -164,11 +193,8 @@ class Cluster:
 
     def _start(self, leash: bool) -> None:
         programs = binaries.prepare(PROGRAMS, say=self._say)
-        host.install(self._tell)
-        if reason := host.usable():
-            raise ClusterError(f"no Kubernetes node can run here: {reason}")
         cni = host.cni_folder()
-        assert cni is not None, "install would have failed"
+        assert cni is not None, "usable has said so"
         places = Places(
             folder=self._folder,
             programs=programs,
@@ -227,7 +253,7 @@ class Cluster:
 
     def _made_images(self, at: Places) -> list[Path]:
         busybox = host.busybox()
-        assert busybox is not None, "install would have failed"
+        assert busybox is not None, "usable has said so"
         archives = []
         for image in images.images(busybox, at.programs / "coredns"):
             archives.append(at.folder / f"{Path(image.name).name.partition(':')[0]}.tar")

@@ -38,6 +38,11 @@ CNI_PACKAGE: Final = "containernetworking-plugins"
 CNI_FOLDERS: Final = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 CNI_PLUGINS: Final = ("bridge", "host-local", "loopback", "portmap")
 
+INSTALL: Final = "python -m trunkline_dev.cluster install"
+
+COMMAND_SECONDS: Final = 900.0
+"""The longest are apt-get's, over a slow network, and the import of an image of gigabytes."""
+
 _PT_INTERP: Final = 3  # elf(5)
 CONTROLLERS: Final = frozenset({"cpu", "cpuset", "memory", "pids"})
 REMOVAL_SECONDS: Final = 20.0
@@ -51,14 +56,17 @@ def usable() -> str | None:
     if os.geteuid() != 0:
         return "a Kubernetes node needs root: its containers, mounts and links do; use sudo"
     if missing := missing_packages():
-        if not shutil.which("apt-get", path=PATH):
-            return f"there is no apt-get to install {', '.join(missing)}; install what they hold"
-    elif reason := _without_packet_filter():
-        return reason
-    return _without_namespaces() or _without_cgroups(mounts()) or _taken_range()
+        return f"this machine lacks {', '.join(missing)}; {INSTALL} installs it"
+    return (
+        _without_namespaces()
+        or _without_kernel_parts()
+        or _without_cgroups(mounts())
+        or _taken_range()
+    )
 
 
 def missing_packages() -> list[str]:
+    """Debian's packages of what a node needs and this machine has not."""
     missing = {package for name, package in PACKAGES.items() if not shutil.which(name, path=PATH)}
     if cni_folder() is None:
         missing.add(CNI_PACKAGE)
@@ -68,25 +76,22 @@ def missing_packages() -> list[str]:
 
 
 def install(say: Callable[[str], None]) -> None:
-    """Installs the packages that are missing, with apt-get."""
+    """Installs the packages that are missing, with apt-get; raises ClusterError."""
     if not (missing := missing_packages()):
+        say("this machine has every package that a node needs")
         return
+    if sys.platform != "linux" or not shutil.which("apt-get", path=PATH):
+        raise ClusterError(f"there is no apt-get to install {', '.join(missing)}")
+    if os.geteuid() != 0:
+        raise ClusterError(f"only root can install {', '.join(missing)}; use sudo")
     say(f"installing with apt-get: {' '.join(missing)}")
-    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
+    began = time.monotonic()
+    wait = ("-o", "DPkg::Lock::Timeout=300")  # A fresh machine often upgrades itself just then.
     for arguments in (("update",), ("install", "-y", "--no-install-recommends", *missing)):
-        done = subprocess.run(
-            ("apt-get", "-q", *arguments),
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env=quiet,
-        )
-        if done.returncode != 0:
-            told = (done.stdout + done.stderr).strip()[-1000:]
-            raise ClusterError(f"apt-get {arguments[0]} ended with {done.returncode}: {told}")
+        run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", *wait, *arguments)
     if missing := missing_packages():
         raise ClusterError(f"apt-get installed {', '.join(missing)}, and yet programs are missing")
+    say(f"installed in {time.monotonic() - began:.0f} s")
 
 
 def program(name: str) -> Path:
@@ -151,29 +156,30 @@ def _without_cgroups(mounted: list[tuple[str, str, str]]) -> str | None:
 
 
 def _without_namespaces() -> str | None:
-    if not shutil.which("unshare", path=PATH):
-        return None  # Comes with the packages.
     trial = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "true")
-    done = subprocess.run(trial, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        return f"this machine allows no new namespaces: {done.stderr.strip()}"
+    if failure := _failure(*trial):
+        return f"this machine allows no new namespaces: {failure}"
     return None
 
 
-def _without_packet_filter() -> str | None:
+def _without_kernel_parts() -> str | None:
     for kernel_module in ("overlay", "br_netfilter"):  # Both are often built in.
-        if modprobe := shutil.which("modprobe", path=PATH):
-            subprocess.run((modprobe, "-q", kernel_module), check=False)
+        _failure("modprobe", "-q", kernel_module)  # Whether it is there now is asked below.
     if not Path("/proc/sys/net/bridge").exists():
         return "the kernel has no br_netfilter, without which network policies do not hold"
     if "overlay" not in Path("/proc/filesystems").read_text():
         return "the kernel has no overlay file system for containers"
     for question in (("nft", "list", "ruleset"), ("ipset", "list"), ("iptables", "-S")):
-        done = subprocess.run(
-            ("unshare", "--net", *question), check=False, capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            return f"{question[0]} does not work with this kernel: {done.stderr.strip()[-300:]}"
+        if failure := _failure("unshare", "--net", *question):
+            return f"{question[0]} does not work with this kernel: {failure}"
+    return None
+
+
+def _failure(*command: str) -> str | None:
+    try:
+        run(*command)
+    except ClusterError as error:
+        return str(error)
     return None
 
 
@@ -235,14 +241,20 @@ def link_owner() -> str | None:
 
 def run(*command: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> str:
     """Runs a command of this machine's and returns what it printed; raises ClusterError."""
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=stdin,
-        env=os.environ | {"PATH": PATH},
-    )
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=stdin,
+            timeout=COMMAND_SECONDS,
+            env=os.environ | {"PATH": PATH},
+        )
+    except FileNotFoundError as error:
+        raise ClusterError(f"there is no {command[0]} on this machine") from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{' '.join(command)} took over {COMMAND_SECONDS:g} s") from error
     if done.returncode != 0:
         told = (done.stderr or done.stdout).strip()[-1000:]
         raise ClusterError(f"{' '.join(command)} ended with {done.returncode}: {told}")
