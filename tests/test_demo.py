@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from trunkline_dev.spoken import digits_in
+
 DEMO_SECONDS = 300  # 60 on an idle machine of two cores
 
 
@@ -77,3 +79,15 @@ def test_nothing_is_left_behind(report: dict[str, Any]) -> None:
 def test_the_picture_is_a_picture(told: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, _ = told
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("It is 4 then 7 then 0 then 9. Is that right?", "4709"),
+        ("It is for 7 to 9.", "4729"),
+        ("Hello.", ""),
+    ],
+)
+def test_digits_are_read_however_they_were_spelled(text: str, digits: str) -> None:
+    assert digits_in(text) == digits

@@ -22,6 +22,7 @@ from trunkline_dev.callers import Holder, spike
 from trunkline_dev.demo import AGENTS, PODS, example
 from trunkline_dev.kube import Json, condition, is_true
 from trunkline_dev.machine import Machine, MachineConfig
+from trunkline_dev.spoken import question as spoken_question
 from trunkline_runtime import contract
 from trunkline_runtime.audio.wav import write_wav
 from trunkline_runtime.caller import Caller, CallLog, EndedBy, Line
@@ -331,7 +332,7 @@ async def test_trunkline_call(machine: Machine, tmp_path: Path) -> None:
     from trunkline_runtime.engine.speech import Synthesiser
 
     question, answer = tmp_path / "question.wav", tmp_path / "answer.wav"
-    write_wav(question, Synthesiser()("My number is four, two, seven, one."))
+    write_wav(question, Synthesiser()(spoken_question("4271")))
     secret, body = example("front-desk")
     await machine.apply(secret)
     key = secret["stringData"]["demo"]
@@ -350,7 +351,7 @@ async def test_trunkline_call(machine: Machine, tmp_path: Path) -> None:
         )
         assert code == 0, err
         record = json.loads(out)
-        assert record["said"][-1] == "I heard 4 2 7 1. Is that right?"
+        assert record["said"][-1] == "It is 4, then 2, then 7, then 1. Is that right?"
         assert record["response_seconds"] > 0
         assert answer.stat().st_size > 24_000
         code, _, err = await call("--key", "sk-wrong", str(question))

@@ -11,7 +11,9 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -405,6 +407,25 @@ async def test_containers_end_with_the_process_of_the_node(
         assert (ready["status"], ready["reason"]) == ("False", "NodeStopped")
     else:  # Killed, it cannot look after the processes that its containers made.
         os.kill(told["child"], signal.SIGKILL)
+
+
+async def test_containers_start_when_the_image_would_be_there(
+    api: Api, namespace: str, tmp_path: Path, addresses: str
+) -> None:
+    world = World(api, namespace, tmp_path, addresses)
+    async with running(api, replace(world.config, pull_seconds=1.0)):
+        path = await world.create("slow")
+        began = time.monotonic()
+        await world.waits(path, "ContainerCreating")
+        await world.ready(path)
+        assert time.monotonic() - began > 0.9
+    async with running(api, replace(world.config, pull_seconds=1000.0)):
+        path = await world.create("never")
+        await world.waits(path, "ContainerCreating")
+        await api.delete(path)  # It need not wait for its image.
+        await api.wait_gone(path)
+    with pytest.raises(NodeConfigError, match="pull_seconds -1 is negative"):
+        replace(world.config, pull_seconds=-1.0)
 
 
 async def test_a_node_that_comes_back_runs_its_pods_again(

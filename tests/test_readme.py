@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from trunkline_dev.kube import Api
+from trunkline_dev.kube import Api, is_true
 from trunkline_dev.machine import AGENTS_PATH, CRDS_PATH
 from trunkline_runtime import contract
 
@@ -36,8 +36,9 @@ def test_links_lead_somewhere() -> None:
 
 async def test_the_resource_is_accepted(api: Api, namespace: str) -> None:
     definition = yaml.safe_load((ROOT / "crds/voiceagents.yaml").read_text())
-    await api.apply(f"{CRDS_PATH}/{definition['metadata']['name']}", definition)
-    await api.wait_for_one(f"{CRDS_PATH}/{definition['metadata']['name']}")
+    crd = f"{CRDS_PATH}/{definition['metadata']['name']}"
+    await api.apply(crd, definition)
+    await api.wait_for_one(crd, lambda crd: is_true(crd, "Established"))
     body = yaml.safe_load(blocks("yaml")[0])
     path = f"{AGENTS_PATH}/namespaces/{namespace}/{contract.PLURAL}/{body['metadata']['name']}"
     made = await api.apply(path, body)

@@ -29,13 +29,15 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
     async def until_told() -> int:
         task = asyncio.current_task()
         assert task is not None
-        # As Ctrl-C: whoever ends us, nothing is left behind.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        # Whoever ends us, nothing is left behind. Ctrl-C is taken here too: a shell starts its
+        # background jobs with SIGINT ignored, and asyncio would leave it so.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await work
 
     try:
         return asyncio.run(until_told())
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         return INTERRUPTED
     except (NoBinaries, CannotListen) as error:
         raise _fail(str(error), MISUSED) from error
@@ -63,12 +65,12 @@ def demo(
     _require_extra()
 
     async def work() -> int:
-        from trunkline_dev.demo import run
+        from trunkline_dev.demo import PULL_SECONDS, run
         from trunkline_dev.machine import MachineConfig
         from trunkline_dev.story import Story
 
         story = Story()
-        report = await run(out, story, MachineConfig())
+        report = await run(out, story, MachineConfig(pull_seconds=PULL_SECONDS))
         story.table()
         story.line(f"{out}/demo.json, {out}/demo.png, {out}/question.wav, {out}/answer.wav")
         return 0 if report.ok else FAILED

@@ -29,6 +29,7 @@ AGENTS: Final = f"{AGENTS_PATH}/namespaces/default/{contract.PLURAL}"
 PODS: Final = "/api/v1/namespaces/default/pods"
 CALLS, SPIKE_SECONDS, KEPT = 60, 2.0, 4
 FLOOR, MOST_PODS = 2, 6  # examples/spike.yaml
+PULL_SECONDS = 4.0  # longer than the spike: a pod on a real cluster takes tens of seconds
 HEARD = 25  # frames: two seconds of audio
 READY_SECONDS = (
     90.0  # for an agent to become ready: a cold container takes 8 s, a busy machine longer

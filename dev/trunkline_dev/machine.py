@@ -47,6 +47,7 @@ class MachineConfig:
     gpus: int = 8
     cold_seconds: float = 8.0  # the shortest first boot of a container in the local Modal
     restore_seconds: float = 2.0  # the shortest boot from a snapshot
+    pull_seconds: float = 0.0  # what a pod's image takes to reach the node
     host: str | None = None  # where the first gateway answers callers; None: an address of its own
     port: int = contract.CALLS_PORT
     status_seconds: float = 1.0  # how often the operator writes live numbers
@@ -177,6 +178,7 @@ class Machine:
             f"--capacity=cpu=32,memory=64Gi,pods=110,nvidia.com/gpu={self.config.gpus}",
             f"--addresses={self._pods}",
             f"--logs={self.logs / 'pods'}",
+            f"--pull-seconds={self.config.pull_seconds}",
             f"--image={WORKER_IMAGE}={worker}",
         )
 

@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--no-binding", dest="binds", action="store_false", help="leave that to a scheduler"
     )
+    flags.add_argument(
+        "--pull-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="start a pod's containers so long after it was bound (default: %(default)s)",
+    )
     return flags
 
 
@@ -65,6 +72,7 @@ def config(arguments: argparse.Namespace) -> NodeConfig:
         images={image: tuple(shlex.split(command)) for image, command in images.items()},
         binds=arguments.binds,
         namespace=arguments.namespace,
+        pull_seconds=arguments.pull_seconds,
     )
 
 

@@ -18,7 +18,8 @@ class NodeConfig:
     """`images` maps an image to the command that stands for its entry point.
 
     `addresses` is a network in 127.0.0.0/8; every pod gets a host address of it. `binds` is False
-    where a real scheduler runs. With a `namespace` the node sees no pods but those in it.
+    where a real scheduler runs. With a `namespace` the node sees no pods but those in it. A pod's
+    containers start `pull_seconds` after it was bound, as where an image must be fetched first.
     """
 
     logs: Path
@@ -35,6 +36,7 @@ class NodeConfig:
     images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     binds: bool = True
     namespace: str = ""
+    pull_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         hosts, pods = len(self.hosts()), self.amounts().get("pods", Decimal(0))
@@ -43,6 +45,8 @@ class NodeConfig:
                 f"addresses {self.addresses} are {hosts}, too few for a capacity of {pods} pods; "
                 "give the node a larger network or fewer pods"
             )
+        if self.pull_seconds < 0:
+            raise NodeConfigError(f"pull_seconds {self.pull_seconds:g} is negative; give 0 or more")
         for image, command in self.images.items():
             if not command:
                 raise NodeConfigError(f"image {image} has an empty command")

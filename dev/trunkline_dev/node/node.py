@@ -160,6 +160,7 @@ class Node:
             logs=self._config.logs,
             address=address,
             host=HOST,
+            pull_seconds=self._config.pull_seconds,
         )
         self._pods[uid] = pod, self._group.create_task(self._run_pod(pod))
 

@@ -41,6 +41,7 @@ class Pod:
         logs: Path,
         address: str,
         host: str,
+        pull_seconds: float = 0.0,
     ) -> None:
         self.address, self.host = address, host
         self._api, self._manifest, self._logs = api, manifest, logs
@@ -52,6 +53,7 @@ class Pod:
         known = {
             each["name"]: each for each in manifest["status"].get("containerStatuses") or []
         }  # There are some if the node itself was started again.
+        self._pull_seconds = 0.0 if known else pull_seconds
         sandbox = Sandbox(
             api=api,
             prober=prober,
@@ -100,13 +102,17 @@ class Pod:
     async def _run_containers(self, policy: str) -> None:
         async with asyncio.TaskGroup() as group:
             reporter = group.create_task(self._report())
-            runs = [group.create_task(container.run(policy)) for container in self._containers]
+            runs = [group.create_task(self._run(each, policy)) for each in self._containers]
             for run in runs:
                 run.add_done_callback(self._note_end)
             self._runs = runs
             await self._until_leaving()
             await self._end(runs)
             reporter.cancel()
+
+    async def _run(self, container: Container, policy: str) -> None:
+        await asyncio.sleep(self._pull_seconds)
+        await container.run(policy)
 
     def _note_end(self, _: asyncio.Task[None]) -> None:
         self.ended = all(run.done() for run in self._runs)
