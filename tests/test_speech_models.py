@@ -1,9 +1,11 @@
 """Recognition and synthesis with the real models, and the parts of Whisper's front end."""
 
+import os
 import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +166,11 @@ def test_models_come_in_only_when_the_engine_is_loaded() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_the_voice_reports_nothing_to_anybody(tmp_path: Path) -> None:
+    """ONNX Runtime names a machine that it reports on in a file of the user's cache."""
+    code = "from trunkline_runtime.engine.speech.synthesis import Synthesiser; Synthesiser()"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

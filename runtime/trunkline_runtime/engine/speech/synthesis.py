@@ -23,6 +23,8 @@ class Synthesiser:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # ONNX Runtime's wheels report use to Microsoft unless told not to before they load (its Privacy.md).
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         from hibari import Hibari
 
         self._voice = Hibari(threads=1)
