@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from tls_rig import Links, Pki
 
 from trunkline_dev import binaries
 from trunkline_dev.controlplane import ControlPlane, to_stderr
@@ -51,3 +52,17 @@ def addresses() -> str:
     """A loopback network for a node's pods that no other test has, nor one that runs beside this."""
     number = os.getpid() * 8 + next(_numbers) % 8
     return f"127.{100 + number // 256 % 100}.{number % 256}.0/24"
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """The CA of an installation, and what it has signed."""
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(params=["plain", "tls"])
+def links(request: pytest.FixtureRequest, pki: Pki) -> Iterator[None]:
+    """For tests of what must be the same on plain links and on TLS."""
+    Links.pki = pki if request.param == "tls" else None
+    yield
+    Links.pki = None

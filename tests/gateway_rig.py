@@ -14,6 +14,7 @@ from typing import Any, cast
 import jwt
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
+from tls_rig import Links
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
@@ -79,6 +80,8 @@ def a_route(agent: str = AGENT, **changes: Any) -> Route:
         "rungs": [WarmRung(kind="warm")],
         "draining": [],
     }
+    if Links.pki:
+        route["workerTls"] = Links.pki.ca
     return cast(Route, route | changes)
 
 
@@ -98,6 +101,7 @@ async def a_gateway(*routes: Route, **changes: Any) -> AsyncIterator[Running]:
         health_port=0,
         name="gateway-0",
         operator_token=OPERATOR_TOKEN,
+        control_tls=Links.pki.gateway if Links.pki else None,
         settle_seconds=0.01,
         patience=UNHURRIED,
     )
@@ -246,6 +250,7 @@ class FakeWorker:
             max_size=None,
             ping_interval=None,
             close_timeout=1,
+            ssl=worker_tls(),
         )
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         async with self._server, contextlib.AsyncExitStack() as stack:
@@ -380,11 +385,18 @@ class FakeWorker:
         task.add_done_callback(self._work.discard)
 
 
+def worker_tls(agent: str = AGENT) -> ssl.SSLContext | None:
+    """What an agent's worker answers its data port with."""
+    return Links.pki.worker(agent).calls if Links.pki else None
+
+
 def dial_control(
     gateway: Running, agent: str = AGENT, key: str = WORKER_KEY, path: str = WORKERS_PATH
 ) -> connect:
+    tls = Links.pki.worker(agent).gateways if Links.pki else None
     return connect(
-        f"ws://127.0.0.1:{gateway.control_port}{path}",
+        f"{'wss' if tls else 'ws'}://127.0.0.1:{gateway.control_port}{path}",
+        ssl=tls,
         additional_headers={"Authorization": f"Bearer {key}", AGENT_HEADER: agent},
         proxy=None,
         compression=None,

@@ -25,6 +25,7 @@ from gateway_rig import (
     on_uvloop,
     refused,
     until,
+    worker_tls,
 )
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
@@ -34,6 +35,7 @@ from trunkline_runtime.contract import CALL_HEADER, MAX_CALL_MESSAGE_BYTES, TICK
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.process import Running
 
+pytestmark = pytest.mark.usefixtures("links")
 HEAD = (
     f"GET /v1/realtime?model=echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
     f"Connection: Upgrade\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n"
@@ -232,7 +234,7 @@ async def test_what_a_worker_says_in_one_breath_with_its_101_is_relayed() -> Non
                     server.send_close(4000, "and goodbye")
                     self.transport.write(b"".join(server.data_to_send()))
 
-    hasty = await asyncio.get_running_loop().create_server(Hasty, "127.0.0.1", 0)
+    hasty = await asyncio.get_running_loop().create_server(Hasty, "127.0.0.1", 0, ssl=worker_tls())
     async with hasty, a_gateway(a_route()) as gateway:
         worker = FakeWorker()
         worker.port = hasty.sockets[0].getsockname()[1]

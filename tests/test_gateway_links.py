@@ -33,6 +33,8 @@ from trunkline_runtime.contract import CALL_HEADER, OPERATOR_PATH, AgentLoad
 from trunkline_runtime.gateway.gateway import DRAINING, NO_ROUTES
 from trunkline_runtime.process import CannotListen
 
+pytestmark = pytest.mark.usefixtures("links")
+
 # --- who may dial in -----------------------------------------------------------------------------------
 
 

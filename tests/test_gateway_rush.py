@@ -32,6 +32,7 @@ from gateway_rig import (
     routes_text,
     until,
 )
+from tls_rig import Links
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
@@ -55,6 +56,7 @@ from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.worker.config import WorkerConfig
 from trunkline_runtime.worker.host import WorkerHost
 
+pytestmark = pytest.mark.usefixtures("links")
 WORKERS, SLOTS, CALLERS, ROUNDS = 6, 4, 60, 4
 
 
@@ -126,6 +128,7 @@ def worker_environment(name: str, *gateways: int, slots: int = 4) -> dict[str, s
         ENV_HEALTH_PORT: "0",
         ENV_GATEWAYS: ",".join(f"127.0.0.1:{port}" for port in gateways),
         ENV_WORKER_KEY: WORKER_KEY,
+        **(Links.pki.environment(AGENT) if Links.pki else {}),
     }
 
 
@@ -217,9 +220,10 @@ class Process:
     @contextlib.asynccontextmanager
     async def running(self, grace: float) -> AsyncIterator["Process"]:
         ports = ["--port", self.calls, "--control-port", self.control, "--health-port", self.health]
+        tls = [f"--control-tls={Links.pki.folder}"] if Links.pki else []
         hosts = [f"--{kind}host=127.0.0.1" for kind in ("", "control-", "health-")]
         self.child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "trunkline_runtime", "gateway", *map(str, ports), *hosts),
+            *(sys.executable, "-m", "trunkline_runtime", "gateway", *map(str, ports), *hosts, *tls),
             *("--routes-file", str(self.routes), "--grace-seconds", str(grace), "--name", "g"),
             env={**os.environ, ENV_OPERATOR_TOKEN: OPERATOR_TOKEN},
             stdout=asyncio.subprocess.PIPE,

@@ -28,6 +28,7 @@ from trunkline_runtime.contract import Settings
 from trunkline_runtime.engine import Emit, Event, Failed, ReplyAudio, ReplyStarted
 from trunkline_runtime.engine.loopback import LoopbackConversation, LoopbackEngine
 
+pytestmark = pytest.mark.usefixtures("links")
 SECOND = ReplyAudio(bytes(48_000))
 
 
@@ -121,7 +122,7 @@ async def test_a_handshake_that_fails_after_the_ticket_frees_the_slot(
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
         ticket = await gateway.reserve("a")
         await gateway.until(lambda: gateway.free["busy"] == 1)
-        reader, writer = await asyncio.open_connection("127.0.0.1", running.host.port)
+        reader, writer = await running.open()
         lines = ["GET /v1/realtime HTTP/1.1", "Host: w", f"Trunkline-Ticket: {ticket}"]
         writer.write("\r\n".join([*lines, *request_lines, "", ""]).encode())
         assert b" 101 " not in await reader.read()
@@ -141,7 +142,7 @@ async def test_callers_that_leave_at_any_moment_leave_no_slot_behind() -> None:
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
                 f"Trunkline-Ticket: {ticket}\r\n\r\n"
             )
-            _, writer = await asyncio.open_connection("127.0.0.1", running.host.port)
+            _, writer = await running.open()
             writer.write(request.encode())
             writer.transport.abort()  # with the request on its way, or in the worker's buffer
         async with asyncio.timeout(PATIENCE):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tls_rig import Links
 from websockets.exceptions import InvalidStatus
 from worker_rig import AGENT, PATIENCE, WORKER_KEY, FakeGateway, closed, next_message, worker
 
@@ -23,6 +24,7 @@ from trunkline_runtime.worker.control import (
 )
 from trunkline_runtime.worker.switchboard import Switchboard
 
+pytestmark = pytest.mark.usefixtures("links")
 HELLO = Hello(
     type="hello",
     version=1,
@@ -221,7 +223,12 @@ async def test_the_links_follow_the_addresses_of_a_name() -> None:
             return stands_for
 
         dialling = Dialling(
-            hello=HELLO, key=WORKER_KEY, source=None, resolve=resolve, resolve_seconds=0.01
+            hello=HELLO,
+            key=WORKER_KEY,
+            source=None,
+            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
+            resolve=resolve,
+            resolve_seconds=0.01,
         )
         links = ControlLinks(dialling, (Endpoint("gateways", first.port),), board)
         running = asyncio.create_task(links.run())

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from tls_rig import Links
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -19,6 +20,7 @@ from trunkline_runtime.contract import (
     REALTIME_PATH,
     TICKET_HEADER,
     WORKERS_PATH,
+    worker_server_name,
 )
 from trunkline_runtime.engine import FRAME_BYTES, Engine
 from trunkline_runtime.engine.loopback import LoopbackEngine
@@ -92,7 +94,12 @@ class FakeGateway:
     @contextlib.asynccontextmanager
     async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["FakeGateway"]:
         async with serve(
-            self._serve, host, port, process_request=self._admit, ping_interval=None
+            self._serve,
+            host,
+            port,
+            process_request=self._admit,
+            ping_interval=None,
+            ssl=Links.pki.gateway.context if Links.pki else None,
         ) as server:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self
@@ -141,14 +148,27 @@ class RunningWorker:
 
     def __init__(self, config: WorkerConfig, engine: Engine) -> None:
         self.host = WorkerHost(config, engine)
+        self._tls = config.tls is not None
         self.engine = engine
         self.stop = asyncio.Event()
         self.listening = asyncio.Event()
         self.run = asyncio.create_task(self.host.run(self.stop, self.listening.set))
 
+    @property
+    def _secure(self) -> dict[str, Any]:
+        if not (self._tls and Links.pki):
+            return {}
+        tls = Links.pki.worker(AGENT).gateways
+        return {"ssl": tls, "server_hostname": worker_server_name(AGENT)}
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the data server on which nothing was said yet."""
+        return await asyncio.open_connection("127.0.0.1", self.host.port, **self._secure)
+
     def dial(self, ticket: str, path: str = REALTIME_PATH, **options: Any) -> connect:
         return connect(
-            f"ws://127.0.0.1:{self.host.port}{path}",
+            f"{'wss' if self._secure else 'ws'}://127.0.0.1:{self.host.port}{path}",
+            **self._secure,
             additional_headers={TICKET_HEADER: ticket, CALL_HEADER: "call"},
             compression=None,
             proxy=None,
@@ -182,6 +202,8 @@ def worker_config(*gateways: FakeGateway, **changes: Any) -> WorkerConfig:
         "worker_key": WORKER_KEY if gateways else "",
         "ticket_key": "" if gateways else TICKET_KEY,
         "max_seconds": 60,
+        # A Modal container's links are plain here: Modal brings TLS to its door.
+        "tls": Links.pki.worker(AGENT) if Links.pki and gateways else None,
     }
     return WorkerConfig(**{**settings, **changes})
 

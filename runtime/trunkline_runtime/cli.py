@@ -55,6 +55,13 @@ def gateway(
         str, typer.Option(help="Where workers and the operator dial in.")
     ] = "0.0.0.0",
     control_port: int = contract.CONTROL_PORT,
+    control_tls: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Folder with {contract.TLS_CERT_FILE} and {contract.TLS_KEY_FILE}: workers and the"
+            " operator must dial in by TLS. Read again when it changes."
+        ),
+    ] = None,
     health_host: str = "0.0.0.0",
     health_port: int = contract.HEALTH_PORT,
     name: Annotated[str, typer.Option(help="This gateway's name in loads and logs.")] = "",
@@ -75,10 +82,15 @@ def gateway(
     Example: `TRUNKLINE_OPERATOR_TOKEN=… trunkline gateway --port 8080 --control-port 8081`
     """
     from trunkline_runtime.gateway.process import GatewayConfig, run
+    from trunkline_runtime.tls import MountedIdentity, TlsError
 
     token = os.environ.get(contract.ENV_OPERATOR_TOKEN, "")
     if not token:
         fail(f"set {contract.ENV_OPERATOR_TOKEN}: the operator proves itself with it", MISUSED)
+    try:
+        identity = None if control_tls is None else MountedIdentity(control_tls)
+    except TlsError as error:
+        fail(f"--control-tls: {error}", MISUSED)
     config = GatewayConfig(
         host=host,
         port=port,
@@ -88,6 +100,7 @@ def gateway(
         health_port=health_port,
         name=name or socket.gethostname(),
         operator_token=token,
+        control_tls=identity,
         routes_file=routes_file,
         default_namespace=default_namespace,
         grace_seconds=grace_seconds,

@@ -54,8 +54,21 @@ ENV_GATEWAYS: Final = "TRUNKLINE_GATEWAYS"  # host:port,… ; a name stands for 
 ENV_WORKER_KEY: Final = "TRUNKLINE_WORKER_KEY"  # proves the agent to gateways; pods only
 ENV_TICKET_KEY: Final = "TRUNKLINE_TICKET_KEY"  # checks gateways' tickets; Modal containers only
 ENV_MAX_SECONDS: Final = "TRUNKLINE_MAX_SECONDS"  # the longest call, and so the longest drain
+# PEM texts, pods only. All three or none: with them every link of the worker is TLS.
+ENV_TLS_CA: Final = "TRUNKLINE_TLS_CA"  # whom its gateways' certificates must come from
+ENV_TLS_CERT: Final = "TRUNKLINE_TLS_CERT"  # for `worker_server_name`, with any chain behind it
+ENV_TLS_KEY: Final = "TRUNKLINE_TLS_KEY"
 # Environment of gateway and operator.
 ENV_OPERATOR_TOKEN: Final = "TRUNKLINE_OPERATOR_TOKEN"  # the bearer of their link
+
+# Files of a gateway's --control-tls directory and of an operator's --ca-dir, named as in a TLS Secret.
+TLS_CERT_FILE: Final = "tls.crt"
+TLS_KEY_FILE: Final = "tls.key"
+CA_CERT_FILE: Final = "ca.crt"
+CA_KEY_FILE: Final = "ca.key"
+
+BURST_SETTINGS_TYPE: Final = "trunkline.settings"
+"""The type of the first message on a burst data link, gateway to worker: `{type, settings}`."""
 
 HEARTBEAT_SECONDS: Final = 1.0
 DEAD_AFTER_SECONDS: Final = 3.0
@@ -65,6 +78,15 @@ PROTOCOL_VERSION: Final = 1
 MAX_CONTROL_BYTES: Final = 16 * 2**20
 # The longest message of a call. 512 KiB of Realtime JSON is 8 s of PCM16 in one event.
 MAX_CALL_MESSAGE_BYTES: Final = 512 * 2**10
+
+
+def worker_server_name(agent: str) -> str:
+    """The name in the certificate of an agent's workers; `agent` is namespace/name.
+
+    A namespace holds no dot, so no two agents share one. The name is in no DNS: gateways dial addresses.
+    """
+    namespace, _, name = agent.partition("/")
+    return f"{name}.{namespace}.worker.trunkline.internal"
 
 
 class Close(IntEnum):
@@ -221,6 +243,7 @@ class Route(TypedDict):
     settings: Settings
     rungs: list[Rung]
     draining: list[str]  # names of workers that get no new call
+    workerTls: NotRequired[str]  # PEM of the CA of its workers' certificates; without, plain links
     defaultNamespace: NotRequired[bool]
 
 

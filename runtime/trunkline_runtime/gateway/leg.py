@@ -32,6 +32,7 @@ class Door:
     host: str
     port: int
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    server_name: str = ""  # in its certificate, where that is not `host`
     target: str  # path and query
     subprotocol: str | None
     headers: tuple[tuple[str, str], ...] = field(repr=False)
@@ -60,11 +61,13 @@ async def dial(door: Door, by: float) -> "Leg | Failed":
                 door.host,
                 door.port,
                 ssl=door.tls,
-                server_hostname=door.host if door.tls else None,
+                server_hostname=(door.server_name or door.host) if door.tls else None,
             )
             why = await leg.answered
     except TimeoutError:
         why = "did not answer its data link in time"
+    except ssl.SSLCertVerificationError as error:
+        why = f"could not prove who it is: {error.verify_message}"
     except OSError as error:
         why = f"cannot be reached: {error.strerror or error}"
     except BaseException:

@@ -9,7 +9,12 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
-from trunkline_runtime.contract import CALL_HEADER, TICKET_HEADER
+from trunkline_runtime.contract import (
+    BURST_SETTINGS_TYPE,
+    CALL_HEADER,
+    TICKET_HEADER,
+    worker_server_name,
+)
 from trunkline_runtime.gateway.burst import BurstSessions, Session, ticket
 from trunkline_runtime.gateway.frames import text_frame
 from trunkline_runtime.gateway.ladder import (
@@ -26,7 +31,6 @@ from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Table
 from trunkline_runtime.gateway.workers import Granted, WorkerLinks
 
-SETTINGS_TYPE: Final = "trunkline.settings"
 HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
 
 
@@ -94,6 +98,8 @@ class Placer:
         door = Door(
             host=link.host,
             port=link.port,
+            tls=asked.route.worker_tls,
+            server_name=worker_server_name(asked.route.agent),
             target=asked.target,
             subprotocol=asked.subprotocol,
             headers=((TICKET_HEADER, grant.ticket), (CALL_HEADER, asked.call)),
@@ -144,7 +150,7 @@ class Placer:
         rung = session.rung
         url = urlsplit(rung.url)
         secure = url.scheme == "https"
-        settings = {"type": SETTINGS_TYPE, "settings": asked.route.settings}
+        settings = {"type": BURST_SETTINGS_TYPE, "settings": asked.route.settings}
         return Door(
             host=url.hostname or "",
             port=url.port or (443 if secure else 80),

@@ -22,9 +22,11 @@ from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.routes_file import RoutesFile
 from trunkline_runtime.gateway.workers import WorkerLinks
 from trunkline_runtime.process import QUIET, answer, listening, serving_health
+from trunkline_runtime.tls import MountedIdentity, TlsError
 
 log = logging.getLogger("trunkline.gateway")
 
+TLS_LOOK_SECONDS: Final = 1.0  # a kubelet brings a renewed Secret within a minute
 BACKLOG: Final = 4096  # a spike of callers within one turn of the loop; Linux's own bound
 
 
@@ -40,6 +42,7 @@ class GatewayConfig:
     health_port: int
     name: str
     operator_token: str = field(repr=False)
+    control_tls: MountedIdentity | None = None  # None: plain control links
     routes_file: Path | None = None
     default_namespace: str = "default"
     grace_seconds: float = 1860.0
@@ -153,6 +156,7 @@ async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator
             ping_interval=None,  # both sides beat
             close_timeout=1,
             max_size=MAX_CONTROL_BYTES,
+            ssl=config.control_tls.context if config.control_tls else None,
             logger=QUIET,
         )
     async with server:
@@ -167,6 +171,8 @@ async def _working(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[Non
         routes_file = RoutesFile(config.routes_file, lambda routes: gateway.take(routes, "file"))
         routes_file.look()
         work.append(routes_file.watch())
+    if config.control_tls is not None:
+        work.append(_renewing(config.control_tls))
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     for task in tasks:
         task.add_done_callback(_report_failure)
@@ -176,6 +182,21 @@ async def _working(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[Non
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _renewing(identity: MountedIdentity) -> None:
+    """Takes in a renewed certificate, for ever. One that cannot be used is told of once."""
+    told = ""
+    while True:
+        await asyncio.sleep(TLS_LOOK_SECONDS)
+        try:
+            if identity.refresh():
+                log.info("new control links get the renewed certificate")
+            told = ""
+        except TlsError as error:
+            if str(error) != told:
+                told = str(error)
+                log.error("the certificate before stays in use", extra={"why": told})
 
 
 def _report_failure(task: "asyncio.Task[None]") -> None:

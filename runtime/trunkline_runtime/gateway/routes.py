@@ -6,6 +6,7 @@ that acted on half of them would answer 401 to good callers.
 
 import json
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -13,6 +14,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from trunkline_runtime.contract import PROTOCOL_VERSION, Settings
+from trunkline_runtime.tls import TlsError, trusting
 
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -60,6 +62,7 @@ class Route:
     settings: Settings = field(repr=False)
     rungs: tuple[Rung, ...]
     draining: frozenset[str]
+    worker_tls: ssl.SSLContext | None = None  # for dialling its workers; None: plain links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,19 @@ def _route(reader: "_Reader") -> Route:
         settings=reader.settings("settings"),
         rungs=tuple(_rung(_Reader(item, where)) for where, item in reader.items("rungs")),
         draining=frozenset(reader.texts("draining")),
+        worker_tls=_worker_tls(reader),
     )
+
+
+def _worker_tls(reader: "_Reader") -> ssl.SSLContext | None:
+    if not reader.has("workerTls"):
+        return None
+    try:
+        return trusting(reader.text("workerTls"))
+    except TlsError as error:
+        raise RouteError(
+            f"{reader.where}.workerTls must be the CA of its workers: {error}"
+        ) from None
 
 
 def _access(reader: "_Reader") -> Access:
@@ -169,6 +184,9 @@ class _Reader:
             return self._value[key]
         except KeyError:
             raise RouteError(f"{self.where}.{key} is missing") from None
+
+    def has(self, key: str) -> bool:
+        return key in self._value
 
     def text(self, key: str) -> str:
         value = self._get(key)

@@ -16,11 +16,15 @@ from trunkline_runtime.contract import (
     ENV_PORT,
     ENV_SLOTS,
     ENV_TICKET_KEY,
+    ENV_TLS_CA,
+    ENV_TLS_CERT,
+    ENV_TLS_KEY,
     ENV_WORKER,
     ENV_WORKER_KEY,
     HEALTH_PORT,
     WORKER_PORT,
 )
+from trunkline_runtime.tls import TlsError, WorkerTls, proving, trusting
 from trunkline_runtime.worker.control import Endpoint
 
 ENGINES: Final = ("loopback", "speech")
@@ -47,6 +51,7 @@ class WorkerConfig:
     worker_key: str
     ticket_key: str
     max_seconds: float
+    tls: WorkerTls | None = None  # None: plain links
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "WorkerConfig":
@@ -63,6 +68,7 @@ class WorkerConfig:
             worker_key=env.get(ENV_WORKER_KEY, ""),
             ticket_key=env.get(ENV_TICKET_KEY, ""),
             max_seconds=_integer(env, ENV_MAX_SECONDS, 1, 86_400, 1_800),
+            tls=_tls(env),
         )
         config._check_ways_in()
         return config
@@ -70,6 +76,10 @@ class WorkerConfig:
     def _check_ways_in(self) -> None:
         """A worker is reached by tickets of its own (a pod) or by signed ones (Modal), never both."""
         if self.ticket_key:
+            if self.tls is not None:
+                raise ConfigError(
+                    f"{ENV_TLS_CERT} is for pods: to a Modal container, Modal brings TLS itself"
+                )
             if self.gateways or self.worker_key:
                 raise ConfigError(
                     f"set {ENV_TICKET_KEY} in a Modal container, or {ENV_GATEWAYS} and"
@@ -100,6 +110,25 @@ def _integer(
         was = f"; it is {text!r}" if text else ""
         raise ConfigError(f"set {name} to a whole number from {lowest} to {highest}{was}")
     return int(text)
+
+
+def _tls(env: Mapping[str, str]) -> WorkerTls | None:
+    texts = {name: env.get(name, "") for name in (ENV_TLS_CA, ENV_TLS_CERT, ENV_TLS_KEY)}
+    if not any(texts.values()):
+        return None
+    if missing := [name for name, text in texts.items() if not text]:
+        raise ConfigError(f"set {' and '.join(missing)} too: TLS needs all of {', '.join(texts)}")
+    try:
+        gateways = trusting(texts[ENV_TLS_CA])
+    except TlsError as error:
+        raise ConfigError(
+            f"set {ENV_TLS_CA} to the PEM text of the gateways' CA: {error}"
+        ) from None
+    try:
+        calls = proving(texts[ENV_TLS_CERT].encode(), texts[ENV_TLS_KEY].encode())
+    except TlsError as error:
+        raise ConfigError(f"set {ENV_TLS_CERT} and {ENV_TLS_KEY} to PEM texts: {error}") from None
+    return WorkerTls(gateways=gateways, calls=calls)
 
 
 def _gateways(text: str) -> tuple[Endpoint, ...]:

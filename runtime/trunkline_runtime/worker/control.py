@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from trunkline_runtime.contract import (
     AGENT_HEADER,
     DEAD_AFTER_SECONDS,
+    ENV_TLS_CA,
     HEARTBEAT_SECONDS,
     MAX_CONTROL_BYTES,
     WORKERS_PATH,
@@ -32,6 +34,7 @@ from trunkline_runtime.contract import (
     Hello,
 )
 from trunkline_runtime.process import QUIET
+from trunkline_runtime.tls import Given, why_no_link
 from trunkline_runtime.worker.orders import (
     DrainOrder,
     Malformed,
@@ -50,6 +53,7 @@ MAX_BACKOFF_SECONDS: Final = 5.0
 MAX_ADDRESSES: Final = 256  # gateways are a handful; a name that stands for more is a mistake
 MAX_UNREAD_BYTES: Final = 2**20  # some 10,000 control messages
 
+TLS_GIVEN: Final = Given(ca=ENV_TLS_CA, certificate="the gateway's --control-tls")
 WHY_REFUSED: Final[Mapping[int, str]] = {
     401: "it does not take the worker key: the agent's Secret and the route disagree",
     404: "it has no route for the agent yet",
@@ -86,6 +90,9 @@ class Dialling:
     hello: Hello
     key: str
     source: str | None  # the address to dial from, where gateways will find the data server
+    tls: ssl.SSLContext | None = (
+        None  # the gateway's name, as the worker knows it, is in its certificate
+    )
     resolve: Resolve = addresses_of
     resolve_seconds: float = 5.0  # a new gateway is in DNS within seconds of being ready
 
@@ -171,15 +178,27 @@ class ControlLinks:
                 status = error.response.status_code
                 self._note(address, f"refused: {WHY_REFUSED.get(status, f'it answers {status}')}")
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
-                self._note(address, f"cannot be reached: {str(error) or 'no answer in time'}")
+                self._note(address, self._why_no_link(error, address))
             failures = 0 if heard else failures + 1
             await asyncio.sleep(backoff(failures, random.random()))
         del self._links[address]
         self._states.pop(address, None)
 
+    def _name_of(self, address: Endpoint) -> str:
+        """The name that stands for an address."""
+        known = (name for name, addresses in self._addresses.items() if address in addresses)
+        return next(known, address).host
+
+    def _why_no_link(self, error: Exception, address: Endpoint) -> str:
+        tls = self._dialling.tls is not None
+        return why_no_link(error, self._name_of(address), TLS_GIVEN, tls=tls)
+
     def _dial(self, address: Endpoint) -> connect:
+        tls = self._dialling.tls
         return connect(
-            f"ws://{address}{WORKERS_PATH}",
+            f"{'wss' if tls else 'ws'}://{address}{WORKERS_PATH}",
+            ssl=tls,
+            server_hostname=self._name_of(address) if tls else None,
             additional_headers={
                 "Authorization": f"Bearer {self._dialling.key}",
                 AGENT_HEADER: self._dialling.hello["agent"],

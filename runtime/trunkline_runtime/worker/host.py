@@ -92,7 +92,9 @@ class WorkerHost:
                 ENV_HEALTH_PORT,
             )
             self.health_port = await stack.enter_async_context(health)
-            self.port = await stack.enter_async_context(calls.serving(config.host, config.port))
+            self.port = await stack.enter_async_context(
+                calls.serving(config.host, config.port, config.tls.calls if config.tls else None)
+            )
             if listening is not None:
                 listening()
             if self._prepare is not None:
@@ -119,7 +121,12 @@ class WorkerHost:
         config = self._config
         # A gateway reaches the data server at the address that the link comes from.
         source = None if config.host in ANY_ADDRESS else config.host
-        return Dialling(hello=self._hello(), key=config.worker_key, source=source)
+        return Dialling(
+            hello=self._hello(),
+            key=config.worker_key,
+            source=source,
+            tls=config.tls.gateways if config.tls else None,
+        )
 
     def _hello(self) -> Hello:
         config = self._config

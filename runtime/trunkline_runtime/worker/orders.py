@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from trunkline_runtime.contract import ReplyRule, Settings
+from trunkline_runtime.contract import BURST_SETTINGS_TYPE, ReplyRule, Settings
 
 MAX_CALL_ID: Final = 128  # characters; ours have 26
 MAX_RESERVE_SECONDS: Final = 60.0  # a gateway dials within one; a longer hold is a slot lost
 MAX_REPLIES: Final = 64  # as in the VoiceAgent
-SETTINGS_TYPE: Final = "trunkline.settings"  # first on a burst data link
 
 
 class Malformed(ValueError):
@@ -74,8 +73,8 @@ def order_from(text: str | bytes) -> Order | None:
 def burst_settings_from(text: str | bytes) -> Settings:
     """The settings that a gateway sends first on a burst data link. Raises `Malformed`."""
     message = _object(text)
-    if message.get("type") != SETTINGS_TYPE:
-        raise Malformed(f"the first message on a burst link has the type {SETTINGS_TYPE}")
+    if message.get("type") != BURST_SETTINGS_TYPE:
+        raise Malformed(f"the first message on a burst link has the type {BURST_SETTINGS_TYPE}")
     return settings_from(message.get("settings", {}))
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -84,8 +85,10 @@ class CallServer:
         self._desk = desk
 
     @contextlib.asynccontextmanager
-    async def serving(self, host: str, port: int) -> AsyncIterator[int]:
-        """Listens; yields the port. At the end, calls that are still there are closed with RESTART."""
+    async def serving(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[int]:
+        """Listens; yields the port. With `tls` the links are TLS, in which the ticket still counts. At the end, calls that are still there are closed with RESTART."""
         with listening(host, port, "calls", ENV_PORT):
             server = await serve(
                 self._serve,
@@ -94,6 +97,7 @@ class CallServer:
                 process_request=self._admit,
                 select_subprotocol=_subprotocol,
                 create_connection=DataLink,
+                ssl=tls,
                 compression=None,
                 max_size=MAX_CALL_MESSAGE_BYTES,
                 open_timeout=OPEN_SECONDS,
