@@ -6,8 +6,9 @@ The node has a network namespace of its own, joined to the machine by one link:
                                                               bridge, 10.244.0.0/24, its pods
 
 The machine gets routes to pods and services over that link, the node none to anywhere else, so that
-nothing in the cluster can talk to the outside. The addresses outside 10.244.0.0/16 are from the
-ranges for documentation (RFC 5737), which no network of the user's has.
+nothing in the cluster can talk to the outside. Pods and services share 10.244.0.0/16, so that a single
+private range is taken. The link is from a range for documentation (RFC 5737); the others of these may
+well be in use, as sandboxes give such addresses to what stands for the internet.
 """
 
 from typing import Final
@@ -19,10 +20,10 @@ HOST_ADDRESS: Final = "198.51.100.1"
 NODE_ADDRESS: Final = "198.51.100.2"
 LINK_PREFIX: Final = 30
 POD_RANGE: Final = "10.244.0.0/24"
-SERVICE_RANGE: Final = "203.0.113.0/24"
+SERVICE_RANGE: Final = "10.244.1.0/24"
 RANGES: Final = (f"{HOST_ADDRESS}/{LINK_PREFIX}", POD_RANGE, SERVICE_RANGE)
-API_SERVICE_ADDRESS: Final = "203.0.113.1"
-DNS_ADDRESS: Final = "203.0.113.10"
+API_SERVICE_ADDRESS: Final = "10.244.1.1"
+DNS_ADDRESS: Final = "10.244.1.10"
 API_PORT: Final = 6443
 DOMAIN: Final = "cluster.local"
 
