@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 PINS := uv pip compile -q --python-version 3.11 --no-emit-index-url --no-header --no-emit-package trunkline
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pins clean
+.PHONY: help demo test check format pins images clean
 
 help:  ## This list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,14 @@ format: .venv/dev.stamp  ## Sorts imports and formats.
 pins: .venv/uv.stamp  ## Writes the pinned requirements anew from pyproject.toml.
 	$(BIN)/$(PINS) --extra dev --extra moshi --group test --group lint pyproject.toml -o requirements/dev.txt
 	$(BIN)/$(PINS) --extra dev -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
+	$(BIN)/$(PINS) -c requirements/dev.txt pyproject.toml -o requirements/gateway.txt
+	$(BIN)/$(PINS) --extra operator -c requirements/dev.txt pyproject.toml -o requirements/operator.txt
+	$(BIN)/$(PINS) --extra speech -c requirements/dev.txt pyproject.toml -o requirements/worker-cpu.txt
+	$(BIN)/$(PINS) --extra moshi -c requirements/dev.txt pyproject.toml -o requirements/worker-moshi.txt
+
+# FLAGS are for images/build: --install, --registry, --tag, --base, --output.
+images:  ## Container images into build/images. IMAGES="worker-moshi" builds that one, with CUDA.
+	@$(PYTHON) images/build $(IMAGES) $(FLAGS)
 
 clean:  ## Removes what the commands above made in this folder.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
