@@ -2,200 +2,38 @@
 
 import asyncio
 import base64
-import contextlib
-import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import yaml
-from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from fake_gateway import TOKEN
 from helm_python import Chart
+from operator_rig import NAME, ROOT, SPEC, Json, World, free_port, operated
 from websockets.asyncio.server import serve
 
 from trunkline_dev.controlplane import ControlPlane
-from trunkline_dev.kube import Api, ApiError, condition, is_true
+from trunkline_dev.kube import Api, condition, is_true
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
-from trunkline_dev.processes import Process, base_environment
+from trunkline_dev.processes import base_environment
 from trunkline_runtime.contract import (
     ANNOTATION_DRAINING,
     ENV_OPERATOR_TOKEN,
     FINALIZER,
-    GROUP,
-    LABEL_AGENT,
-    PLURAL,
-    VERSION,
 )
-
-Json = dict[str, Any]
-
-ROOT = Path(__file__).parents[1]
-CRD = yaml.safe_load((ROOT / "crds/voiceagents.yaml").read_text())
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-NAME = "front-desk"
-SPEC: Json = {
-    "engine": {"type": "loopback"},
-    "warm": {"maxPods": 2, "gpu": {"count": 0}, "scaleDown": {"delaySeconds": 0}},
-    "access": {"public": True},
-}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class World:
-    """One namespace with an operator; the test is its gateway, and its node's kubelet."""
-
-    def __init__(self, api: Api, plane: ControlPlane, namespace: str, logs: Path) -> None:
-        self.api, self.namespace, self.logs = api, namespace, logs
-        self.gateway = FakeGateway()
-        self.health = f"http://127.0.0.1:{free_port()}"
-        self.env = base_environment() | {
-            "KUBECONFIG": str(plane.kubeconfig),
-            ENV_OPERATOR_TOKEN: TOKEN,
-        }
-        self._processes: list[Process] = []
-        self.key = f"{namespace}/{NAME}"
-        self.agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-        self.agent_path = f"{self.agents}/{NAME}"
-        self.pods = f"/api/v1/namespaces/{namespace}/pods"
-        self.secrets = f"/api/v1/namespaces/{namespace}/secrets"
-
-    # --- the operator
-
-    async def start(
-        self, *flags: str, everywhere: bool = False, env: Mapping[str, str] | None = None
-    ) -> Process:
-        process = Process(
-            "operator",
-            [
-                *(sys.executable, "-m", "trunkline_operator"),
-                *([] if everywhere else [f"--namespace={self.namespace}"]),
-                f"--gateways=127.0.0.1:{self.gateway.port}",
-                "--worker-image=trunkline/worker:test",
-                "--host=127.0.0.1",
-                f"--health-port={self.health.rpartition(':')[2]}",
-                "--status-seconds=0",
-                *flags,
-            ],
-            self.logs / "operator.log",
-            self.env | dict(env or {}),
-        )
-        process.start()
-        self._processes.append(process)
-        await process.ready(f"{self.health}/readyz", 60)
-        return process
-
-    async def stop(self) -> None:
-        for process in self._processes:
-            await process.stop()
-
-    @property
-    def log(self) -> list[Json]:
-        lines = (self.logs / "operator.log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def steps(self) -> list[str]:
-        """What the operator did, in order."""
-        head = f"{self.key}: "
-        told = [line["message"] for line in self.log if line["logger"] == "trunkline.reconcile"]
-        return [message.removeprefix(head) for message in told if message.startswith(head)]
-
-    # --- its users
-
-    async def apply(self, spec: Json | None = None) -> None:
-        body = {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": "VoiceAgent",
-            "metadata": {"name": NAME},
-            "spec": spec or SPEC,
-        }
-        await self.api.apply(self.agent_path, body)
-
-    async def secret(self, name: str, **entries: str) -> None:
-        body = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name},
-            "stringData": entries,
-        }
-        await self.api.apply(f"{self.secrets}/{name}", body)
-
-    async def agent(self, holds: Callable[[Json], bool], timeout: float = 30) -> Json:
-        return await self.api.wait_for_one(self.agent_path, holds, timeout)
-
-    async def condition(self, kind: str, reason: str, timeout: float = 30) -> Json:
-        found = await self.agent(lambda it: condition(it, kind).get("reason") == reason, timeout)
-        return condition(found, kind)
-
-    # --- its node
-
-    async def pod_count(self, count: int) -> list[Json]:
-        return await self.api.wait_for(
-            self.pods, lambda pods: len(pods) == count, labelSelector=f"{LABEL_AGENT}={NAME}"
-        )
-
-    async def make_ready(self, name: str) -> None:
-        state = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": True}
-        status = {
-            "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [
-                {**state, "started": True, "state": {"running": {}}},
-            ],
-        }
-        await self.api.patch(f"{self.pods}/{name}/status", {"status": status})
-
-    async def serve_calls(self, *busy: int, draining: tuple[int, ...] = (), **more: Any) -> None:
-        """So many calls on pods 0, 1, …: what a gateway would say."""
-        workers = {
-            f"{NAME}-{n}": worker_load(busy=calls, draining=n in draining)
-            for n, calls in enumerate(busy)
-        }
-        await self.gateway.say(self.key, agent_load(workers, **more))
-
-    async def one_ready_pod(self) -> None:
-        await self.apply()
-        await self.pod_count(1)
-        await self.make_ready(f"{NAME}-0")
-        await self.serve_calls(0)
-        await self.agent(lambda it: is_true(it, "Ready"))
 
 
 @pytest.fixture
 async def world(
     api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> AsyncIterator[World]:
-    world = World(api, control_plane, namespace, tmp_path)
-    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
-    await api.wait_for_one(
-        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
-    )
-    async with asyncio.timeout(30):
-        while True:  # a kind is served a moment after it is established, and nothing tells when
-            with contextlib.suppress(ApiError):
-                await api.list(world.agents)
-                break
-            await asyncio.sleep(0.05)
-    async with world.gateway.serving():
-        try:
-            yield world
-        finally:
-            await world.stop()
-            for agent in await api.list(world.agents):
-                where = f"{world.agents}/{agent['metadata']['name']}"
-                await api.patch(where, {"metadata": {"finalizers": None}})
-                await api.delete(where)
+    async with operated(api, control_plane, namespace, tmp_path) as world:
+        yield world
 
 
 async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World) -> None:
@@ -480,14 +318,26 @@ async def test_the_rights_that_the_chart_gives_are_enough(
     config["users"][0]["user"] = {"token": answer["status"]["token"]}
     file = tmp_path / "kubeconfig"
     file.write_text(yaml.safe_dump(config))
-    flag = f"--routes-secret={world.namespace}/trunkline-routes"
-    await world.start(flag, everywhere=not namespaced, env={"KUBECONFIG": str(file)})
+    flags = (
+        f"--routes-secret={world.namespace}/trunkline-routes",
+        f"--lease={world.namespace}/trunkline-operator",
+    )
+    operator = await world.start(
+        *flags, everywhere=not namespaced, env={"KUBECONFIG": str(file), "POD_ID": "mine"}
+    )
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{world.namespace}/leases/trunkline-operator"
+    first = await world.api.wait_for_one(lease)
+    assert first["spec"]["holderIdentity"].startswith("mine_")
     await world.one_ready_pod()
     await world.api.wait_for_one(f"{world.secrets}/trunkline-routes")
     await world.api.delete(world.agent_path)
     await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
     await world.serve_calls(0, draining=(0,))
     await world.api.wait_gone(world.agent_path)
+    renewed = first["spec"]["renewTime"]
+    await world.api.wait_for_one(lease, lambda it: it["spec"]["renewTime"] > renewed)
+    assert await operator.stop() == 0
+    assert (await world.api.get(lease))["spec"]["holderIdentity"] == ""
     assert [line for line in world.log if line["level"] in ("WARNING", "ERROR")] == []
     for body in made:
         await world.api.delete(rights_path(body, world.namespace))
@@ -535,6 +385,7 @@ async def test_an_operator_with_flags_that_make_no_sense() -> None:
     assert "--routes-secret: 'routes' is not namespace/name" in await started_wrongly(
         "--routes-secret=routes"
     )
+    assert "--lease: 'a/b/c' is not namespace/name" in await started_wrongly("--lease=a/b/c")
 
 
 async def test_an_operator_without_a_cluster(tmp_path: Path) -> None:
@@ -558,6 +409,14 @@ async def test_an_operator_whose_cluster_knows_no_agents(tmp_path: Path) -> None
         port = next(iter(server.sockets)).getsockname()[1]
         told = await started_wrongly(KUBECONFIG=str(kubeconfig(tmp_path, port)))
     assert "kubectl apply -f crds/voiceagents.yaml" in told
+
+
+async def test_an_operator_whose_lease_cannot_be(world: World) -> None:
+    told = await started_wrongly(
+        "--lease=nowhere/operator", "--health-port=0", KUBECONFIG=world.env["KUBECONFIG"]
+    )
+    assert "the Lease nowhere/operator of --lease cannot be used" in told
+    assert 'namespaces "nowhere" not found' in told
 
 
 async def test_an_operator_whose_port_is_taken(world: World) -> None:

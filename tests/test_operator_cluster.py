@@ -88,6 +88,23 @@ async def test_only_that_very_object_is_deleted(cluster: Cluster, namespace: str
     assert not await cluster.delete(where, made["metadata"]["uid"])
 
 
+async def test_nothing_is_written_without_the_lease(cluster: Cluster, namespace: str) -> None:
+    where = path("Secret", namespace, "a")
+    made = await cluster.create(path("Secret", namespace), secret("a"))
+    assert made is not None
+    cluster.may_write = lambda: False
+    for work in (
+        cluster.create(path("Secret", namespace), secret("b")),
+        cluster.patch(where, {"metadata": {"labels": {"a": "b"}}}),
+        cluster.apply(where, secret("a", "two")),
+        cluster.delete(where, made["metadata"]["uid"]),
+    ):
+        with pytest.raises(ApiError, match="nothing is written without the Lease"):
+            await work
+    left = await cluster.list(path("Secret", namespace))
+    assert [it["metadata"] for it in left] == [made["metadata"]]
+
+
 # --- an API server with troubles --------------------------------------------------------------------------
 
 Answer = Callable[[web.Request], web.StreamResponse]

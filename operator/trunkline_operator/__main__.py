@@ -11,7 +11,7 @@ from trunkline_operator.config import (
     ConfigError,
     OperatorConfig,
     parse_gateways,
-    parse_routes_secret,
+    parse_name,
 )
 from trunkline_operator.logs import configure_logging
 from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, HEALTH_PORT
@@ -37,6 +37,8 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except asyncio.CancelledError:  # SIGTERM, before kopf began to watch
+        return 0
     return 0
 
 
@@ -55,7 +57,8 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         gateways=flags.gateways,
         worker_image=flags.worker_image,
         namespaces=tuple(dict.fromkeys(flags.namespace)),
-        routes_secret=parse_routes_secret(flags.routes_secret),
+        routes_secret=parse_name("--routes-secret", flags.routes_secret),
+        lease=parse_name("--lease", flags.lease),
         host=flags.host,
         health_port=flags.health_port,
         default_namespace=flags.default_namespace,
@@ -74,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gateways", required=True, metavar="HOST:PORT,…", help="control addresses of gateways")
     add("--worker-image", required=True, metavar="IMAGE", help="for agents that name none")
     add("--routes-secret", default="", metavar="NS/NAME", help="keeps the routes for gateways")
+    add("--lease", default="", metavar="NS/NAME", help="of several operators, who has it acts")
     add("--host", default="0.0.0.0", help="address of the health port")
     add("--health-port", type=int, default=HEALTH_PORT, help="/healthz, /readyz and /metrics")
     add("--default-namespace", default="default", help="of agents that callers name without one")

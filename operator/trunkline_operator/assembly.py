@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import random
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateway
 from trunkline_operator.deployments import Deployments
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.handlers import registered, watching
+from trunkline_operator.leader import identity, leading
+from trunkline_operator.lease import Candidate, epoch_after
 from trunkline_operator.manifests import Installation
 from trunkline_operator.reconcile import Reconciler, Settings
 from trunkline_operator.routes_secret import RoutesSecret
@@ -31,19 +35,24 @@ FIRST_LOOKS_SECONDS: Final = 15.0
 
 async def operate(config: OperatorConfig) -> None:
     """Runs until a signal."""
-    async with contextlib.AsyncExitStack() as stack:
+    task = asyncio.current_task()
+    assert task is not None
+    # kopf takes the signal over when it begins to watch.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    # kopf names itself after the user, and a container's user often has no name.
+    os.environ.setdefault("POD_ID", socket.gethostname())
+    # All that acts is in `stack` and ends before the Lease, in `last`, is given back.
+    async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect())
         await require_agents(cluster)
-        unready = ["agents are being looked at"]
+        health = metrics.Health()
         await stack.enter_async_context(
-            metrics.serving_health(
-                config.host, config.health_port, lambda: unready[0] if unready else None
-            )
+            metrics.serving_health(config.host, config.health_port, health)
         )
-        agenda = await assembled(config, cluster, stack)
-        unready.clear()
-        # kopf names itself after the user, and a container's user often has no name.
-        os.environ.setdefault("POD_ID", socket.gethostname())
+        epoch = await leadership(config, cluster, last, health)
+        health.ready, health.words = False, "agents are being looked at"
+        agenda = await assembled(config, cluster, stack, epoch)
+        health.ready, health.words = True, "ready"
         await kopf.operator(
             registry=registered(agenda, cluster, stack.aclose),
             settings=watching(config.namespaces),
@@ -53,8 +62,31 @@ async def operate(config: OperatorConfig) -> None:
         )
 
 
+async def leadership(
+    config: OperatorConfig,
+    cluster: Cluster,
+    stack: contextlib.AsyncExitStack,
+    health: metrics.Health,
+) -> int:
+    """Waits until this operator may act, and returns the epoch that comes with it."""
+    if config.lease is None:
+        metrics.LEADER.set(1)
+        return epoch_after(0, time.time())
+
+    def standby(holder: str) -> None:
+        health.ready, health.words = True, f"standby: {holder} acts"
+
+    candidate = Candidate(identity(os.environ), config.lease[1], random.random)
+    lease_cluster = await stack.enter_async_context(await Cluster.connect())
+    tenure = await stack.enter_async_context(
+        leading(lease_cluster, config.lease, candidate, standby)
+    )
+    cluster.may_write = tenure.holds
+    return tenure.epoch
+
+
 async def assembled(
-    config: OperatorConfig, cluster: Cluster, stack: contextlib.AsyncExitStack
+    config: OperatorConfig, cluster: Cluster, stack: contextlib.AsyncExitStack, epoch: int
 ) -> Agenda:
     """All parts, running, with every agent looked at once and the routes on their way."""
 
@@ -67,7 +99,7 @@ async def assembled(
     kept = RoutesSecret(cluster, *config.routes_secret) if config.routes_secret else None
     earlier = await kept.earlier() if kept else None
     # Gateways refuse a lower epoch than they have, also from a machine whose clock is behind.
-    epoch = max(int(time.time() * 1000), earlier["epoch"] + 1 if earlier else 0)
+    epoch = max(epoch, earlier["epoch"] + 1 if earlier else 0)
     fleet = Fleet(
         parse_gateways(config.gateways), config.operator_token, epoch=epoch, changed=changed
     )

@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -38,6 +38,8 @@ MERGE: Final = "application/merge-patch+json"
 APPLY: Final = "application/apply-patch+yaml"
 
 COLLECTIONS: Final = {
+    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Secret": "/api/v1/namespaces/{}/secrets",
     "Service": "/api/v1/namespaces/{}/services",
@@ -87,6 +89,8 @@ class Cluster:
         # requests to loopback, which no other client of Kubernetes sends there.
         configuration.client_session_kwargs = {"trust_env": False}
         self._rest = RESTClientObject(configuration)
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each request that changes something; see `trunkline_operator.leader`."""
 
     @classmethod
     async def connect(cls, env: Mapping[str, str] = os.environ) -> Self:
@@ -188,6 +192,8 @@ class Cluster:
         renewed = False
         for attempt in range(TRIES):
             retry_after = None
+            if method != "GET" and not self.may_write():
+                raise ApiError(0, "NotLeader", "nothing is written without the Lease")
             try:
                 status, retry_after, answer = await self._send(method, url, body, media)
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:

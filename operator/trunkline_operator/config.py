@@ -17,7 +17,8 @@ class OperatorConfig:
     """The operator's flags and environment.
 
     `gateways` is kept as it was given, because pods get the same text. `status_seconds` bounds how often
-    live numbers are written into the status of an agent; conditions and pods are written at once.
+    live numbers are written into the status of an agent; conditions and pods are written at once. Of several
+    operators the one acts that holds `lease`; without, this one always acts.
     """
 
     operator_token: str
@@ -25,6 +26,7 @@ class OperatorConfig:
     worker_image: str
     namespaces: tuple[str, ...] = ()
     routes_secret: tuple[str, str] | None = None
+    lease: tuple[str, str] | None = None
     host: str = "0.0.0.0"
     health_port: int = HEALTH_PORT
     default_namespace: str = "default"
@@ -48,11 +50,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def parse_routes_secret(text: str) -> tuple[str, str] | None:
+def parse_name(flag: str, text: str) -> tuple[str, str] | None:
     """`namespace/name` as a pair, and nothing as None."""
     if not text:
         return None
     namespace, slash, name = text.partition("/")
     if not (namespace and slash and name) or "/" in name:
-        raise ConfigError(f"--routes-secret: {text!r} is not namespace/name")
+        raise ConfigError(f"{flag}: {text!r} is not namespace/name")
     return namespace, name

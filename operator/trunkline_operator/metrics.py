@@ -1,7 +1,8 @@
 """What the operator counts, and its port with /healthz, /readyz and /metrics."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -11,8 +12,14 @@ from prometheus_client import generate_latest as exposition
 from trunkline_operator.config import ConfigError
 from trunkline_runtime.contract import HEALTHZ_PATH, METRICS_PATH, READYZ_PATH
 
-# What is there when a request asks; None means ready, a sentence says why not.
-Readiness = Callable[[], str | None]
+
+@dataclass(slots=True)
+class Health:
+    """What /readyz says when it is asked; an operator that stands by is ready, too."""
+
+    ready: bool = False
+    words: str = "starts"
+
 
 LOOKS: Final = Histogram(
     "trunkline_operator_reconcile_seconds",
@@ -31,6 +38,7 @@ DEPLOYMENTS: Final = Counter(
 )
 AGENTS: Final = Gauge("trunkline_operator_agents", "Agents that the operator looks after.")
 LINKS: Final = Gauge("trunkline_operator_gateway_links", "Open links to gateways.")
+LEADER: Final = Gauge("trunkline_operator_leader", "1 if this operator acts, 0 if it stands by.")
 EPOCH: Final = Gauge("trunkline_operator_route_epoch", "The epoch of the routes.")
 
 POD_STATES: Final = ("ready", "starting", "draining")
@@ -48,15 +56,14 @@ def forget_pods(namespace: str, agent: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving_health(host: str, port: int, ready: Readiness) -> AsyncIterator[int]:
+async def serving_health(host: str, port: int, health: Health) -> AsyncIterator[int]:
     """Answers health checks and scrapes; yields the port (of use where 0 was asked for)."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        why_not = ready()
-        return web.Response(status=503 if why_not else 200, text=f"{why_not or 'ready'}\n")
+        return web.Response(status=200 if health.ready else 503, text=f"{health.words}\n")
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(

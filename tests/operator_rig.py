@@ -1,0 +1,190 @@
+"""The operator as a process, in a namespace of its own: the test is its gateway and its node's kubelet."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api, ApiError, condition, is_true
+from trunkline_dev.processes import Process, base_environment
+from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, GROUP, LABEL_AGENT, PLURAL, VERSION
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+CRD = yaml.safe_load((ROOT / "crds/voiceagents.yaml").read_text())
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+NAME = "front-desk"
+SPEC: Json = {
+    "engine": {"type": "loopback"},
+    "warm": {"maxPods": 2, "gpu": {"count": 0}, "scaleDown": {"delaySeconds": 0}},
+    "access": {"public": True},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class World:
+    """One namespace with an operator; the test is its gateway, and its node's kubelet."""
+
+    def __init__(self, api: Api, plane: ControlPlane, namespace: str, logs: Path) -> None:
+        self.api, self.namespace, self.logs = api, namespace, logs
+        self.gateway = FakeGateway()
+        self.health = f"http://127.0.0.1:{free_port()}"
+        self.env = base_environment() | {
+            "KUBECONFIG": str(plane.kubeconfig),
+            ENV_OPERATOR_TOKEN: TOKEN,
+        }
+        self._processes: list[Process] = []
+        self.key = f"{namespace}/{NAME}"
+        self.agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+        self.agent_path = f"{self.agents}/{NAME}"
+        self.pods = f"/api/v1/namespaces/{namespace}/pods"
+        self.secrets = f"/api/v1/namespaces/{namespace}/secrets"
+
+    # --- the operator
+
+    async def start(
+        self,
+        *flags: str,
+        everywhere: bool = False,
+        env: Mapping[str, str] | None = None,
+        name: str = "operator",
+        health: str = "",
+    ) -> Process:
+        """Starts an operator and waits until it is ready; a second one needs a name and a `health` URL."""
+        health = health or self.health
+        process = Process(
+            name,
+            [
+                *(sys.executable, "-m", "trunkline_operator"),
+                *([] if everywhere else [f"--namespace={self.namespace}"]),
+                f"--gateways=127.0.0.1:{self.gateway.port}",
+                "--worker-image=trunkline/worker:test",
+                "--host=127.0.0.1",
+                f"--health-port={health.rpartition(':')[2]}",
+                "--status-seconds=0",
+                *flags,
+            ],
+            self.logs / f"{name}.log",
+            self.env | dict(env or {}),
+        )
+        process.start()
+        self._processes.append(process)
+        await process.ready(f"{health}/readyz", 60)
+        return process
+
+    async def stop(self) -> None:
+        for process in self._processes:
+            await process.stop()
+
+    @property
+    def log(self) -> list[Json]:
+        lines = (self.logs / "operator.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def steps(self) -> list[str]:
+        """What the operator did, in order."""
+        head = f"{self.key}: "
+        told = [line["message"] for line in self.log if line["logger"] == "trunkline.reconcile"]
+        return [message.removeprefix(head) for message in told if message.startswith(head)]
+
+    # --- its users
+
+    async def apply(self, spec: Json | None = None) -> None:
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "VoiceAgent",
+            "metadata": {"name": NAME},
+            "spec": spec or SPEC,
+        }
+        await self.api.apply(self.agent_path, body)
+
+    async def secret(self, name: str, **entries: str) -> None:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "stringData": entries,
+        }
+        await self.api.apply(f"{self.secrets}/{name}", body)
+
+    async def agent(self, holds: Callable[[Json], bool], timeout: float = 30) -> Json:
+        return await self.api.wait_for_one(self.agent_path, holds, timeout)
+
+    async def condition(self, kind: str, reason: str, timeout: float = 30) -> Json:
+        found = await self.agent(lambda it: condition(it, kind).get("reason") == reason, timeout)
+        return condition(found, kind)
+
+    # --- its node
+
+    async def pod_count(self, count: int) -> list[Json]:
+        return await self.api.wait_for(
+            self.pods, lambda pods: len(pods) == count, labelSelector=f"{LABEL_AGENT}={NAME}"
+        )
+
+    async def make_ready(self, name: str) -> None:
+        state = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": True}
+        status = {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [
+                {**state, "started": True, "state": {"running": {}}},
+            ],
+        }
+        await self.api.patch(f"{self.pods}/{name}/status", {"status": status})
+
+    async def serve_calls(self, *busy: int, draining: tuple[int, ...] = (), **more: Any) -> None:
+        """So many calls on pods 0, 1, …: what a gateway would say."""
+        workers = {
+            f"{NAME}-{n}": worker_load(busy=calls, draining=n in draining)
+            for n, calls in enumerate(busy)
+        }
+        await self.gateway.say(self.key, agent_load(workers, **more))
+
+    async def one_ready_pod(self) -> None:
+        await self.apply()
+        await self.pod_count(1)
+        await self.make_ready(f"{NAME}-0")
+        await self.serve_calls(0)
+        await self.agent(lambda it: is_true(it, "Ready"))
+
+
+@contextlib.asynccontextmanager
+async def operated(
+    api: Api, plane: ControlPlane, namespace: str, logs: Path
+) -> AsyncIterator[World]:
+    """A namespace whose gateway listens; at its end the operators and agents are gone."""
+    world = World(api, plane, namespace, logs)
+    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    await api.wait_for_one(
+        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
+    )
+    async with asyncio.timeout(30):
+        while True:  # a kind is served a moment after it is established, and nothing tells when
+            with contextlib.suppress(ApiError):
+                await api.list(world.agents)
+                break
+            await asyncio.sleep(0.05)
+    async with world.gateway.serving():
+        try:
+            yield world
+        finally:
+            await world.stop()
+            for agent in await api.list(world.agents):
+                where = f"{world.agents}/{agent['metadata']['name']}"
+                await api.patch(where, {"metadata": {"finalizers": None}})
+                await api.delete(where)
