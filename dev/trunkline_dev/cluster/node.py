@@ -44,7 +44,8 @@ class Node:
         """The first process, in this machine's count; None if it does not run."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads((self.folder / RECORD).read_text())
-            if _birth(record["pid"]) == record["birth"]:  # Not another's, who got the number later.
+            birth = _birth(record["pid"])
+            if birth and birth == record["birth"]:  # Not another's, who got the number later.
                 return int(record["pid"])
         return None
 
@@ -77,6 +78,7 @@ class Node:
                 stderr=file,
                 start_new_session=True,  # A terminal's Ctrl-C is for the command, not for the node.
             )
+        self._record(self._unshare.pid)  # Which takes the first process along when it is killed.
         deadline = time.monotonic() + START_SECONDS
         while b"ready" not in log.read_bytes():
             if self._unshare.poll() is not None or time.monotonic() > deadline:
@@ -85,9 +87,14 @@ class Node:
                 raise ClusterError(f"the node's namespaces did not come to be: {told}")
             time.sleep(0.01)
         (first,) = descendants(self._unshare.pid)
-        record = {"pid": first, "birth": _birth(first)}
-        (self.folder / RECORD).write_text(json.dumps(record))
+        self._record(first)
         return first
+
+    def _record(self, pid: int) -> None:
+        """For `down` by another process, also if this one is killed right now."""
+        new = self.folder / f"{RECORD}.new"
+        new.write_text(json.dumps({"pid": pid, "birth": _birth(pid)}))
+        new.replace(self.folder / RECORD)
 
     def command(self, *command: str) -> list[str]:
         """The command, to run in the node."""
@@ -116,7 +123,8 @@ class Node:
         """Ends everything that runs in the node, and takes back what this machine got for it."""
         if pid := self.pid:
             birth = _birth(pid)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             deadline = time.monotonic() + END_SECONDS
             while _birth(pid) == birth:
                 if time.monotonic() > deadline:
