@@ -1,5 +1,6 @@
 """What can be said of the images without building one: their recipe, their pins, and the builder's ways out."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -10,7 +11,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,22 @@ from packaging.utils import canonicalize_name
 ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = ROOT / "images" / "build"
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
+WORKER: Final = (
+    "cli.py",
+    "process.py",
+    "audio",
+    "engine/__init__.py",
+    "engine/loopback.py",
+    "wire",
+    "worker",
+)
+# What runs in each image: below runtime/trunkline_runtime, or all of the operator.
+CODE: Final = {
+    "gateway": ("cli.py", "process.py", "gateway"),
+    "operator": ("../../operator/trunkline_operator", "contract.py", "modal_app.py"),
+    "worker-cpu": (*WORKER, "engine/speech"),
+    "worker-moshi": (*WORKER, "engine/moshi"),
+}
 # Each image's extra in pyproject.toml; the gateway needs none.
 EXTRAS: Final = {
     "gateway": "",
@@ -228,6 +245,34 @@ def test_pins_are_whole_since_pip_adds_nothing_to_them(image: str) -> None:
             if further not in seen:
                 seen.add(further)
                 todo.append(further)
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names that a module imports, within functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_what_an_images_code_imports_is_in_it(image: str) -> None:
+    owners, pinned = packages_distributions(), pins(image)
+    known = {*sys.stdlib_module_names, "trunkline_runtime", "trunkline_operator"}
+    modules = [
+        module
+        for place in CODE[image]
+        for path in [ROOT / "runtime" / "trunkline_runtime" / place]
+        for module in ([path] if path.suffix else sorted(path.rglob("*.py")))
+    ]
+    assert len(modules) > len(CODE[image])
+    for module in modules:
+        for name in imported(module) - known:
+            packages = {canonicalize_name(owner) for owner in owners[name]}
+            assert packages & pinned.keys(), f"{module.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("image", EXTRAS)
