@@ -16,7 +16,7 @@ from trunkline_dev.cluster.failures import ClusterError
 def _do(arguments: argparse.Namespace) -> None:
     if arguments.command == "install":
         host.install(to_stderr)
-        binaries.prepare(PROGRAMS, say=to_stderr)
+        binaries.prepare((*PROGRAMS, "kubectl"), say=to_stderr)
         return
     cluster = Cluster(arguments.dir)
     if arguments.command == "up":
