@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tls_rig import Links
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -85,7 +86,12 @@ class FakeGateway:
     @contextlib.asynccontextmanager
     async def serving(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["FakeGateway"]:
         async with serve(
-            self._link, host, port, process_request=self._admit, compression=None
+            self._link,
+            host,
+            port,
+            process_request=self._admit,
+            compression=None,
+            ssl=Links.pki.gateway.context if Links.pki else None,
         ) as server:
             self.port = next(iter(server.sockets)).getsockname()[1]
             yield self

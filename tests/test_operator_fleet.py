@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
 from hypothesis import given
 from hypothesis import strategies as st
+from tls_rig import Links
 
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.loads import AgentReport, Loads, parse_load
 from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, Route
+from trunkline_runtime.tls import trusting
 
 AGENT = "default/front-desk"
 
@@ -165,9 +168,13 @@ class Changes:
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
+async def stack(links: None) -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
+
+
+def the_cas() -> ssl.SSLContext | None:
+    return trusting(Links.pki.ca) if Links.pki else None
 
 
 async def start(
@@ -178,7 +185,9 @@ async def start(
         await stack.enter_async_context(gateway.serving())
         addresses.append(("127.0.0.1", gateway.port))
     changes = Changes()
-    fleet = Fleet(addresses, TOKEN, epoch=epoch, changed=changes, resolve_seconds=0.2)
+    fleet = Fleet(
+        addresses, TOKEN, epoch=epoch, changed=changes, tls=the_cas(), resolve_seconds=0.2
+    )
     return await stack.enter_async_context(fleet), changes
 
 
@@ -315,7 +324,7 @@ async def test_a_gateway_may_come_later_than_the_operator(stack: AsyncExitStack)
     gateway = FakeGateway()
     async with gateway.serving():
         port = gateway.port
-    fleet = Fleet([("127.0.0.1", port)], TOKEN, epoch=1, changed=lambda _: None)
+    fleet = Fleet([("127.0.0.1", port)], TOKEN, epoch=1, changed=lambda _: None, tls=the_cas())
     await stack.enter_async_context(fleet)
     fleet.set_route(AGENT, route())
     fleet.open()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.manifests import burst_app, burst_hash
+from trunkline_operator.manifests import Installation, burst_app, burst_hash
 from trunkline_operator.plan import (
     AddFinalizer,
     CreatePod,
@@ -17,6 +17,7 @@ from trunkline_operator.plan import (
     DeployBurst,
     Drain,
     EnsureSecret,
+    IssueCertificate,
     Plan,
     RemoveFinalizer,
     Requeue,
@@ -37,7 +38,7 @@ from trunkline_operator.world import (
     WorkerFacts,
     World,
 )
-from trunkline_runtime.contract import FINALIZER
+from trunkline_runtime.contract import ANNOTATION_CA, FINALIZER
 
 SETTLED = Memory(wish=0, refused=0)
 """Of an operator that wished for nothing before: what falls, falls at once."""
@@ -77,6 +78,39 @@ def test_a_new_agent_gets_finalizer_then_secret_then_pods() -> None:
     first, second, *pods = steps(agent, a_world(secret_exists=False))
     assert (first, second) == (AddFinalizer(), EnsureSecret("desk-trunkline"))
     assert created(tuple(pods)) == ["desk-0", "desk-1"]
+
+
+def test_a_certificate_is_there_before_the_pods_that_need_it() -> None:
+    world = replace(a_world(secret_exists=False), certificate="there is no tls.crt")
+    *_, secret, certificate, pod = steps(an_agent(), world)
+    assert isinstance(secret, EnsureSecret)
+    assert certificate == IssueCertificate("desk-trunkline", "there is no tls.crt")
+    assert isinstance(pod, CreatePod)
+
+
+def test_a_new_certificate_restarts_no_pod() -> None:
+    agent = an_agent()
+    world = replace(a_world([a_pod(agent, 0)]), certificate="it ends on 2036-01-01")
+    assert steps(agent, world) == (IssueCertificate("desk-trunkline", "it ends on 2036-01-01"),)
+
+
+def test_a_pod_of_another_ca_gets_no_new_call_and_is_replaced_at_once() -> None:
+    """Its calls may go on through gateways that leave; so it drains, for as long as the longest call."""
+    agent = an_agent(warm__maxPods=2)
+    old, installation = a_pod(agent, 0), replace(INSTALLATION, ca="new")
+
+    def taken(world: World) -> tuple[Step, ...]:
+        return planned(agent, world, NOW, SETTLED, installation).steps
+
+    drain, pod = taken(a_world([old], busy={}))
+    assert drain == of(Drain, old)
+    assert isinstance(pod, CreatePod)
+    assert pod.manifest["metadata"]["annotations"][ANNOTATION_CA] == "new"
+    # Gateways that are not heard of may be the old ones, with the pod linked to them.
+    assert of(Drain, old) not in taken(a_world([old], busy={}, known=False))
+    new = a_pod(agent, 1, ca="new")
+    waits = taken(a_world([replace(old, draining_since=NOW - 10), new], {"desk-1": 0}))
+    assert waits == (Requeue(DEADLINE - 10),)
 
 
 def test_at_rest_there_are_no_steps() -> None:
@@ -453,6 +487,7 @@ class SimPod:
     told_to_drain: bool = False  # the worker's own mind
     calls: int = 0
     silent: bool = False  # no gateway has word of it
+    ca: str = ""  # with which it was made
 
     @property
     def takes_calls(self) -> bool:
@@ -469,6 +504,7 @@ class SimPod:
             terminating=self.terminating,
             draining_since=self.draining_since,
             template=self.template,
+            ca=self.ca,
         )
 
 
@@ -495,6 +531,7 @@ class Cluster(RuleBasedStateMachine):
         self.linked = True
         self.now = NOW
         self.memory = Memory()
+        self.ca = ""
         self.made = 0
         self.route: Route = (False, ())
         self.heard: Route = (False, ())
@@ -515,13 +552,14 @@ class Cluster(RuleBasedStateMachine):
         """Gateways act on the last route, and tell workers."""
         if self.linked:
             self.heard = self.route
-        for name, pod in self.pods.items():
+        for name, pod in self.reachable.items():
             pod.told_to_drain = name in self.heard[1]
 
     @rule(count=st.integers(1, 5))
     def calls_arrive(self, count: int) -> None:
         for _ in range(count):
-            room = [pod for pod in self.pods.values() if pod.takes_calls and pod.calls < pod.slots]
+            there = [pod for pod in self.reachable.values() if pod.takes_calls]
+            room = [pod for pod in there if pod.calls < pod.slots]
             if room:
                 max(room, key=lambda pod: pod.calls).calls += 1
             elif self.heard[0]:
@@ -576,6 +614,11 @@ class Cluster(RuleBasedStateMachine):
     def edit_image(self, image: str) -> None:
         self.spec["image"] = image
 
+    @rule(ca=st.sampled_from(["", "", "one", "two"]))
+    def replace_ca(self, ca: str) -> None:
+        """Operator and gateways have it; pods keep what they were made with."""
+        self.ca = ca
+
     @rule(on=st.booleans())
     def edit_burst(self, on: bool) -> None:
         self.burst_on = on
@@ -619,11 +662,21 @@ class Cluster(RuleBasedStateMachine):
     def late(self) -> bool:
         return self.deleted_at is not None and self.now >= self.deleted_at + DEADLINE
 
+    @property
+    def reachable(self) -> dict[str, SimPod]:
+        """Pods whose links to gateways can be made."""
+        return {name: pod for name, pod in self.pods.items() if pod.ca == self.ca}
+
+    @property
+    def installation(self) -> Installation:
+        return replace(INSTALLATION, ca=self.ca)
+
     def planned(self) -> Plan:
         if self.gone:
             return Plan(steps=(), scaling=None, memory=self.memory, draining=())
         agent = self.agent
-        heard = {name: pod for name, pod in self.pods.items() if pod.started and not pod.silent}
+        here = self.reachable.items()
+        heard = {name: pod for name, pod in here if pod.started and not pod.silent}
         workers = {
             name: WorkerFacts(slots=pod.slots, busy=pod.calls, draining=pod.told_to_drain)
             for name, pod in heard.items()
@@ -640,8 +693,8 @@ class Cluster(RuleBasedStateMachine):
             secret_exists=self.secret,
             burst=self.burst,
         )
-        made = planned(agent, world, self.now, self.memory, INSTALLATION)
-        assert made == planned(agent, world, self.now, self.memory, INSTALLATION)
+        made = planned(agent, world, self.now, self.memory, self.installation)
+        assert made == planned(agent, world, self.now, self.memory, self.installation)
         self.memory = made.memory
         rung = any(rung["kind"] == "burst" for rung in route(agent, KEYS, self.burst.url)["rungs"])
         self.route = (rung, made.draining)
@@ -664,7 +717,9 @@ class Cluster(RuleBasedStateMachine):
                 self.made += 1
                 annotations = manifest["metadata"]["annotations"]
                 (template,) = [v for k, v in annotations.items() if k.endswith("/template")]
-                self.pods[name] = SimPod(f"uid-{self.made}", template, self.spec["slotsPerPod"])
+                made = SimPod(f"uid-{self.made}", template, self.spec["slotsPerPod"])
+                made.ca = annotations.get(ANNOTATION_CA, "")
+                self.pods[name] = made
                 here = [pod for pod in self.pods.values() if pod.facts("x-0", "").active]
                 assert len(here) <= self.spec["maxPods"]
             case Drain(name, uid, since):
@@ -688,7 +743,7 @@ class Cluster(RuleBasedStateMachine):
         """Never a pod with calls, but past a deadline that no call outlives."""
         assert pod.uid == uid
         assert not pod.terminating
-        outlived = pod.silent or not self.linked
+        outlived = pod.silent or not self.linked or pod.ca != self.ca
         outlived &= pod.draining_since is not None and self.now >= pod.draining_since + DEADLINE
         assert not pod.calls or outlived or self.late
         pod.terminating = True
@@ -735,8 +790,8 @@ class Cluster(RuleBasedStateMachine):
         self.deletion()
 
     def calm_with_calls(self) -> None:
-        """Calls that talk on are never ended, whatever is declared."""
-        talking = {pod.uid: pod.calls for pod in self.pods.values() if pod.calls}
+        """Calls that talk on are never ended, whatever is declared; of a pod of another CA, till the deadline."""
+        talking = {pod.uid: pod.calls for pod in self.reachable.values() if pod.calls}
         self.calm()
         assert talking == {pod.uid: pod.calls for pod in self.pods.values() if pod.calls}
 
@@ -751,6 +806,7 @@ class Cluster(RuleBasedStateMachine):
         assert plan.steps == ()
         assert len(self.pods) == plan.scaling.pods == max(self.spec["minPods"], 1)
         assert not any(pod.draining_since or pod.terminating for pod in self.pods.values())
+        assert self.reachable == self.pods
         (template,) = {pod.template for pod in self.pods.values()}
         assert template == a_pod(self.agent, 0).template
         assert bool(self.burst.app) == self.burst_on

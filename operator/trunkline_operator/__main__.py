@@ -5,6 +5,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from trunkline_operator.config import (
     STATUS_SECONDS,
@@ -26,6 +27,8 @@ def main() -> None:
 def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
     """The exit status: 0 after a signal, 2 if the operator was started wrongly."""
     try:
+        if arguments[:1] == ["release"]:
+            return run_release(arguments[1:])
         config = configured(arguments, env)
         configure_logging(env.get(ENV_LOG_LEVEL) or "INFO")
         # Two seconds of imports, which a wrong flag need not wait for.
@@ -40,6 +43,16 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
     except asyncio.CancelledError:  # SIGTERM, before kopf began to watch
         return 0
     return 0
+
+
+def run_release(arguments: Sequence[str]) -> int:
+    """The exit status of `trunkline-operator release`."""
+    from trunkline_operator.release import configured, release
+
+    def say(line: str) -> None:
+        print(line, flush=True)  # noqa: T201  # its reader is a person
+
+    return asyncio.run(release(configured(arguments), say))
 
 
 def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:
@@ -63,6 +76,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         health_port=flags.health_port,
         default_namespace=flags.default_namespace,
         status_seconds=flags.status_seconds,
+        ca_dir=flags.ca_dir,
     )
 
 
@@ -70,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="trunkline-operator",
         description="Turns VoiceAgents into pods, routes and Modal apps.",
-        epilog=f"The environment holds {ENV_OPERATOR_TOKEN} and, outside a cluster, KUBECONFIG.",
+        epilog=f"The environment holds {ENV_OPERATOR_TOKEN} and, outside a cluster, KUBECONFIG. "
+        "`trunkline-operator release --help` tells how to let go of all agents.",
     )
     add = flags.add_argument
     add("--namespace", action="append", default=[], metavar="NS", help="repeatable; none means all")
@@ -80,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lease", default="", metavar="NS/NAME", help="of several operators, who has it acts")
     add("--host", default="0.0.0.0", help="address of the health port")
     add("--health-port", type=int, default=HEALTH_PORT, help="/healthz, /readyz and /metrics")
+    add("--ca-dir", type=Path, metavar="DIR", help="ca.crt and ca.key: links are TLS with this CA")
     add("--default-namespace", default="default", help="of agents that callers name without one")
     add(
         "--status-seconds",

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final
 
@@ -15,6 +16,7 @@ import kopf
 
 from trunkline_operator import metrics
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
+from trunkline_operator.authority import Authority
 from trunkline_operator.burst import Burst
 from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
 from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
@@ -27,6 +29,7 @@ from trunkline_operator.manifests import Installation
 from trunkline_operator.reconcile import Reconciler, Settings
 from trunkline_operator.routes_secret import RoutesSecret
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
+from trunkline_runtime.tls import trusting
 
 # Gateways keep their routes for so long while a new operator looks at all agents. One that cannot be
 # looked at by then loses its route, unless the routes Secret has it.
@@ -43,6 +46,7 @@ async def operate(config: OperatorConfig) -> None:
     os.environ.setdefault("POD_ID", socket.gethostname())
     # All that acts is in `stack` and ends before the Lease, in `last`, is given back.
     async with contextlib.AsyncExitStack() as last, contextlib.AsyncExitStack() as stack:
+        authority = Authority.read(config.ca_dir, datetime.now(UTC)) if config.ca_dir else None
         cluster = await stack.enter_async_context(await Cluster.connect())
         await require_agents(cluster)
         health = metrics.Health()
@@ -51,7 +55,7 @@ async def operate(config: OperatorConfig) -> None:
         )
         epoch = await leadership(config, cluster, last, health)
         health.ready, health.words = False, "agents are being looked at"
-        agenda = await assembled(config, cluster, stack, epoch)
+        agenda = await assembled(config, cluster, stack, epoch, authority)
         health.ready, health.words = True, "ready"
         await kopf.operator(
             registry=registered(agenda, cluster, stack.aclose),
@@ -86,7 +90,11 @@ async def leadership(
 
 
 async def assembled(
-    config: OperatorConfig, cluster: Cluster, stack: contextlib.AsyncExitStack, epoch: int
+    config: OperatorConfig,
+    cluster: Cluster,
+    stack: contextlib.AsyncExitStack,
+    epoch: int,
+    authority: Authority | None,
 ) -> Agenda:
     """All parts, running, with every agent looked at once and the routes on their way."""
 
@@ -101,10 +109,14 @@ async def assembled(
     # Gateways refuse a lower epoch than they have, also from a machine whose clock is behind.
     epoch = max(epoch, earlier["epoch"] + 1 if earlier else 0)
     fleet = Fleet(
-        parse_gateways(config.gateways), config.operator_token, epoch=epoch, changed=changed
+        parse_gateways(config.gateways),
+        config.operator_token,
+        epoch=epoch,
+        changed=changed,
+        tls=trusting(authority.pem) if authority else None,
     )
     await stack.enter_async_context(fleet)
-    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings(config)).look)
+    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings(config, authority)).look)
     metrics.EPOCH.set(epoch)
     metrics.LINKS.set_function(lambda: fleet.connected)
     metrics.AGENTS.set_function(lambda: len(agenda))
@@ -123,14 +135,16 @@ async def assembled(
     return agenda
 
 
-def settings(config: OperatorConfig) -> Settings:
+def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
     """What all looks share."""
     return Settings(
         installation=Installation(
             worker_image=config.worker_image,
             gateways=config.gateways,
             build=version("trunkline"),
+            ca=authority.identity if authority else "",
         ),
+        authority=authority,
         default_namespace=config.default_namespace,
         status_seconds=config.status_seconds,
         resync_seconds=RESYNC_SECONDS,

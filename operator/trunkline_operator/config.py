@@ -1,6 +1,7 @@
 """What the operator was started with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from trunkline_runtime.contract import CONTROL_PORT, HEALTH_PORT
@@ -31,6 +32,7 @@ class OperatorConfig:
     health_port: int = HEALTH_PORT
     default_namespace: str = "default"
     status_seconds: float = STATUS_SECONDS
+    ca_dir: Path | None = None  # None: plain links
 
     def __post_init__(self) -> None:
         parse_gateways(self.gateways)

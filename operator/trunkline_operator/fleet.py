@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
 
 from trunkline_operator.loads import AgentReport, Loads, parse_load
 from trunkline_runtime.contract import (
@@ -31,6 +32,7 @@ from trunkline_runtime.contract import (
     Route,
     Routes,
 )
+from trunkline_runtime.tls import Given, why_no_link
 
 Address = tuple[str, int]
 
@@ -43,6 +45,8 @@ REDIAL_SECONDS: Final = (0.1, 2.0)
 ABSENCE_SECONDS: Final = 30.0
 # From a gateway having received routes until what it says must be said in their light.
 TAKE_IN_SECONDS: Final = 0.1
+
+TLS_GIVEN: Final = Given(ca="the operator's --ca-dir", certificate="the gateway's --control-tls")
 
 log = logging.getLogger("trunkline.fleet")
 # Its debug lines would hold the bearer and the routes.
@@ -75,6 +79,7 @@ class Fleet:
         *,
         epoch: int,
         changed: Callable[[str], None],
+        tls: ssl.SSLContext | None = None,
         resolve_seconds: float = RESOLVE_SECONDS,
     ) -> None:
         self.epoch = epoch
@@ -82,6 +87,7 @@ class Fleet:
         self._names = gateways
         self._token = token
         self._changed = changed
+        self._tls = tls
         self._resolve_seconds = resolve_seconds
         self._resolved: dict[Address, set[Address]] = {}
         self._links: dict[Address, asyncio.Task[None]] = {}
@@ -206,6 +212,11 @@ class Fleet:
     def _wanted(self) -> set[Address]:
         return {address for found in self._resolved.values() for address in found}
 
+    def _name_of(self, address: Address) -> str:
+        """The name that stands for an address, as it must be in the gateway's certificate."""
+        names = (name for name, found in self._resolved.items() if address in found)
+        return next(names, address)[0]
+
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS / 4)
@@ -235,11 +246,14 @@ class Fleet:
     async def _link(self, address: Address) -> str:
         """Holds one link as long as it lives; why it ended."""
         host, port = address
-        uri = f"ws://{f'[{host}]' if ':' in host else host}:{port}{OPERATOR_PATH}"
+        server = self._name_of(address)
+        uri = f"{'wss' if self._tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}{OPERATOR_PATH}"
         why = "it closed the link"
         try:
             async with connect(
                 uri,
+                ssl=self._tls,
+                server_hostname=server if self._tls else None,
                 additional_headers={"Authorization": f"Bearer {self._token}"},
                 open_timeout=DEAD_AFTER_SECONDS,
                 close_timeout=HEARTBEAT_SECONDS,
@@ -253,6 +267,8 @@ class Fleet:
                 await self._exchange(socket, address)
         except* InvalidStatus as refusals:
             why = refused(refusals.exceptions[0])
+        except* (ssl.SSLError, ConnectionResetError, InvalidMessage) as failures:
+            why = why_no_link(failures.exceptions[0], server, TLS_GIVEN, tls=self._tls is not None)
         except* (OSError, TimeoutError, WebSocketException, ValueError) as failures:
             first = failures.exceptions[0]
             why = str(first) or f"silent for {DEAD_AFTER_SECONDS:g} s"

@@ -14,7 +14,9 @@ from typing import Any, Final
 from trunkline_operator.spec import Json, VoiceAgent
 from trunkline_operator.world import CONTAINER
 from trunkline_runtime.contract import (
+    ANNOTATION_CA,
     ANNOTATION_TEMPLATE,
+    CA_CERT_FILE,
     ENV_AGENT,
     ENV_ENGINE,
     ENV_GATEWAYS,
@@ -23,6 +25,9 @@ from trunkline_runtime.contract import (
     ENV_MAX_SECONDS,
     ENV_PORT,
     ENV_SLOTS,
+    ENV_TLS_CA,
+    ENV_TLS_CERT,
+    ENV_TLS_KEY,
     ENV_WORKER,
     ENV_WORKER_KEY,
     GROUP,
@@ -33,6 +38,8 @@ from trunkline_runtime.contract import (
     LABEL_MANAGED_BY,
     MANAGED_BY,
     READYZ_PATH,
+    TLS_CERT_FILE,
+    TLS_KEY_FILE,
     VERSION,
     WORKER_PORT,
 )
@@ -58,6 +65,7 @@ class Installation:
     worker_image: str  # for agents that name none
     gateways: str  # host:port,… ; handed to workers as it is
     build: str  # version of this distribution; a new one redeploys burst
+    ca: str = ""  # identity of the CA of all links; "" = plain links
 
 
 def secret_name(agent: VoiceAgent) -> str:
@@ -72,11 +80,13 @@ def secret(agent: VoiceAgent, worker_key: str, ticket_key: str) -> Json:
         "kind": "Secret",
         "metadata": _metadata(agent, secret_name(agent)),
         "type": "Opaque",
-        "data": {
-            entry: base64.b64encode(key.encode()).decode()
-            for entry, key in ((WORKER_KEY, worker_key), (TICKET_KEY, ticket_key))
-        },
+        "data": encoded({WORKER_KEY: worker_key, TICKET_KEY: ticket_key}),
     }
+
+
+def encoded(entries: Mapping[str, str]) -> dict[str, str]:
+    """Texts as the `data` of a Secret."""
+    return {entry: base64.b64encode(text.encode()).decode() for entry, text in entries.items()}
 
 
 def secret_strings(secret: Json) -> dict[str, str]:
@@ -100,6 +110,8 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",
     }
+    if installation.ca:
+        metadata["annotations"][ANNOTATION_CA] = installation.ca
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -172,14 +184,20 @@ def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
         ENV_MAX_SECONDS: str(agent.session.max_seconds),
     }
     own = {ENV_WORKER: "metadata.name", ENV_HOST: "status.podIP"}
-    key = {"name": secret_name(agent), "key": WORKER_KEY}
+    kept = {ENV_WORKER_KEY: WORKER_KEY}
+    if installation.ca:
+        kept |= {ENV_TLS_CA: CA_CERT_FILE, ENV_TLS_CERT: TLS_CERT_FILE, ENV_TLS_KEY: TLS_KEY_FILE}
+    secret = secret_name(agent)
     return [
         *({"name": name, "value": value} for name, value in plain.items()),
         *(
             {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
             for name, path in own.items()
         ),
-        {"name": ENV_WORKER_KEY, "valueFrom": {"secretKeyRef": key}},
+        *(
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": entry}}}
+            for name, entry in kept.items()
+        ),
     ]
 
 
@@ -217,9 +235,14 @@ def template_hash(agent: VoiceAgent, installation: Installation) -> str:
 
 
 def burst_app(agent: VoiceAgent) -> str:
-    """The name of its app at Modal. The uid keeps two clusters in one workspace apart."""
-    tail = f"-{agent.uid[:8]}"
-    head = f"{MANAGED_BY}-{agent.namespace}-{agent.name}"
+    """The name of its app at Modal."""
+    return app_name(agent.namespace, agent.name, agent.uid)
+
+
+def app_name(namespace: str, name: str, uid: str) -> str:
+    """The name of an agent's app at Modal. The uid keeps two clusters in one workspace apart."""
+    tail = f"-{uid[:8]}"
+    head = f"{MANAGED_BY}-{namespace}-{name}"
     return head[: LONGEST_APP_NAME - len(tail)] + tail
 
 

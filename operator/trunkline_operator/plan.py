@@ -67,6 +67,14 @@ class EnsureSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class IssueCertificate:
+    """Put a new certificate for the workers into the agent's own Secret (`authority.issued`)."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreatePod:
     name: str
     manifest: Json
@@ -121,6 +129,7 @@ Step = (
     AddFinalizer
     | RemoveFinalizer
     | EnsureSecret
+    | IssueCertificate
     | CreatePod
     | Drain
     | Undrain
@@ -190,7 +199,7 @@ class View:
         self.pods = sorted(own, key=lambda pod: pod.ordinal)
 
     def current(self, pod: PodFacts) -> bool:
-        return pod.template == self.template
+        return pod.template == self.template and pod.ca == self.installation.ca
 
     def busy(self, pod: PodFacts) -> int | None:
         """The pod's calls; None = unknown. A worker that was never ready has none."""
@@ -206,6 +215,10 @@ class View:
     def broken(self, pod: PodFacts) -> bool:
         """Of an older template and not running: it holds no call and nobody waits for it."""
         return not self.current(pod) and not pod.started and self.busy(pod) == 0
+
+    def stranded(self, pod: PodFacts) -> bool:
+        """Of another CA than the gateways that report: it can link to none of them, and gets no new call."""
+        return self.world.traffic.known and pod.ca != self.installation.ca
 
     def drained(self, pod: PodFacts) -> bool:
         """It was told to drain, and no call is left on it."""
@@ -245,6 +258,8 @@ def _foundation(view: View) -> Iterator[Step]:
         yield AddFinalizer()
     if not view.world.secret_exists:
         yield EnsureSecret(secret_name(view.agent))
+    if view.world.certificate:
+        yield IssueCertificate(secret_name(view.agent), view.world.certificate)
 
 
 # --- pods ------------------------------------------------------------------------------------------------
@@ -254,10 +269,10 @@ def _pods(view: View, wanted: int) -> Iterator[Step]:
     """Pods that ended go; then pods are added, or drained, or rolled; drained ones go."""
     here = [pod for pod in view.pods if not pod.terminating]
     yield from (DeletePod(pod.name, pod.uid) for pod in here if pod.finished)
-    broken = [pod for pod in here if pod.active and view.broken(pod)]
-    active = [pod for pod in here if pod.active and not view.broken(pod)]
+    useless = [pod for pod in here if pod.active and (view.broken(pod) or view.stranded(pod))]
+    active = [pod for pod in here if pod.active and pod not in useless]
     draining = [pod for pod in here if pod.draining and not pod.finished]
-    yield from (_removal(view, pod) for pod in broken)
+    yield from (_removal(view, pod) for pod in useless)
 
     returning: list[PodFacts] = []
     if len(active) < wanted:

@@ -11,9 +11,11 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from trunkline_operator import metrics
+from trunkline_operator.authority import Authority, new_certificate, why_issue
 from trunkline_operator.burst import Credentials
 from trunkline_operator.cluster import ApiError, Cluster, path
 from trunkline_operator.deployments import Account, Deployments, described
@@ -22,6 +24,7 @@ from trunkline_operator.manifests import (
     TICKET_KEY,
     WORKER_KEY,
     Installation,
+    encoded,
     secret,
     secret_name,
     secret_strings,
@@ -33,6 +36,7 @@ from trunkline_operator.plan import (
     DeployBurst,
     Drain,
     EnsureSecret,
+    IssueCertificate,
     Plan,
     RemoveFinalizer,
     Requeue,
@@ -64,6 +68,7 @@ class Settings:
     default_namespace: str
     status_seconds: float
     resync_seconds: float
+    authority: Authority | None = None  # None: plain links
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,6 +178,7 @@ class Reconciler:
             pods=tuple(PodFacts.of(pod) for pod in pods),
             traffic=self._traffic(agent.key),
             secret_exists=own is not None,
+            certificate=self._certificate(own or {}, agent, now),
             burst=self._burst_facts(obj, agent, account),
             access=caller_keys_missing(agent, callers),
         )
@@ -183,6 +189,13 @@ class Reconciler:
             proxy_token=proxy_token(account or {}),
         )
         return _Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
+
+    def _certificate(self, own: Mapping[str, str], agent: VoiceAgent, now: float) -> str:
+        """Why the workers need a new certificate; "" = they do not."""
+        authority = self._settings.authority
+        if authority is None:
+            return ""
+        return why_issue(own, authority, agent.key, datetime.fromtimestamp(now, UTC))
 
     async def _secret(self, namespace: str, name: str) -> dict[str, str] | None:
         """The entries of a Secret, None if it does not exist."""
@@ -208,7 +221,9 @@ class Reconciler:
     def _burst_facts(
         self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None
     ) -> BurstFacts:
-        facts = self._deployments.facts(agent.key, BurstFacts.of(obj.get("status") or {}))
+        # Without the finalizer nobody looked after the app, and `release` may have stopped it.
+        status = obj.get("status") or {} if FINALIZER in agent.finalizers else {}
+        facts = self._deployments.facts(agent.key, BurstFacts.of(status))
         missing = ""
         if agent.burst:
             missing = credentials_missing(agent.burst, account)
@@ -259,6 +274,8 @@ class Reconciler:
                     agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES)
                 )
                 await cluster.create(path("Secret", agent.namespace), body)
+            case IssueCertificate():
+                await self._issue(seen, step.name)
             case CreatePod():
                 if await cluster.create(path("Pod", agent.namespace), step.manifest) is None:
                     log.warning("%s: a pod %s is there already", agent.key, step.name)
@@ -292,6 +309,12 @@ class Reconciler:
             ):  # gone, or another has its name: the next look sees it
                 raise
 
+    async def _issue(self, seen: _Seen, name: str) -> None:
+        """In one write, so that whoever reads the Secret finds a pair."""
+        if (authority := self._settings.authority) is not None:
+            data = encoded(new_certificate(authority, seen.agent.key))
+            await self._cluster.patch(path("Secret", seen.agent.namespace, name), {"data": data})
+
     async def _deploy(self, seen: _Seen, step: DeployBurst) -> None:
         burst = seen.agent.burst
         if burst is None:
@@ -315,6 +338,7 @@ class Reconciler:
             seen.world.burst.url,
             plan.draining,
             default_namespace=seen.agent.namespace == self._settings.default_namespace,
+            worker_ca=self._settings.authority.pem if self._settings.authority else "",
         )
         self._fleet.set_route(seen.agent.key, made)
 
@@ -394,7 +418,8 @@ def proxy_token(account: Mapping[str, str]) -> str:
 def words(step: Step) -> str:
     """A step for the log; a manifest is too long for it."""
     name = getattr(step, "name", "") or getattr(step, "app", "")
-    return f"{type(step).__name__} {name}".rstrip()
+    why = getattr(step, "why", "")
+    return f"{type(step).__name__} {name}".rstrip() + (f": {why}" if why else "")
 
 
 def difference(old: Json, new: Json) -> Json:

@@ -29,10 +29,12 @@ def route(
     draining: Iterable[str] = (),
     *,
     default_namespace: bool = False,
+    worker_ca: str = "",
 ) -> Route:
     """The route of an agent; one that is being deleted has no rung, so that it takes no new call.
 
-    `burst_url` is "" while no app is deployed, and then there is no burst rung.
+    `burst_url` is "" while no app is deployed, and then there is no burst rung. `worker_ca` is the PEM of the
+    CA of workers' certificates, "" where their links are plain.
     """
     content = Route(
         agent=agent.key,
@@ -48,6 +50,8 @@ def route(
     )
     if default_namespace:
         content["defaultNamespace"] = True
+    if worker_ca:
+        content["workerTls"] = worker_ca
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     # Gateways keep it beside keys, and anybody may see it in a log: it must not give a key away.
     content["hash"] = hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from trunkline_operator.spec import Json, epoch
-from trunkline_runtime.contract import ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
+from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
 CONTAINER: Final = "worker"
 """The pod's container that is the worker."""
@@ -41,6 +41,7 @@ class PodFacts:
     terminating: bool = False
     draining_since: float | None = None
     template: str = ""
+    ca: str = ""  # the CA of its links; "" = plain
     unschedulable: str = ""  # the scheduler's words
     trouble: str = ""  # the kubelet's words: image pull, crash loop, wrong configuration
     restarts: int = 0
@@ -86,6 +87,7 @@ class PodFacts:
             terminating="deletionTimestamp" in metadata,
             draining_since=_moment(annotations.get(ANNOTATION_DRAINING)),
             template=annotations.get(ANNOTATION_TEMPLATE, ""),
+            ca=annotations.get(ANNOTATION_CA, ""),
             unschedulable=scheduled.get("message", "")
             if scheduled.get("status") == "False"
             else "",
@@ -186,5 +188,6 @@ class World:
     pods: tuple[PodFacts, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
     secret_exists: bool = False  # the agent's own, `<agent>-trunkline`
+    certificate: str = ""  # "" = its workers' is good; else the words why another must be issued
     burst: BurstFacts = field(default_factory=BurstFacts)
     access: str = ""  # "" = callers' keys were read; else the sentence that says what is missing

@@ -20,6 +20,7 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trunkline"
 ANNOTATION_DRAINING: Final = f"{GROUP}/draining"  # when the drain began, RFC 3339
 ANNOTATION_TEMPLATE: Final = f"{GROUP}/template"  # hash of image, model, hardware and slots
+ANNOTATION_CA: Final = f"{GROUP}/ca"  # identity of the CA whose links the pod can speak; none: plain
 FINALIZER: Final = f"{GROUP}/drain"  # pods drained, Modal app stopped
 
 # Default ports. A gateway listens on the first two and on HEALTH_PORT, a worker on WORKER_PORT and
@@ -45,7 +46,7 @@ AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
 # Environment of a worker, in a pod and in a Modal container alike.
 ENV_AGENT: Final = "TRUNKLINE_AGENT"  # namespace/name
 ENV_WORKER: Final = "TRUNKLINE_WORKER"  # the pod's name
-ENV_ENGINE: Final = "TRUNKLINE_ENGINE"  # loopback | speech
+ENV_ENGINE: Final = "TRUNKLINE_ENGINE"  # loopback | speech | moshi
 ENV_SLOTS: Final = "TRUNKLINE_SLOTS"
 ENV_HOST: Final = "TRUNKLINE_HOST"  # address to listen on; a pod's own
 ENV_PORT: Final = "TRUNKLINE_PORT"
@@ -58,6 +59,12 @@ ENV_MAX_SECONDS: Final = "TRUNKLINE_MAX_SECONDS"  # the longest call, and so the
 ENV_TLS_CA: Final = "TRUNKLINE_TLS_CA"  # whom its gateways' certificates must come from
 ENV_TLS_CERT: Final = "TRUNKLINE_TLS_CERT"  # for `worker_server_name`, with any chain behind it
 ENV_TLS_KEY: Final = "TRUNKLINE_TLS_KEY"
+# Of a worker with the Moshi engine.
+ENV_MODEL: Final = "TRUNKLINE_MODEL"  # tiny, owner/name[@revision] at Hugging Face, or a folder
+ENV_STT_MODEL: Final = "TRUNKLINE_STT_MODEL"  # likewise; empty for no transcript
+ENV_DEVICE: Final = "TRUNKLINE_DEVICE"  # cuda | cpu
+ENV_INT8: Final = "TRUNKLINE_INT8"  # 1: quantise Moshi's linear layers
+ENV_CONTEXT_SECONDS: Final = "TRUNKLINE_CONTEXT_SECONDS"  # 0: as far back as the model can look
 # Environment of gateway and operator.
 ENV_OPERATOR_TOKEN: Final = "TRUNKLINE_OPERATOR_TOKEN"  # the bearer of their link
 
