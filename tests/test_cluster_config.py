@@ -97,6 +97,17 @@ def test_every_cluster_has_its_own_cgroup() -> None:
     assert components.kubelet(AT)["cgroupRoot"] == f"/{AT.cgroup}"
 
 
+def test_cgroups_of_the_dead_are_swept_and_no_others(tmp_path: Path) -> None:
+    """Folders stand for cgroups: one with something in it cannot be removed, as one in use cannot."""
+    dead, used = (components.cgroup(Path(text)) for text in ("/dead", "/used"))
+    (tmp_path / dead / "kubepods" / "pod1").mkdir(parents=True)
+    (tmp_path / used / "kubepods").mkdir(parents=True)
+    (tmp_path / used / "kubepods" / "process").touch()
+    (tmp_path / "trunkline-mine").mkdir()
+    host.sweep_cgroups(tmp_path, components.CGROUPS)
+    assert {entry.name for entry in tmp_path.iterdir()} == {used, "trunkline-mine"}
+
+
 def test_components_agree_with_each_other() -> None:
     commands = components.commands(AT)
     for name in ("kube-apiserver", "kube-controller-manager", "kube-router"):

@@ -150,6 +150,8 @@ class Cluster:
                     self._node.run(*command, stdin=file)
             except OSError as error:
                 raise ClusterError(f"cannot read the image archive {archive}: {error}") from error
+            except ClusterError as error:
+                raise ClusterError(f"the image archive {archive} was not taken: {error}") from error
             self._tell(f"{archive.name} imported")
 
     def set_gpus(self, count: int) -> None:
@@ -188,6 +190,8 @@ class Cluster:
             )
         if self._folder.exists() and any(self._folder.iterdir()):
             self.down()
+        for hierarchy in host.hierarchies(host.mounts()):
+            host.sweep_cgroups(hierarchy, components.CGROUPS)
         self.logs.mkdir(parents=True)
         (self._folder / MARK).touch()
 

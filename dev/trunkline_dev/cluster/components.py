@@ -21,6 +21,8 @@ from trunkline_dev.cluster.network import (
 from trunkline_dev.kube import Json
 
 NODE: Final = "trunkline"
+CGROUPS: Final = "trunkline-" + "[0-9a-f]" * 12
+"""The names that `cgroup` gives, as a pattern of file names."""
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
 _ETCD_URL: Final = "http://127.0.0.1:2379"
 _LOCAL: Final = ("--leader-elect=false", "--bind-address=127.0.0.1")

@@ -221,14 +221,27 @@ def remove_cgroups(name: str) -> None:
     for hierarchy in hierarchies(mounts()):
         top = hierarchy / name
         while top.exists():
-            # Files in a cgroup cannot be removed and need not be; only its folders count.
-            for folder, _, _ in os.walk(top, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+            _prune(top)
             if top.exists() and time.monotonic() > deadline:
                 raise ClusterError(f"{top} is still in use {REMOVAL_SECONDS:g} s after the end")
             if top.exists():
                 time.sleep(0.05)
+
+
+def sweep_cgroups(top: Path, pattern: str) -> None:
+    """Removes the cgroups of such names directly below `top`, as far as no process is in them.
+
+    They are of clusters that were killed, and whose folders nobody used again.
+    """
+    for dead in top.glob(pattern):
+        _prune(dead)
+
+
+def _prune(top: Path) -> None:
+    # Files in a cgroup cannot be removed and need not be; only its folders count.
+    for folder, _, _ in os.walk(top, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def link_owner() -> str | None:
