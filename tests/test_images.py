@@ -156,13 +156,13 @@ def test_every_image_runs_as_a_user_without_rights_and_ends_by_sigterm() -> None
 
 
 def test_no_image_has_the_tools_that_built_it() -> None:
-    final = stages()["assembled"]
-    assert final[0] == ("FROM", "base AS assembled")
-    copies = {rest for word, rest in final if word == "COPY"}
-    assert copies == {
-        "--from=packages /opt/trunkline /opt/trunkline",
-        "--from=code /code/opt/trunkline /opt/trunkline",
-    }
+    (installing,) = [rest for word, rest in stages()["packages"] if word == "RUN"]
+    assert "venv --without-pip /opt/trunkline" in installing
+    assert installing.startswith("--mount=type=bind,source=build/wheels,")  # pip and the wheels
+    assert "--no-cache-dir" in installing
+    copies = {rest for word, rest in stages()["assembled"] if word == "COPY"}
+    assert copies == {"--from=code /code/opt/trunkline /opt/trunkline"}
+    assert "RUN" not in {word for word, _ in stages()["assembled"]}
     assert "RUN" not in {word for image in EXTRAS for word, _ in stages()[image]}
 
 
@@ -372,6 +372,15 @@ def shell_tool(builder: ModuleType, *, identify: str = "echo one", pull: str = "
             "sh", "-c", 'echo "$0" >> "$1"; ! test -e "${1%/*}/broken"', image, str(path),
         ),
     )  # fmt: skip
+
+
+def test_a_second_build_in_the_same_folder_is_refused(builder: ModuleType, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    refused = pytest.raises(builder.CannotBuild, match="another images/build")
+    with builder.alone(lock), refused, builder.alone(lock):
+        pass
+    with builder.alone(lock):
+        pass
 
 
 def test_an_archive_that_fails_leaves_the_last_whole_one(
