@@ -81,7 +81,9 @@ def test_a_file_is_read_as_its_own_library_reads_it(
         with lock:
             arrived[0] += size
 
-    tensors = reading.read(found, staged=staged, threads=threads, arrived=count)
+    destination = reading.Destination(found)
+    reading.fill(destination, staged=staged, threads=threads, arrived=count)
+    tensors = destination.tensors
     expected = load_file(tmp_path / "x.safetensors")
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -115,7 +117,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     os.truncate(found.path, found.end - 100)
     for staged in (False, True):
         with pytest.raises(ModelError, match="became shorter"):
-            reading.read(found, staged=staged)
+            reading.fill(reading.Destination(found), staged=staged)
 
 
 # --- what is refused, and how it is said ---------------------------------------------------------------

@@ -120,16 +120,14 @@ def _to_verify(
 
 
 def _built(moshi: Checkpoint, stt: Checkpoint | None, wanted: Wanted) -> list[_Part]:
-    lm_file = layout(moshi.weights)
-    parts = [
-        _Part(f"Mimi of {moshi.name}", _build_mimi(moshi), layout(moshi.mimi), None),
-        _Part(moshi.name, _build_lm(moshi, lm_file, wanted.dtype), lm_file, wanted.dtype),
-    ]
-    if stt is not None:
-        stt_file = layout(stt.weights)
-        parts.append(
-            _Part(stt.name, _build_lm(stt, stt_file, wanted.dtype), stt_file, wanted.dtype)
-        )
+    with _explained(moshi):
+        mimi = hollow_mimi(moshi.mimi_config)
+    parts = [_Part(f"Mimi of {moshi.name}", mimi, layout(moshi.mimi), None)]
+    for found in filter(None, (moshi, stt)):
+        file = layout(found.weights)
+        with _explained(found):
+            lm = hollow_lm(found.language_model, wanted.dtype or _float_dtype(file))
+        parts.append(_Part(found.name, lm, file, wanted.dtype))
     return parts
 
 
@@ -162,18 +160,20 @@ class _Unfilled(TorchFunctionMode):  # type: ignore[misc]  # torch is Any to myp
         return func(*args, **kwargs)
 
 
-def _build_lm(found: Checkpoint, weights: Layout, dtype: torch.dtype | None) -> LMModel:
-    config = loaders._lm_kwargs if found.language_model is None else found.language_model
-    with _explained(found), _Unfilled():
-        return loaders.get_moshi_lm(
-            None, lm_kwargs=dict(config), device=META, dtype=dtype or _float_dtype(weights)
+def hollow_lm(config: Mapping[str, Any] | None, dtype: torch.dtype) -> LMModel:
+    """A language model without memory, on the meta device; Moshi 7B where no config is given."""
+    config = loaders._lm_kwargs if config is None else config
+    with _Unfilled():
+        return loaders.get_moshi_lm(None, lm_kwargs=dict(config), device=META, dtype=dtype)
+
+
+def hollow_mimi(config: Mapping[str, Any] | None) -> MimiModel:
+    """A codec without memory, with all its codebooks."""
+    config = loaders._mimi_config if config is None else config
+    with META, _Unfilled():
+        return loaders.get_mimi(
+            None, dict(config), device=META, num_codebooks=config["quantizer"]["n_q"]
         )
-
-
-def _build_mimi(found: Checkpoint) -> MimiModel:
-    config = loaders._mimi_config if found.mimi_config is None else found.mimi_config
-    with _explained(found), META, _Unfilled():
-        return loaders.get_mimi(None, config, device=META, num_codebooks=config["quantizer"]["n_q"])
 
 
 @contextlib.contextmanager

@@ -1,19 +1,19 @@
 """Safetensors files to a device, as fast as the machine reads.
 
 Several threads read pieces of the file at once, straight into the memory where the tensors will live (CPU),
-or through pinned staging buffers from which the GPU takes them while the next piece is read (CUDA). The
+or through pinned buffers from which the GPU takes one piece while the next is read (CUDA). The
 header is checked first, and against the file's size, so that a bad file is refused before any byte is read.
 
 Format: https://huggingface.co/docs/safetensors: eight bytes that say how long the header is, the header as
 JSON, the tensors without gaps.
 """
 
+import bisect
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -101,47 +101,82 @@ def layout(path: Path) -> Layout:
     return found
 
 
+class Destination:
+    """Where the tensors of one file will live, with the types of the file; `tensors` holds them by name.
+
+    On a CPU they share one piece of memory, into which files are read without a copy in between. On another
+    device each has its own, so that it can be given up alone. Raises `ModelError` where there is no room.
+    """
+
+    def __init__(self, found: Layout, device: torch.device | str = "cpu") -> None:
+        self.layout = found
+        self.device = torch.device(device)
+        try:
+            if self.device.type == "cpu":
+                self.arena = torch.empty(found.bytes, dtype=torch.uint8)
+                self.tensors = {p.name: _shaped(self._part(p), p) for p in found.tensors}
+            else:
+                self.tensors = {
+                    p.name: torch.empty(p.shape, dtype=p.dtype, device=self.device)
+                    for p in found.tensors
+                }
+        except (MemoryError, RuntimeError) as error:
+            raise _no_room(found, str(device)) from error
+
+    def raw(self) -> list[tuple[Placed, torch.Tensor]]:
+        """The bytes of each tensor that has any."""
+        return [
+            (placed, self.tensors[placed.name].view(-1).view(torch.uint8))
+            for placed in self.layout.tensors
+            if placed.start < placed.end
+        ]
+
+    def _part(self, placed: Placed) -> torch.Tensor:
+        return self.arena[placed.start - self.layout.start : placed.end - self.layout.start]
+
+
 def read(
-    found: Layout,
-    device: torch.device | str = "cpu",
+    found: Layout, device: torch.device | str = "cpu", *, arrived: Arrived = lambda _: None
+) -> dict[str, torch.Tensor]:
+    """All tensors of a file by name, on the device. Raises `ModelError`, as `fill` does."""
+    destination = Destination(found, device)
+    fill(destination, arrived=arrived)
+    return destination.tensors
+
+
+def fill(
+    destination: Destination,
     *,
     arrived: Arrived = lambda _: None,
     threads: int | None = None,
     staged: bool | None = None,
-) -> dict[str, torch.Tensor]:
-    """All tensors of a file by name, on the device, with the types of the file.
-
-    On a CPU they share one piece of memory; on another device each has its own, so that it can be given up
-    alone. `staged` says whether buffers stand between, by default everywhere but on a CPU. Raises
-    `ModelError` when the file ends early or the device has no room.
-    """
-    device = torch.device(device)
+) -> None:
+    """Reads a file into its destination. `staged` says whether buffers stand between: where the device
+    cannot be read to, they must. Raises `ModelError` for a file that ends early or cannot be read."""
+    found = destination.layout
+    if not found.bytes:
+        return  # tensors without a number
     if threads is None:
         threads = max(MIN_THREADS, min(MAX_THREADS, len(os.sched_getaffinity(0))))
-    descriptor = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+    if staged is None:
+        staged = destination.device.type != "cpu"
     try:
-        os.posix_fadvise(descriptor, found.start, found.bytes, os.POSIX_FADV_WILLNEED)
-        if staged or (staged is None and device.type != "cpu"):
-            return _read_staged(descriptor, found, device, arrived, threads)
-        return _read_in_place(descriptor, found, arrived, threads)
-    except torch.OutOfMemoryError as error:
-        raise _no_room(found, str(device)) from error
+        descriptor = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, found.start, found.bytes, os.POSIX_FADV_WILLNEED)
+            (_fill_staged if staged else _fill_arena)(descriptor, destination, arrived, threads)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise ModelError(
-            f"{found.path} cannot be read to memory: {error.strerror or error}"
-        ) from error
-    finally:
-        os.close(descriptor)
+        raise ModelError(f"{found.path} cannot be read: {error.strerror or error}") from error
 
 
 # --- to memory -----------------------------------------------------------------------------------------
 
 
-def _read_in_place(
-    descriptor: int, found: Layout, arrived: Arrived, threads: int
-) -> dict[str, torch.Tensor]:
-    memory = _memory(found.bytes)
-    with memoryview(memory) as whole, ThreadPoolExecutor(threads) as pool:
+def _fill_arena(descriptor: int, destination: Destination, arrived: Arrived, threads: int) -> None:
+    found = destination.layout
+    with memoryview(destination.arena.numpy()) as whole, ThreadPoolExecutor(threads) as pool:
 
         def piece(start: int, end: int) -> None:
             with whole[start - found.start : end - found.start] as target:
@@ -149,62 +184,39 @@ def _read_in_place(
             arrived(end - start)
 
         _finish([pool.submit(piece, start, end) for start, end in _pieces(found)])
-    arena = torch.frombuffer(memory, dtype=torch.uint8)
-    return {
-        placed.name: _shaped(arena[placed.start - found.start : placed.end - found.start], placed)
-        for placed in found.tensors
-    }
-
-
-def _memory(size: int) -> mmap.mmap:
-    """Fresh memory in huge pages, where the machine has them: with small ones the kernel hands over a file
-    of 2 GiB in half a million steps."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def _shaped(raw: torch.Tensor, placed: Placed) -> torch.Tensor:
-    if raw.storage_offset() % placed.dtype.itemsize:
-        raw = raw.clone()  # no writer that we know leaves a tensor between two words
     return raw.view(placed.dtype).view(placed.shape)
 
 
 # --- to a device, through staging buffers --------------------------------------------------------------
 
 
-def _read_staged(
-    descriptor: int, found: Layout, device: torch.device, arrived: Arrived, threads: int
-) -> dict[str, torch.Tensor]:
-    tensors = {
-        placed.name: torch.empty(placed.shape, dtype=placed.dtype, device=device)
-        for placed in found.tensors
-    }
-    targets = [
-        (placed, tensors[placed.name].view(-1).view(torch.uint8))
-        for placed in found.tensors
-        if placed.start < placed.end
-    ]
+def _fill_staged(descriptor: int, destination: Destination, arrived: Arrived, threads: int) -> None:
+    found, targets = destination.layout, destination.raw()
     pieces = list(_pieces(found))
     threads = min(threads, len(pieces))
 
     def share(first: int) -> None:
-        lane = _Lane(device)
+        lane = _Lane(destination.device)
         for start, end in pieces[first::threads]:
-            target = lane.next_buffer()
-            with memoryview(target.numpy())[: end - start] as view:
+            buffer = lane.next_buffer()
+            with memoryview(buffer.numpy())[: end - start] as view:
                 _fill(descriptor, found.path, view, start)
-            lane.send(target, start, end, targets)
+            lane.send(buffer, start, end, targets)
             arrived(end - start)
         lane.wait()
 
     with ThreadPoolExecutor(threads) as pool:
         _finish([pool.submit(share, first) for first in range(threads)])
-    return tensors
 
 
 class _Lane:
-    """One reading thread's way to the device: two buffers, of which one fills while the other empties."""
+    """One reading thread's way to the device: two buffers, of which one fills while the other empties.
+
+    They are pinned where the device is a GPU, which takes from no other memory while the thread goes on.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -223,10 +235,14 @@ class _Lane:
         return self._buffers[self._turn]
 
     def send(
-        self, buffer: torch.Tensor, start: int, end: int, targets: Sequence[tuple[Placed, Any]]
+        self,
+        buffer: torch.Tensor,
+        start: int,
+        end: int,
+        targets: Sequence[tuple[Placed, torch.Tensor]],
     ) -> None:
         """Copies bytes `start` to `end` of the file to the tensors that they belong to."""
-        with self._on_stream():
+        with torch.cuda.stream(self._stream) if self._cuda else nullcontext():
             for placed, target in _touched(targets, start, end):
                 low, high = max(start, placed.start), min(end, placed.end)
                 target[low - placed.start : high - placed.start].copy_(
@@ -239,16 +255,14 @@ class _Lane:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream) if self._cuda else nullcontext()
-
 
 def _touched(
-    targets: Sequence[tuple[Placed, Any]], start: int, end: int
-) -> Iterator[tuple[Placed, Any]]:
-    for placed, target in targets:
-        if placed.end > start and placed.start < end:
-            yield placed, target
+    targets: Sequence[tuple[Placed, torch.Tensor]], start: int, end: int
+) -> Sequence[tuple[Placed, torch.Tensor]]:
+    """Those of the targets that a part of the file touches; they are in the order of the file."""
+    first = bisect.bisect_right(targets, start, key=lambda target: target[0].end)
+    after = bisect.bisect_left(targets, end, key=lambda target: target[0].start)
+    return targets[first:after]
 
 
 # --- both ----------------------------------------------------------------------------------------------
@@ -293,6 +307,8 @@ def _placed(header: dict[str, Any], data: int) -> tuple[Placed, ...]:
             count *= side
         if end - start != count * dtype.itemsize or min(shape, default=0) < 0:
             raise ValueError(f"{name} does not fill its place")
+        if start % dtype.itemsize:
+            raise ValueError(f"{name} begins between two words")  # no writer does that
         tensors.append(Placed(name, dtype, shape, data + start, data + end))
     tensors.sort(key=lambda placed: (placed.start, placed.end))
     ends = [data, *(placed.end for placed in tensors)]
