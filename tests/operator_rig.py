@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from helm_python import Chart
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError, condition, is_true
@@ -102,6 +103,38 @@ class World:
         told = [line["message"] for line in self.log if line["logger"] == "trunkline.reconcile"]
         return [message.removeprefix(head) for message in told if message.startswith(head)]
 
+    async def kubeconfig_of(self, account: str, folder: Path) -> Path:
+        """A kubeconfig with no other rights than that ServiceAccount's."""
+        where = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{account}/token"
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        answer = await self.api.create(where, asked)
+        config = yaml.safe_load(Path(self.env["KUBECONFIG"]).read_text())
+        config["users"][0]["user"] = {"token": answer["status"]["token"]}
+        file = folder / f"kubeconfig-of-{account}"
+        file.write_text(yaml.safe_dump(config))
+        return file
+
+    @contextlib.asynccontextmanager
+    async def charted(self, values: Json, *templates: str) -> AsyncIterator[None]:
+        """What these templates of the chart make is there, but for what would run."""
+        files = Chart.load(str(ROOT / "charts/trunkline")).render(
+            values, name="trunkline", namespace=self.namespace
+        )
+        made = [
+            body
+            for name, text in files.items()
+            if name.endswith(templates)
+            for body in yaml.safe_load_all(text)
+            if body and body["kind"] not in ("Deployment", "Job")
+        ]
+        for body in made:
+            await self.api.apply(rights_path(body, self.namespace), body)
+        try:
+            yield
+        finally:
+            for body in made:
+                await self.api.delete(rights_path(body, self.namespace))
+
     # --- its users
 
     async def apply(self, spec: Json | None = None) -> None:
@@ -161,6 +194,17 @@ class World:
         await self.make_ready(f"{NAME}-0")
         await self.serve_calls(0)
         await self.agent(lambda it: is_true(it, "Ready"))
+
+
+def rights_path(body: Json, namespace: str) -> str:
+    """Of a ServiceAccount, or an object of RBAC."""
+    kind, name = body["kind"], body["metadata"]["name"]
+    where = body["metadata"].get("namespace", namespace)
+    if kind == "ServiceAccount":
+        return f"/api/v1/namespaces/{where}/serviceaccounts/{name}"
+    group = "/apis/rbac.authorization.k8s.io/v1"
+    home = "" if kind.startswith("Cluster") else f"/namespaces/{where}"
+    return f"{group}{home}/{kind.lower()}s/{name}"
 
 
 @contextlib.asynccontextmanager

@@ -12,8 +12,7 @@ import httpx
 import pytest
 import yaml
 from fake_gateway import TOKEN
-from helm_python import Chart
-from operator_rig import NAME, ROOT, SPEC, Json, World, free_port, operated
+from operator_rig import NAME, SPEC, World, free_port, operated
 from websockets.asyncio.server import serve
 
 from trunkline_dev.controlplane import ControlPlane
@@ -298,59 +297,31 @@ async def test_the_rights_that_the_chart_gives_are_enough(
     world: World, tmp_path: Path, namespaced: bool
 ) -> None:
     values = {"watchNamespaces": [world.namespace]} if namespaced else {}
-    files = Chart.load(str(ROOT / "charts/trunkline")).render(
-        values, name="trunkline", namespace=world.namespace
-    )
-    made = [
-        body
-        for name, text in files.items()
-        if name.endswith(("rbac.yaml", "operator.yaml"))
-        for body in yaml.safe_load_all(text)
-        if body and body["kind"] != "Deployment"
-    ]
-    for body in made:
-        await world.api.apply(rights_path(body, world.namespace), body)
-    account = f"/api/v1/namespaces/{world.namespace}/serviceaccounts/trunkline-operator/token"
-    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    answer = await world.api.create(account, asked)
-
-    config = yaml.safe_load(Path(world.env["KUBECONFIG"]).read_text())
-    config["users"][0]["user"] = {"token": answer["status"]["token"]}
-    file = tmp_path / "kubeconfig"
-    file.write_text(yaml.safe_dump(config))
-    flags = (
-        f"--routes-secret={world.namespace}/trunkline-routes",
-        f"--lease={world.namespace}/trunkline-operator",
-    )
-    operator = await world.start(
-        *flags, everywhere=not namespaced, env={"KUBECONFIG": str(file), "POD_ID": "mine"}
-    )
-    lease = f"/apis/coordination.k8s.io/v1/namespaces/{world.namespace}/leases/trunkline-operator"
-    first = await world.api.wait_for_one(lease)
-    assert first["spec"]["holderIdentity"].startswith("mine_")
-    await world.one_ready_pod()
-    await world.api.wait_for_one(f"{world.secrets}/trunkline-routes")
-    await world.api.delete(world.agent_path)
-    await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
-    await world.serve_calls(0, draining=(0,))
-    await world.api.wait_gone(world.agent_path)
-    renewed = first["spec"]["renewTime"]
-    await world.api.wait_for_one(lease, lambda it: it["spec"]["renewTime"] > renewed)
-    assert await operator.stop() == 0
-    assert (await world.api.get(lease))["spec"]["holderIdentity"] == ""
-    assert [line for line in world.log if line["level"] in ("WARNING", "ERROR")] == []
-    for body in made:
-        await world.api.delete(rights_path(body, world.namespace))
-
-
-def rights_path(body: Json, namespace: str) -> str:
-    """Of a ServiceAccount, or an object of RBAC."""
-    kind, name = body["kind"], body["metadata"]["name"]
-    if kind == "ServiceAccount":
-        return f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}"
-    group = "/apis/rbac.authorization.k8s.io/v1"
-    where = "" if kind.startswith("Cluster") else f"/namespaces/{namespace}"
-    return f"{group}{where}/{kind.lower()}s/{name}"
+    async with world.charted(values, "rbac.yaml", "operator.yaml"):
+        file = await world.kubeconfig_of("trunkline-operator", tmp_path)
+        flags = (
+            f"--routes-secret={world.namespace}/trunkline-routes",
+            f"--lease={world.namespace}/trunkline-operator",
+        )
+        operator = await world.start(
+            *flags, everywhere=not namespaced, env={"KUBECONFIG": str(file), "POD_ID": "mine"}
+        )
+        lease = (
+            f"/apis/coordination.k8s.io/v1/namespaces/{world.namespace}/leases/trunkline-operator"
+        )
+        first = await world.api.wait_for_one(lease)
+        assert first["spec"]["holderIdentity"].startswith("mine_")
+        await world.one_ready_pod()
+        await world.api.wait_for_one(f"{world.secrets}/trunkline-routes")
+        await world.api.delete(world.agent_path)
+        await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
+        await world.serve_calls(0, draining=(0,))
+        await world.api.wait_gone(world.agent_path)
+        renewed = first["spec"]["renewTime"]
+        await world.api.wait_for_one(lease, lambda it: it["spec"]["renewTime"] > renewed)
+        assert await operator.stop() == 0
+        assert (await world.api.get(lease))["spec"]["holderIdentity"] == ""
+        assert [line for line in world.log if line["level"] in ("WARNING", "ERROR")] == []
 
 
 # --- started wrongly -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import random
 import re
@@ -355,7 +356,8 @@ class Simulation:
 
     def delay(self) -> float:
         """Mostly milliseconds; now and then longer than anybody waits."""
-        return self.random.choice((0.001, 0.01, 0.1)) * 1000 ** (self.random.random() ** 8)
+        usual: float = self.random.choice((0.001, 0.01, 0.1))
+        return usual * math.pow(1000, self.random.random() ** 8)
 
     # --- the server
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,12 +48,13 @@ def run(arguments: Sequence[str], env: Mapping[str, str]) -> int:
 
 def run_release(arguments: Sequence[str]) -> int:
     """The exit status of `trunkline-operator release`."""
+    began = time.monotonic()  # its deadline includes the imports
     from trunkline_operator.release import configured, release
 
     def say(line: str) -> None:
         print(line, flush=True)  # noqa: T201  # its reader is a person
 
-    return asyncio.run(release(configured(arguments), say))
+    return asyncio.run(release(configured(arguments), say, began))
 
 
 def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConfig:

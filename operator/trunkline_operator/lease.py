@@ -3,7 +3,7 @@
 1. Who holds the Lease acts. It believes so for DEADLINE_SECONDS from the moment at which it *sent* its last
    write that the API server confirmed, and ends when it could not renew by then.
 2. Another takes the Lease only when it has itself seen no change of it for LEASE_SECONDS, by its own clock.
-   No two machines' clocks are compared, so they may differ as they like, and run faster or slower by a fifth.
+   No two machines' clocks are compared, so they may differ as they like, and run fast or slow by a tenth.
 3. Each write names the version that it was decided on; whoever is too late is refused and looks again.
 
 A renewal reaches the server no earlier than it was sent, and is seen no earlier than it arrived. So from the
