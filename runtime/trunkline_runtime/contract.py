@@ -32,6 +32,8 @@ HEALTH_PORT: Final = 9090
 
 # Paths.
 REALTIME_PATH: Final = "/v1/realtime"  # OpenAI Realtime, on gateway and worker alike
+CLIENT_SECRETS_PATH: Final = "/v1/realtime/client_secrets"  # OpenAI's; a gateway mints
+TICKETS_PATH: Final = "/v1/realtime/tickets"  # the same for one use in a URL
 WORKERS_PATH: Final = "/v1/workers"  # a worker dials a gateway's control port
 OPERATOR_PATH: Final = "/v1/operator"  # the operator dials a gateway's control port
 HEALTHZ_PATH: Final = "/healthz"
@@ -229,12 +231,41 @@ class BurstRung(TypedDict):
 Rung = WarmRung | BurstRung
 
 
+class Jwt(TypedDict):
+    """Whose tokens are taken. One of `jwksUri` and `jwks` is there."""
+
+    issuer: str
+    audience: str
+    jwksUri: NotRequired[str]
+    jwks: NotRequired[str]  # the document itself
+
+
+class TenantLimits(TypedDict):
+    """Of one tenant, at all gateways together; 0 is no limit."""
+
+    concurrentCalls: int
+    startsPerMinute: int
+    minutesPerDay: int
+    guaranteedSlots: int  # warm ones that others leave free for it
+
+
+class Tenants(TypedDict):
+    """How callers are told apart, and what each may have. The name of an API key is its tenant."""
+
+    claim: str  # of a JWT, that names the tenant
+    limits: TenantLimits
+    overrides: dict[str, TenantLimits]
+
+
 class Access(TypedDict):
     """Who may call. Keys are the hex SHA-256 of what callers present as a bearer."""
 
     public: bool
     apiKeys: dict[str, str]  # name of the key → digest
     origins: list[str]  # allowed Origin headers; empty allows all, and no Origin is always allowed
+    jwt: NotRequired[Jwt]
+    tenants: NotRequired[Tenants]
+    mintKey: NotRequired[str]  # signs client secrets and tickets; no worker knows it
 
 
 class Route(TypedDict):
@@ -261,6 +292,7 @@ class Routes(TypedDict):
     version: int
     epoch: int
     routes: list[Route]
+    share: NotRequired[float]  # of every tenant's limits that this gateway may give; 1 without
 
 
 class WorkerLoad(TypedDict):

@@ -13,6 +13,7 @@ from websockets.frames import Close, CloseCode
 
 from trunkline_runtime.contract import MAX_CALL_MESSAGE_BYTES
 from trunkline_runtime.contract import Close as Code
+from trunkline_runtime.gateway.access.pace import AHEAD_SECONDS, Pace
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
 from trunkline_runtime.gateway.ladder import Placement
 from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, pause, resume
@@ -32,9 +33,11 @@ class Facts:
 
     call: str
     agent: str
+    tenant: str
     placement: Placement
     max_seconds: float
     stall_seconds: float  # for either side to read something
+    audio_times_real: float  # how fast its caller may send; 0: as it likes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class Call(asyncio.Protocol):
         "_linger",
         "_loop",
         "_over",
+        "_pace",
         "_ping_due",
         "_send",
         "_transport",
@@ -89,6 +93,7 @@ class Call(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._up = 0
+        self._pace = Pace(self._began, facts.audio_times_real)
         self._over = False
         self._jammed = False  # the caller does not read as fast as the worker speaks
         self._ping_due: bytes | None = None
@@ -165,6 +170,13 @@ class Call(asyncio.Protocol):
     def restart(self) -> None:
         """The gateway's grace is over."""
         self._end(Close(Code.RESTART, "the gateway restarts: call again"), By.GATEWAY)
+
+    def keep_pace(self) -> None:
+        """Ends the call if its caller sends faster than anybody speaks. To be asked each second."""
+        if not self._pace.keeps(self._up, self._loop.time()):
+            times = self.facts.audio_times_real
+            reason = f"audio came {AHEAD_SECONDS:g} s ahead of {times:g} times real time"
+            self._end(Close(Code.POLICY, reason), By.GATEWAY)
 
     def abort(self) -> None:
         self._transport.abort()

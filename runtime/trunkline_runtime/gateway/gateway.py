@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal
 
@@ -20,13 +21,20 @@ from trunkline_runtime.contract import (
     Load,
     WorkerLoad,
 )
-from trunkline_runtime.gateway.admission import Admitted, Denied, admit
+from trunkline_runtime.gateway.access.answers import Admitted, Denied
+from trunkline_runtime.gateway.access.door import Door
+from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds, Doorstep
+from trunkline_runtime.gateway.access.issuers import Pulse
+from trunkline_runtime.gateway.access.limits import Hold, Over, Tenants
+from trunkline_runtime.gateway.access.minted import Minted
+from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
+from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.intake import Answered, Intake
 from trunkline_runtime.gateway.ladder import Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg
+from trunkline_runtime.gateway.leg import LINGER_SECONDS, MAX_HEAD_BYTES, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import Asked, Placer
 from trunkline_runtime.gateway.routes import Route, Routes, WarmRung
@@ -55,12 +63,23 @@ class Identity:
     operator_token: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms a gateway deals with others; the defaults are for a cluster."""
+
+    patience: Patience = field(default_factory=Patience)
+    bounds: Bounds = field(default_factory=Bounds)
+    pulse: Pulse = field(default_factory=Pulse)
+    audio_times_real: float = MOST_TIMES_REAL
+
+
 class Gateway:
     """Everything of one gateway but its listeners. It is the `Desk` of its intakes."""
 
-    def __init__(self, identity: Identity, registry: CollectorRegistry, patience: Patience) -> None:
+    def __init__(self, identity: Identity, registry: CollectorRegistry, terms: Terms) -> None:
         self._identity = identity
-        self._patience = patience
+        self._patience = terms.patience
+        self._audio_times_real = terms.audio_times_real
         self._boot = uuid.uuid4().hex
         self._routes: Routes | None = None
         self._source: Source = "file"
@@ -74,6 +93,10 @@ class Gateway:
         self._less = asyncio.Event()  # one of the three has shrunk
         self._table = Table()
         self._ledger = Ledger(registry)
+        self._clock = steady_clock()
+        self._door = Door(terms.pulse, self._ledger.unopened)
+        self._doorstep = Doorstep(terms.bounds)
+        self._tenants = Tenants()
         self._burst = BurstSessions()
         self.workers = WorkerLinks(self._table, self._by_agent, self._changed)
         self.operator = OperatorLink(identity.operator_token, self._from_operator, self.load)
@@ -82,7 +105,7 @@ class Gateway:
             links=self.workers,
             burst=self._burst,
             ledger=self._ledger,
-            patience=patience,
+            patience=terms.patience,
             changed=self._changed,
         )
 
@@ -112,6 +135,7 @@ class Gateway:
         self._routes, self._source = routes, source
         extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
         log.info("routes were taken", extra=extra)
+        self._door.take(routes.by_agent.values())
         self._routed.set()
         self.workers.routes_changed()
         self.operator.urge()
@@ -140,42 +164,43 @@ class Gateway:
     async def answer(self, call: str, request: Request) -> Answered | Denied:
         """A worker on the line for this caller, or the plain answer instead."""
         begun = asyncio.get_running_loop().time()
-        decision = self._admit(call, request)
-        if isinstance(decision, Denied):
-            self.denied(decision)
-            return decision
-        route = decision.route
-        self._ledger.arrived(route.agent)
-        asked = Asked(
-            call=call,
-            route=route,
-            target=decision.target,
-            subprotocol=decision.subprotocol,
-            begun=begun,
-        )
         self._asking += 1
         try:
-            await self._settling(begun + route.answer_seconds)
-            leg, placement = await self._placer.place(asked)
-        except asyncio.CancelledError:
-            self._ledger.left(call, route.agent)
-            raise
+            decision = await self._admit(call, request)
+            hold = self._hold(call, decision) if isinstance(decision, Admitted) else decision
+            if isinstance(hold, Denied):
+                self.denied(hold)
+                return hold
+            assert isinstance(decision, Admitted), "only they are held a place for"
+            return await self._place(call, decision, hold, begun)
         finally:
             self._asking -= 1
             self._less.set()
-        if leg is None:
-            return self._refuse(call, route, placement)
-        self._legs.add(leg)
-        leg.when_gone(partial(self._leg_gone, leg))
-        self._ledger.placed(call, route, placement)
-        facts = Facts(
-            call=call,
-            agent=route.agent,
-            placement=placement,
-            max_seconds=route.max_seconds,
-            stall_seconds=self._patience.stall,
-        )
-        return Answered(leg, facts, self._ended)
+
+    async def mint(self, order: Order) -> str | Denied:
+        """The body of the answer to a request for a client secret or a ticket."""
+        minted: Minted | Denied
+        if self._routes is None:
+            minted = _unavailable("", f"{self.unready()}\n", "unready", "")
+        else:
+            minted = await self._door.mint(order, self._by_agent(), self._clock())
+        if isinstance(minted, Denied):
+            self.denied(minted)
+            return minted
+        self._ledger.minted(order.agent, order.kind)
+        return as_answer(minted, order.agent)
+
+    def order_reader(self) -> OrderReader:
+        return OrderReader(MAX_HEAD_BYTES, self._identity.default_namespace)
+
+    def arrives(self, peer: str) -> Arrival:
+        arrival = self._doorstep.arrives(peer, self._clock())
+        if arrival is Arrival.CROWDED:
+            self._ledger.denied(Denied(status=429, text="", outcome="limited"))
+        return arrival
+
+    def leaves(self, peer: str) -> None:
+        self._doorstep.leaves(peer)
 
     def denied(self, denied: Denied) -> None:
         self._ledger.denied(denied)
@@ -201,6 +226,10 @@ class Gateway:
             if now - due < STALL_SECONDS:  # else what was said meanwhile may not be read yet
                 self.workers.sweep(now)
                 self.operator.sweep(now)
+            for connection in list(self._open):
+                if isinstance(connection, Call):
+                    connection.keep_pace()
+            self._ledger.keys_read(self._key_ages())
 
     async def settle(self, most: float) -> None:
         """Lets workers dial in before anyone is told that there are none.
@@ -239,6 +268,7 @@ class Gateway:
                     await self._shrunk()
         await self.workers.close()
         await self._burst.close()
+        await self._door.close()
 
     # --- inside ---
 
@@ -266,10 +296,81 @@ class Gateway:
             self._linked.set()
         self.operator.urge()
 
-    def _admit(self, call: str, request: Request) -> Admitted | Denied:
+    async def _admit(self, call: str, request: Request) -> Admitted | Denied:
         if self._draining or self._routes is None:
             return _unavailable(call, f"{self.unready()}\n", "unready", "")
-        return admit(request, self._by_agent(), self._identity.default_namespace)
+        namespace = self._identity.default_namespace
+        return await self._door.admit(request, self._by_agent(), namespace, self._clock())
+
+    def _hold(self, call: str, admitted: Admitted) -> Hold | Denied:
+        """A place in the tenant's account, or the limit that is in the way."""
+        agent, tenant = admitted.route.agent, admitted.caller.tenant
+        limits = admitted.route.access.tenancy.of(tenant)
+        share = self._routes.share if self._routes else 1.0
+        hold = self._tenants.start(agent, tenant, limits, share, self._clock())
+        if not isinstance(hold, Over):
+            return hold
+        return Denied(
+            status=429,
+            text=f"{hold.why}: call again after a while\n",
+            outcome="limited",
+            agent=agent,
+            headers=(("Retry-After", str(hold.retry_seconds)), (CALL_HEADER, call)),
+        )
+
+    async def _place(
+        self, call: str, admitted: Admitted, hold: Hold, begun: float
+    ) -> Answered | Denied:
+        """A worker's answer; the tenant's place is given back where there is none."""
+        route = admitted.route
+        self._ledger.arrived(route.agent)
+        leg: Leg | None = None
+        try:
+            await self._settling(begun + route.answer_seconds)
+            leg, placement = await self._placer.place(self._asked(call, admitted, begun))
+        except asyncio.CancelledError:
+            self._ledger.left(call, route.agent)
+            raise
+        finally:
+            if leg is None:
+                self._tenants.end(hold, self._clock())
+        if leg is None:
+            return self._refuse(call, route, placement)
+        self._legs.add(leg)
+        leg.when_gone(partial(self._leg_gone, leg))
+        self._tenants.answered(hold, self._clock(), warm=placement.rung == "warm")
+        self._ledger.placed(call, route, placement)
+        facts = Facts(
+            call=call,
+            agent=route.agent,
+            tenant=hold.tenant,
+            placement=placement,
+            max_seconds=route.max_seconds,
+            stall_seconds=self._patience.stall,
+            audio_times_real=self._audio_times_real,
+        )
+        return Answered(leg, facts, partial(self._ended, hold))
+
+    def _asked(self, call: str, admitted: Admitted, begun: float) -> Asked:
+        agent, tenancy = admitted.route.agent, admitted.route.access.tenancy
+        tenant = admitted.caller.tenant
+        return Asked(
+            call=call,
+            route=admitted.route,
+            target=admitted.target,
+            subprotocol=admitted.subprotocol,
+            begun=begun,
+            kept=lambda: self._tenants.kept_for_others(agent, tenant, tenancy, self._clock()),
+        )
+
+    def _key_ages(self) -> dict[str, float]:
+        """Of the agents whose issuer's keys are fetched."""
+        ages = {}
+        for route in self._by_agent().values():
+            jwt = route.access.jwt
+            if jwt is not None and isinstance(jwt.source, str):
+                ages[route.agent] = self._door.issuers.age(jwt.source)
+        return {agent: age for agent, age in ages.items() if age is not None}
 
     async def _settling(self, by: float) -> None:
         """Waits while an empty table may only mean that workers have had no time to dial in."""
@@ -285,7 +386,8 @@ class Gateway:
         text = f"{placement.result.why}: call again after a while\n"
         return _unavailable(call, text, "refused", route.agent)
 
-    def _ended(self, call: Call, ending: Ending) -> None:
+    def _ended(self, hold: Hold, call: Call, ending: Ending) -> None:
+        self._tenants.end(hold, self._clock())
         self._ledger.ended(call.facts, ending)
         if ending.lost or call.facts.placement.rung != "warm":
             self.operator.urge()
@@ -302,6 +404,16 @@ class Gateway:
             burstFailures=tally.burst_failures,
             burstError=tally.burst_error,
         )
+
+
+def steady_clock() -> Callable[[], float]:
+    """Unix time that never steps back: the machine's clock at this moment, and the loop's from then on.
+
+    Whoever sets the machine's clock must not give a tenant its minutes anew.
+    """
+    loop = asyncio.get_running_loop()
+    offset = time.time() - loop.time()
+    return lambda: loop.time() + offset
 
 
 def _worker_load(row: Row) -> WorkerLoad:

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from trunkline_runtime.contract import CALL_HEADER
-from trunkline_runtime.gateway.admission import Denied
+from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.doorstep import Arrival
+from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
 from trunkline_runtime.gateway.call import Call, Ended, Facts
 from trunkline_runtime.gateway.leg import (
     HEAD_END,
@@ -25,6 +28,12 @@ log = logging.getLogger("trunkline.gateway")
 
 HEAD_SECONDS: Final = 5.0  # for the whole head, whatever trickles in
 MAX_EARLY_BYTES: Final = 64 * 2**10  # from a caller that does not wait for its 101
+TOO_MANY: Final = Denied(
+    status=429,
+    text="too many connections from your address: come back in a second\n",
+    outcome="limited",
+    headers=(("Retry-After", "1"),),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,15 @@ class Desk(Protocol):
 
     async def answer(self, call: str, request: Request) -> Answered | Denied: ...
 
+    async def mint(self, order: Order) -> str | Denied: ...
+
+    def order_reader(self) -> OrderReader: ...
+
     def denied(self, denied: Denied) -> None: ...
+
+    def arrives(self, peer: str) -> Arrival: ...
+
+    def leaves(self, peer: str) -> None: ...
 
     def opened(self, connection: "Intake | Call") -> None: ...
 
@@ -55,7 +72,9 @@ class Intake(asyncio.Protocol):
         self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._handshake = ServerProtocol(max_size=None, logger=QUIET)
+        self._peer = ""
         self._buffer = b""
+        self._order: OrderReader | None = None  # instead of a call
         self._answered = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -67,10 +86,21 @@ class Intake(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         notice_dead_peer(transport)
         self._desk.opened(self)
-        self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
+        self._peer = _address(transport)
+        match self._desk.arrives(self._peer):
+            case Arrival.WELCOME:
+                self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
+            case Arrival.TOO_MANY:
+                self._deny(TOO_MANY)
+            case Arrival.CROWDED:
+                self._answered = True
+                self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._answered:
+            return
+        if self._order is not None and self._task is None:
+            self._read_order(self._order, data)
             return
         self._buffer += data
         if self._task is None:
@@ -82,23 +112,36 @@ class Intake(asyncio.Protocol):
         self._cancel_timer()
         if self._task is not None:
             self._task.cancel()  # what was booked for a caller that left is given back
-        self._desk.gone(self)
+        self._gone()
 
     def abort(self) -> None:
         self._transport.abort()
 
     def _seek_head(self) -> None:
         end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
-        if end >= 0:
+        if end >= 0 and is_order(self._buffer):
+            data, self._buffer = self._buffer, b""
+            self._order = self._desk.order_reader()
+            self._read_order(self._order, data)
+        elif end >= 0:
             self._cancel_timer()
             head, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
-            self._task = self._loop.create_task(self._answer(head))
+            self._task = self._loop.create_task(self._answer(self._decide(head)))
         elif len(self._buffer) > MAX_HEAD_BYTES:
             self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
 
-    async def _answer(self, head: bytes) -> None:
+    def _read_order(self, reader: OrderReader, data: bytes) -> None:
+        """The timer of the head goes on until the body is there too."""
+        match reader.feed(data):
+            case Denied() as denied:
+                self._deny(denied)
+            case Order() as order:
+                self._cancel_timer()
+                self._task = self._loop.create_task(self._answer(self._mint(order)))
+
+    async def _answer(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._decide(head)
+            await work
         except Exception:  # the boundary of a caller's request: nobody above would see it
             log.exception("a caller could not be answered")
             if self._answered:
@@ -127,6 +170,15 @@ class Intake(asyncio.Protocol):
                 response.headers[CALL_HEADER] = call
                 self._begin(response, answered)
 
+    async def _mint(self, order: Order) -> None:
+        match await self._desk.mint(order):
+            case Denied() as denied:
+                self._refuse(denied.status, denied.text, denied.headers)
+            case str() as text if not self._transport.is_closing():
+                response = answer(200, text, "application/json")
+                response.headers["Cache-Control"] = "no-store"
+                self._finish(response.serialize())
+
     def _begin(self, response: Response, answered: Answered) -> None:
         """Answers 101 and hands the transport over, in one step."""
         leg = answered.leg
@@ -135,7 +187,7 @@ class Intake(asyncio.Protocol):
         self._write(response)
         call = Call(answered.facts, self._transport, answered.ended, self._desk.gone)
         self._desk.opened(call)
-        self._desk.gone(self)
+        self._gone()
         self._transport.set_protocol(call)
         call.attach(leg)
         if self._buffer:
@@ -151,7 +203,15 @@ class Intake(asyncio.Protocol):
             self._refuse(400, "this is no HTTP/1.1 request that a WebSocket could begin with\n")
 
     def _late(self) -> None:
-        self._refuse(408, f"the head of a request may take {HEAD_SECONDS:g} s\n")
+        self._refuse(408, f"a request may take {HEAD_SECONDS:g} s to be sent\n")
+
+    def _deny(self, denied: Denied) -> None:
+        self._desk.denied(denied)
+        self._refuse(denied.status, denied.text, denied.headers)
+
+    def _gone(self) -> None:
+        self._desk.leaves(self._peer)
+        self._desk.gone(self)
 
     def _refuse(self, status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if self._answered or self._transport.is_closing():
@@ -179,3 +239,8 @@ class Intake(asyncio.Protocol):
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""

@@ -11,10 +11,11 @@ from typing import Any, Final
 from trunkline_runtime.gateway.routes import BurstRung, Route, WarmRung
 from trunkline_runtime.gateway.table import Row
 
-Pick = Callable[[Collection[Row]], Row | None]
-"""The table's choice among the workers that were not tried yet."""
+Pick = Callable[[Collection[Row]], Row | str | None]
+"""The choice among the workers that were not tried yet, or why none may be taken."""
 
 NO_SLOT: Final = "no free slot"
+KEPT: Final = "its free slots are kept for other tenants"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +173,9 @@ class Ladder:
 
     def _warm(self, now: float, pick: Pick) -> TryWarm | None:
         row = pick(self._tried) if self._tries < self._patience.tries else None
-        if row is None:
-            if not self._tries:
-                self._steps.append(Step("warm", "", NO_SLOT, 0.0))
+        if row is None or isinstance(row, str):
+            if row is not None or not self._tries:
+                self._steps.append(Step("warm", "", row or NO_SLOT, 0.0))
             self._descend()
             return None
         self._tried.add(row)

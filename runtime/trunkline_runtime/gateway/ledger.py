@@ -3,12 +3,14 @@ for its placement and its end. Never content, never a key.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from trunkline_runtime.gateway.admission import Denied
+from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.caller import Why
 from trunkline_runtime.gateway.call import Ending, Facts
 from trunkline_runtime.gateway.ladder import Burst, Placement
 from trunkline_runtime.gateway.routes import Route
@@ -52,8 +54,8 @@ class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.calls = Counter(
             "trunkline_calls",
-            "Calls by how they were answered: answered, refused, left, unauthorized, forbidden, invalid, "
-            "unready",
+            "Calls by how they were answered: answered, refused, left, unauthorized, forbidden, limited, "
+            "invalid, unready",
             ["agent", "outcome"],
             registry=registry,
         )
@@ -77,6 +79,24 @@ class _Metrics:
         self.burst_failures = Counter(
             "trunkline_burst_failures",
             "Burst sessions that could not be started or dialled",
+            ["agent"],
+            registry=registry,
+        )
+        self.unopened = Counter(
+            "trunkline_refused_credentials",
+            "Keys, tokens, secrets and tickets that opened nothing, by why",
+            ["agent", "why"],
+            registry=registry,
+        )
+        self.minted = Counter(
+            "trunkline_minted",
+            "Client secrets and tickets made",
+            ["agent", "kind"],
+            registry=registry,
+        )
+        self.keys_age = Gauge(
+            "trunkline_issuer_keys_age_seconds",
+            "Since the keys of an agent's issuer were read; absent until they are",
             ["agent"],
             registry=registry,
         )
@@ -104,6 +124,20 @@ class Ledger:
     def denied(self, denied: Denied) -> None:
         """A caller got a plain answer before it asked for a slot."""
         self._metrics.calls.labels(denied.agent, denied.outcome).inc()
+
+    def unopened(self, agent: str, why: Why) -> None:
+        """What a caller showed opened nothing."""
+        self._metrics.unopened.labels(agent, why.value).inc()
+
+    def minted(self, agent: str, kind: str) -> None:
+        """A client secret or a ticket was made."""
+        self._metrics.minted.labels(agent, kind).inc()
+
+    def keys_read(self, ages: Mapping[str, float]) -> None:
+        """For each agent with an issuer, how old its keys are."""
+        self._metrics.keys_age.clear()
+        for agent, age in ages.items():
+            self._metrics.keys_age.labels(agent).set(age)
 
     def arrived(self, agent: str) -> None:
         """An authenticated caller asks for a slot."""

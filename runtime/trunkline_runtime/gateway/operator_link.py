@@ -18,7 +18,7 @@ from trunkline_runtime.contract import (
     Close,
     Load,
 )
-from trunkline_runtime.gateway.admission import bearers
+from trunkline_runtime.gateway.access.wish import bearers
 from trunkline_runtime.gateway.routes import RouteError, Routes, routes_from
 from trunkline_runtime.process import answer
 

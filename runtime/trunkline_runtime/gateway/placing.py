@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,6 +18,7 @@ from trunkline_runtime.contract import (
 from trunkline_runtime.gateway.burst import BurstSessions, Session, ticket
 from trunkline_runtime.gateway.frames import text_frame
 from trunkline_runtime.gateway.ladder import (
+    KEPT,
     Ladder,
     Patience,
     Placement,
@@ -28,7 +29,7 @@ from trunkline_runtime.gateway.ladder import (
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import Door, Failed, Leg, dial
 from trunkline_runtime.gateway.routes import Route
-from trunkline_runtime.gateway.table import Table
+from trunkline_runtime.gateway.table import Row, Table
 from trunkline_runtime.gateway.workers import Granted, WorkerLinks
 
 HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
@@ -43,6 +44,7 @@ class Asked:
     target: str  # path and query
     subprotocol: str | None
     begun: float  # when its request was read, by the loop's clock
+    kept: Callable[[], int]  # warm slots that it must leave for other tenants
 
 
 class Placer:
@@ -72,7 +74,7 @@ class Placer:
         """The leg of a worker that has answered, or None where every rung was passed over."""
         clock = asyncio.get_running_loop().time
         ladder = Ladder(asked.route, asked.begun, self._patience)
-        pick = partial(self._table.pick, asked.route.agent, draw=random.randrange)
+        pick = partial(self._pick, asked)
         while True:
             match ladder.next(clock(), pick):
                 case TryWarm() as attempt:
@@ -84,6 +86,13 @@ class Placer:
             if isinstance(found, Leg):
                 return found, ladder.answered(clock())
             ladder.failed(clock(), found.why)
+
+    def _pick(self, asked: Asked, tried: Collection[Row]) -> Row | str | None:
+        """A worker, unless what is free is for others."""
+        agent = asked.route.agent
+        if (kept := asked.kept()) and 0 < self._table.view(agent) <= kept:
+            return KEPT
+        return self._table.pick(agent, tried, random.randrange)
 
     async def _try_warm(self, attempt: TryWarm, asked: Asked) -> Leg | Failed:
         link = self._links.of(attempt.row)

@@ -15,7 +15,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import MAX_CONTROL_BYTES, OPERATOR_PATH, WORKERS_PATH
-from trunkline_runtime.gateway.gateway import Gateway, Identity
+from trunkline_runtime.gateway.access.doorstep import Bounds
+from trunkline_runtime.gateway.access.issuers import Pulse
+from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
+from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
 from trunkline_runtime.gateway.intake import Intake
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.operator_link import OperatorLink
@@ -50,6 +53,9 @@ class GatewayConfig:
         5.0  # the longest wait for workers; they look for new gateways that often
     )
     patience: Patience = field(default_factory=Patience)
+    bounds: Bounds = field(default_factory=Bounds)
+    pulse: Pulse = field(default_factory=Pulse)
+    audio_times_real: float = MOST_TIMES_REAL  # how fast a caller may send; 0: as it likes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +100,13 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
         default_namespace=config.default_namespace,
         operator_token=config.operator_token,
     )
-    gateway = Gateway(identity, registry, config.patience)
+    terms = Terms(
+        patience=config.patience,
+        bounds=config.bounds,
+        pulse=config.pulse,
+        audio_times_real=config.audio_times_real,
+    )
+    gateway = Gateway(identity, registry, terms)
     async with contextlib.AsyncExitStack() as stack:
         health_port = await stack.enter_async_context(
             serving_health(config.health_host, config.health_port, gateway.unready, registry)

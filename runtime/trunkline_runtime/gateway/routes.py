@@ -5,6 +5,7 @@ that acted on half of them would answer 401 to good callers.
 """
 
 import json
+import logging
 import re
 import ssl
 from collections.abc import Mapping
@@ -14,8 +15,14 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from trunkline_runtime.contract import PROTOCOL_VERSION, Settings
+from trunkline_runtime.gateway.access.jwks import JwksError, KeySet, parse_jwks
+from trunkline_runtime.gateway.access.limits import Limits, Tenancy
+from trunkline_runtime.gateway.access.tokens import Expected
 from trunkline_runtime.tls import TlsError, trusting
 
+log = logging.getLogger("trunkline.routes")
+
+DEFAULT_CLAIM: Final = "sub"
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -24,10 +31,21 @@ class RouteError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JwtAccess:
+    """An issuer whose tokens are taken."""
+
+    expected: Expected
+    source: str | KeySet = field(repr=False)  # where its keys are, or the keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     public: bool
-    digests: tuple[str, ...] = field(repr=False)  # hex SHA-256 of each key
+    digests: Mapping[str, str] = field(repr=False)  # name of a key → its hex SHA-256
     origins: frozenset[str]
+    jwt: JwtAccess | None = None
+    tenancy: Tenancy = field(default_factory=Tenancy)
+    mint_key: str = field(default="", repr=False)  # "": nothing is minted
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,7 @@ class Route:
 class Routes:
     epoch: int
     by_agent: Mapping[str, Route]
+    share: float = 1.0  # of every tenant's limits
 
 
 def parse_routes(text: str | bytes) -> Routes:
@@ -91,7 +110,8 @@ def routes_from(value: object) -> Routes:
     by_agent = {route.agent: route for route in routes}
     if len(by_agent) != len(routes):
         raise RouteError("routes.routes names an agent twice")
-    return Routes(epoch=reader.whole("epoch"), by_agent=by_agent)
+    share = reader.positive("share") if reader.has("share") else 1.0
+    return Routes(epoch=reader.whole("epoch"), by_agent=by_agent, share=min(1.0, share))
 
 
 def _route(reader: "_Reader") -> Route:
@@ -128,14 +148,55 @@ def _worker_tls(reader: "_Reader") -> ssl.SSLContext | None:
 
 
 def _access(reader: "_Reader") -> Access:
-    digests = reader.mapping("apiKeys").values()
-    for digest in digests:
+    digests = reader.mapping("apiKeys")
+    for digest in digests.values():
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise RouteError(f"{reader.where}.apiKeys must map names to hex SHA-256 digests")
+    tenants = reader.child("tenants") if reader.has("tenants") else None
+    claim = tenants.text("claim") if tenants else DEFAULT_CLAIM
     return Access(
         public=reader.flag("public"),
-        digests=tuple(digest.lower() for digest in digests),
+        digests={name: digest.lower() for name, digest in digests.items()},
         origins=frozenset(reader.texts("origins")),
+        jwt=_jwt(reader.child("jwt"), claim) if reader.has("jwt") else None,
+        tenancy=_tenancy(tenants, frozenset(digests)) if tenants else Tenancy(),
+        mint_key=reader.text("mintKey") if reader.has("mintKey") else "",
+    )
+
+
+def _jwt(reader: "_Reader", claim: str) -> JwtAccess:
+    expected = Expected(issuer=reader.text("issuer"), audience=reader.text("audience"), claim=claim)
+    if not expected.issuer or not expected.audience:
+        raise RouteError(f"{reader.where}.issuer and audience must not be empty")
+    if reader.has("jwksUri"):
+        return JwtAccess(expected=expected, source=reader.text("jwksUri"))
+    try:
+        keys = parse_jwks(reader.text("jwks"))
+    except JwksError as error:
+        # The routes of all other agents must not wait for this one's author.
+        log.error(
+            "an agent's access.jwt.jwks holds no keys: no token is good",
+            extra={"where": reader.where, "why": str(error)},
+        )
+        keys = KeySet({})
+    return JwtAccess(expected=expected, source=keys)
+
+
+def _tenancy(reader: "_Reader", named: frozenset[str]) -> Tenancy:
+    overrides = reader.child("overrides")
+    return Tenancy(
+        limits=_limits(reader.child("limits")),
+        overrides={name: _limits(overrides.child(name)) for name in reader.mapping("overrides")},
+        named=named,
+    )
+
+
+def _limits(reader: "_Reader") -> Limits:
+    return Limits(
+        concurrent_calls=reader.whole("concurrentCalls"),
+        starts_per_minute=reader.whole("startsPerMinute"),
+        minutes_per_day=reader.whole("minutesPerDay"),
+        guaranteed_slots=reader.whole("guaranteedSlots"),
     )
 
 

@@ -141,6 +141,10 @@ class Table:
         """Free slots of an agent's workers, as they reported them or granted them away since."""
         return sum(row.free for row in self.rows(agent))
 
+    def view(self, agent: str) -> int:
+        """Slots that calls could be placed on now."""
+        return sum(row.view for row in self.rows(agent))
+
     def rows(self, agent: str) -> Iterable[Row]:
         pool = self._pools.get(agent)
         return tuple(pool.rows.values()) if pool else ()

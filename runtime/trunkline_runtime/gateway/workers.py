@@ -20,7 +20,7 @@ from trunkline_runtime.contract import (
     Close,
     Settings,
 )
-from trunkline_runtime.gateway.admission import bearers
+from trunkline_runtime.gateway.access.wish import bearers
 from trunkline_runtime.gateway.leg import Failed, Leg
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Row, Table

@@ -1,5 +1,6 @@
 """Routes are taken whole or not at all, and a caller's request leads to one of them or to a plain no."""
 
+import asyncio
 import copy
 import json
 from typing import Any
@@ -10,7 +11,10 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 
 from trunkline_runtime.contract import REALTIME_PATH
-from trunkline_runtime.gateway.admission import Admitted, Denied, admit
+from trunkline_runtime.gateway.access.answers import Admitted, Denied
+from trunkline_runtime.gateway.access.caller import Why
+from trunkline_runtime.gateway.access.door import Door
+from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.routes import BurstRung, RouteError, Routes, WarmRung, parse_routes
 
 PATH = f"{REALTIME_PATH}?model=echo"
@@ -33,7 +37,11 @@ def ask(
     for name, value in headers.items():
         lines[name.replace("_", "-")] = value
     routes = routes or parse_routes(routes_text(a_route()))
-    return admit(Request(path, lines), routes.by_agent, "default")
+    door = Door(Pulse(), lambda _, why: whys.append(why))
+    whys: list[Why] = []
+    decision = asyncio.run(door.admit(Request(path, lines), routes.by_agent, "default", 0.0))
+    assert bool(whys) == (isinstance(decision, Denied) and decision.status == 401)
+    return decision
 
 
 def denied(decision: Admitted | Denied) -> Denied:

@@ -1,0 +1,98 @@
+"""What an upgrade, or a request for a secret, asks for and shows. Nothing is believed yet."""
+
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs, unquote_plus, urlsplit
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+
+from trunkline_runtime.contract import REALTIME_PATH
+from trunkline_runtime.gateway.access.answers import Denied
+
+SUBPROTOCOL: Final = "realtime"
+KEY_SUBPROTOCOL: Final = "openai-insecure-api-key."  # browsers cannot set Authorization
+TICKET: Final = "ticket"
+MAX_FIELDS: Final = 32  # of a query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a caller shows of itself."""
+
+    tokens: tuple[str, ...] = field(repr=False)  # keys, JWTs or client secrets; two at most
+    tickets: tuple[str, ...] = field(default=(), repr=False)
+    origins: tuple[str, ...] = ()  # empty: no browser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A call that somebody would like."""
+
+    agent: str  # namespace/name
+    target: str  # path and query, without the ticket
+    subprotocol: str | None
+    shown: Shown
+
+
+def wish(request: Request, default_namespace: str) -> Wish | Denied:
+    """Reads a valid WebSocket upgrade."""
+    if not all("!" <= character <= "~" for character in request.path):
+        # It goes on to the worker, where a bare CR could end the line for a lenient proxy.
+        return invalid("the path holds characters that a URL must not have\n")
+    path, _, query = request.path.partition("?")
+    if urlsplit(request.path).path != REALTIME_PATH:
+        return invalid(f"calls are made to {REALTIME_PATH}?model=[namespace/]agent\n", 404)
+    try:
+        fields = parse_qs(query, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        fields = {}
+    models = fields.get("model", [])
+    if len(models) != 1:
+        return invalid("say once which agent you call: ?model=[namespace/]agent\n")
+    offered = _offered(request.headers)
+    return Wish(
+        agent=full_name(models[0], default_namespace),
+        target=_without_ticket(path, query),
+        subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None,
+        shown=Shown(
+            tokens=(*bearers(request.headers)[:1], *_keys(offered)[:1]),
+            # More than one of each is nobody's client, and bounds the work of a stranger.
+            tickets=tuple(fields.get(TICKET, [])[:1]),
+            origins=tuple(request.headers.get_all("Origin")),
+        ),
+    )
+
+
+def full_name(model: str, default_namespace: str) -> str:
+    """`namespace/name` of what a caller calls a model."""
+    return model if "/" in model else f"{default_namespace}/{model}"
+
+
+def bearers(headers: Headers) -> list[str]:
+    """What stands behind `Authorization: Bearer`."""
+    pairs = [value.partition(" ") for value in headers.get_all("Authorization")]
+    return [token.strip() for scheme, _, token in pairs if scheme.lower() == "bearer"]
+
+
+def invalid(text: str, status: int = 400) -> Denied:
+    """The answer to what nobody could have meant."""
+    return Denied(status=status, text=text, outcome="invalid")
+
+
+def _without_ticket(path: str, query: str) -> str:
+    """Workers, and whatever logs between here and there, see no ticket."""
+    fields = query.split("&")
+    rest = [each for each in fields if unquote_plus(each.partition("=")[0]) != TICKET]
+    return f"{path}?{'&'.join(rest)}" if query else path
+
+
+def _offered(headers: Headers) -> list[str]:
+    lines = headers.get_all("Sec-WebSocket-Protocol")
+    return [name.strip() for line in lines for name in line.split(",")]
+
+
+def _keys(offered: list[str]) -> list[str]:
+    return [
+        name.removeprefix(KEY_SUBPROTOCOL) for name in offered if name.startswith(KEY_SUBPROTOCOL)
+    ]
