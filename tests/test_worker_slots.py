@@ -201,3 +201,18 @@ class SlotMachine(RuleBasedStateMachine):
 
 
 TestSlotMachine = SlotMachine.TestCase
+
+
+def test_an_engine_may_offer_fewer_slots_than_there_are() -> None:
+    slots = Slots(3)
+    slots.offered = 2
+    first = slots.take("a")
+    assert first is not None
+    assert slots.room == 1
+    slots.offered = 0
+    assert slots.room == 0
+    assert slots.take("b") is None
+    slots.end(first)
+    assert slots.take("b") is None
+    slots.offered = 3
+    assert slots.take("b") is not None

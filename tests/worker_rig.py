@@ -63,9 +63,9 @@ class FakeGateway:
     def heard(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
 
-    async def until(self, what: Callable[[], bool]) -> None:
+    async def until(self, what: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Waits until `what()` is true; asked again whenever a worker says or does something."""
-        async with asyncio.timeout(PATIENCE), self._changed:
+        async with asyncio.timeout(patience), self._changed:
             await self._changed.wait_for(what)
 
     async def say(self, **message: Any) -> None:

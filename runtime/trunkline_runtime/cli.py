@@ -38,12 +38,13 @@ def run_process(name: str, process: Coroutine[Any, Any, None]) -> None:
     """Runs a long-lived process on uvloop, with JSON logs, until it ends or cannot start."""
     import uvloop
 
+    from trunkline_runtime.engine import EngineError
     from trunkline_runtime.process import CannotListen, configure_logging
 
     configure_logging(name, os.environ.get("TRUNKLINE_LOG_LEVEL", "INFO"))
     try:
         uvloop.run(process)
-    except CannotListen as error:
+    except (CannotListen, EngineError) as error:
         fail(str(error))
 
 

@@ -9,7 +9,7 @@ works in threads of its own. `emit` may be called from any thread.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from trunkline_runtime.contract import Settings
 
@@ -17,6 +17,10 @@ SAMPLE_RATE: Final = 24_000  # Hz
 FRAME_MS: Final = 80  # Mimi's frame, and the clock of the loopback engine
 FRAME_SAMPLES: Final = SAMPLE_RATE * FRAME_MS // 1000
 FRAME_BYTES: Final = FRAME_SAMPLES * 2
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot serve, or no longer; the text says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,13 @@ class ReplyEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class HungUp:
+    """The agent ends the call; it is closed with `Close.NORMAL`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The conversation cannot go on; the call is closed with `Close.LOST`."""
 
@@ -94,6 +105,7 @@ Event = (
     | ReplyText
     | ReplyAudio
     | ReplyEnded
+    | HungUp
     | Failed
 )
 Emit = Callable[[Event], None]
@@ -142,3 +154,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Ends the engine's threads."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """An engine that may break or slow down while it runs, and says so; not every engine can."""
+
+    def loading(self) -> str:
+        """How far `load` has come, as in "loading 43 %"."""
+
+    def watch(self, broken: Callable[[str], None], room: Callable[[int], None]) -> None:
+        """Called once after `resume`; both are then called from any thread.
+
+        `broken`: no call can go on in this process; those in progress have been told `Failed`.
+        `room`: this many calls at once, those in progress included, may be taken from now on.
+        """

@@ -29,6 +29,7 @@ from trunkline_runtime.engine import (
     Event,
     Failed,
     Heard,
+    HungUp,
     ReplyAudio,
     ReplyEnded,
     ReplyStarted,
@@ -136,6 +137,8 @@ class RealtimeSession:
                 return [*self._end_reply(Ended.COMPLETED), *self._start_reply()]
             case ReplyEnded(how):
                 return self._end_reply(how)
+            case HungUp():
+                return self._end_reply(Ended.COMPLETED)
             case Failed():
                 return [*self._end_reply(Ended.FAILED), self._messages.failure()]
 

@@ -19,7 +19,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from trunkline_runtime.contract import Close
-from trunkline_runtime.engine import Conversation, Engine, Event, Failed, ReplyAudio
+from trunkline_runtime.engine import Conversation, Engine, Event, Failed, HungUp, ReplyAudio
 from trunkline_runtime.wire.realtime import (
     Cancel,
     Clear,
@@ -56,6 +56,11 @@ class Ending:
 
     code: Close | None
     reason: str  # at most 123 bytes, the room in a close frame
+
+
+def shortened(reason: str) -> str:
+    """As much of a reason as a close frame has room for."""
+    return reason.encode()[:123].decode(errors="ignore")
 
 
 class Call:
@@ -157,6 +162,8 @@ class Call:
             if isinstance(event, Failed):
                 log.error("engine failed", extra={"call": self._seat.call, "detail": event.detail})
                 self._end(Ending(Close.LOST, "the engine failed: call again"))
+            elif isinstance(event, HungUp):
+                self._end(Ending(Close.NORMAL, shortened(event.reason)))
 
     def _say(self, messages: Iterable[str]) -> None:
         """Queues messages; ends the call of a caller who lets too many of them wait."""

@@ -8,13 +8,18 @@ from typing import Final
 
 from trunkline_runtime.contract import (
     ENV_AGENT,
+    ENV_CONTEXT_SECONDS,
+    ENV_DEVICE,
     ENV_ENGINE,
     ENV_GATEWAYS,
     ENV_HEALTH_PORT,
     ENV_HOST,
+    ENV_INT8,
     ENV_MAX_SECONDS,
+    ENV_MODEL,
     ENV_PORT,
     ENV_SLOTS,
+    ENV_STT_MODEL,
     ENV_TICKET_KEY,
     ENV_TLS_CA,
     ENV_TLS_CERT,
@@ -27,13 +32,35 @@ from trunkline_runtime.contract import (
 from trunkline_runtime.tls import TlsError, WorkerTls, proving, trusting
 from trunkline_runtime.worker.control import Endpoint
 
-ENGINES: Final = ("loopback", "speech")
+ENGINES: Final = ("loopback", "speech", "moshi")
 MAX_SLOTS: Final = 256  # as warm.slotsPerPod
 MIN_TICKET_KEY: Final = 32  # characters; RFC 7518 §3.2 wants a key as long as the hash
 
 
 class ConfigError(ValueError):
     """The environment asks for what cannot be; the text names the variable and what to put there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoshiConfig:
+    """What the Moshi engine loads and how; the other engines take no notice."""
+
+    model: str = "tiny"  # or a Hugging Face repository (owner/name[@revision]), or a folder
+    stt: str = ""  # likewise; "" for none. The tiny model brings its own
+    device: str = ""  # "" is cuda, and cpu for the tiny model
+    int8: bool = False
+    context_seconds: float | None = None  # None: as far back as the model can look
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> "MoshiConfig":
+        """Reads `contract.ENV_MODEL` and what belongs to it; raises `ConfigError`."""
+        return cls(
+            model=env.get(ENV_MODEL) or "tiny",
+            stt=env.get(ENV_STT_MODEL, ""),
+            device=_matching(env, ENV_DEVICE, r"|cpu|cuda(:[0-9]+)?", "cuda, cuda:0 or cpu"),
+            int8=_matching(env, ENV_INT8, r"|0|1", "0 or 1") == "1",
+            context_seconds=_integer(env, ENV_CONTEXT_SECONDS, 0, 3_600, 0) or None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +79,7 @@ class WorkerConfig:
     ticket_key: str
     max_seconds: float
     tls: WorkerTls | None = None  # None: plain links
+    moshi: MoshiConfig = MoshiConfig()
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "WorkerConfig":
@@ -69,6 +97,7 @@ class WorkerConfig:
             ticket_key=env.get(ENV_TICKET_KEY, ""),
             max_seconds=_integer(env, ENV_MAX_SECONDS, 1, 86_400, 1_800),
             tls=_tls(env),
+            moshi=MoshiConfig.from_environment(env),
         )
         config._check_ways_in()
         return config

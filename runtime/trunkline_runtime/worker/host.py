@@ -10,11 +10,13 @@ import logging
 import secrets
 import signal
 from collections.abc import Callable
-from typing import Final
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
 
 from trunkline_runtime import __version__
 from trunkline_runtime.contract import ENV_HEALTH_PORT, PROTOCOL_VERSION, Hello
-from trunkline_runtime.engine import Engine
+from trunkline_runtime.engine import Engine, EngineError, Watched
 from trunkline_runtime.process import serving_health
 from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.config import ConfigError, WorkerConfig
@@ -28,6 +30,7 @@ __all__ = ["ConfigError", "WorkerConfig", "WorkerHost", "make_engine", "run_work
 
 log = logging.getLogger("trunkline.worker")
 
+BROKEN_SECONDS: Final = 10.0  # for the calls of a broken engine; each has 5 s for its last messages
 ANY_ADDRESS: Final = ("0.0.0.0", "::")
 
 
@@ -37,6 +40,10 @@ def make_engine(config: WorkerConfig) -> Engine:
         from trunkline_runtime.engine.speech import SpeechEngine
 
         return SpeechEngine(slots=config.slots)
+    if config.engine == "moshi":
+        from trunkline_runtime.engine.moshi.configured import moshi_engine
+
+        return moshi_engine(config.slots, **asdict(config.moshi))
     from trunkline_runtime.engine.loopback import LoopbackEngine
 
     return LoopbackEngine(slots=config.slots)
@@ -55,6 +62,7 @@ class WorkerHost:
         self._engine = engine
         self._prepare = prepare
         self._loaded = False
+        self._broken: asyncio.Future[str] | None = None  # what the engine broke of
         self._switchboard: Switchboard | None = None
         self.boot = secrets.token_hex(8)
         self.port = 0  # where calls come in, once it listens
@@ -66,7 +74,9 @@ class WorkerHost:
     def why_unready(self) -> str | None:
         """A worker is ready when its engine is, with or without a gateway; not while it drains."""
         if not self._loaded:
-            return "loading"
+            return self._engine.loading() if isinstance(self._engine, Watched) else "loading"
+        if self._broken is not None and self._broken.done():
+            return self._broken.result()
         if self._switchboard is not None and self._switchboard.draining:
             return f"draining: {self._switchboard.busy} busy"
         return None
@@ -74,7 +84,8 @@ class WorkerHost:
     async def run(self, stop: asyncio.Event, listening: Callable[[], None] | None = None) -> None:
         """Serves until `stop`, then drains: live calls go on, at most for `max_seconds`.
 
-        `listening` is called when both ports are open. Raises `CannotListen`, and what `prepare` raises.
+        `listening` is called when both ports are open. Raises `CannotListen`, what `prepare` raises, and
+        `EngineError` when the engine breaks, after its calls have been told.
         """
         config, metrics = self._config, WorkerMetrics()
         self._switchboard = switchboard = Switchboard(
@@ -99,6 +110,8 @@ class WorkerHost:
                 listening()
             if self._prepare is not None:
                 await asyncio.to_thread(self._prepare)
+            self._broken = asyncio.get_running_loop().create_future()
+            self._watch_engine(switchboard, self._broken)
             self._loaded = True
             log.info("ready", extra={"worker": config.worker, "boot": self.boot})
             links = ControlLinks(self._dialling(), config.gateways, switchboard)
@@ -136,19 +149,38 @@ class WorkerHost:
             agent=config.agent,
             worker=config.worker,
             boot=self.boot,
-            slots=config.slots,
+            slots=min(config.slots, self._engine.slots),
             port=self.port,
             protocols=["realtime"],
             build=__version__,
         )
+
+    def _watch_engine(self, switchboard: Switchboard, broken: "asyncio.Future[str]") -> None:
+        if not isinstance(self._engine, Watched):
+            return
+        loop = asyncio.get_running_loop()
+
+        def note(what: str) -> None:
+            if not broken.done():
+                broken.set_result(what)
+
+        def soon(call: Callable[..., None], *of: object) -> None:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop is closed, and the process ends anyway
+                loop.call_soon_threadsafe(call, *of)
+
+        self._engine.watch(partial(soon, note), partial(soon, switchboard.offer))
 
     async def _serve(
         self, links: ControlLinks, switchboard: Switchboard, stop: asyncio.Event
     ) -> None:
         linking = asyncio.ensure_future(links.run())
         stopping = asyncio.ensure_future(stop.wait())
+        assert self._broken is not None
         try:
-            await asyncio.wait({linking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            ending: set[asyncio.Future[Any]] = {linking, stopping, self._broken}
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
             # Links that fail are a bug, but no reason to end calls: they finish first.
             await self._drain(switchboard)
             await links.bye()
@@ -156,17 +188,28 @@ class WorkerHost:
             for task in (linking, stopping):
                 task.cancel()
             await asyncio.wait({linking, stopping})
+        if self._broken.done():
+            raise EngineError(self._broken.result())
         if not linking.cancelled():
             linking.result()
 
     async def _drain(self, switchboard: Switchboard) -> None:
         switchboard.drain(STOPPING)
         log.info("draining", extra={"worker": self._config.worker, "busy": switchboard.busy})
-        try:
-            async with asyncio.timeout(self._config.max_seconds):
-                await switchboard.quiet()
-        except TimeoutError:
+        assert self._broken is not None
+        quiet = asyncio.ensure_future(switchboard.quiet())
+        over: set[asyncio.Future[Any]] = {quiet, self._broken}
+        await asyncio.wait(
+            over,
+            timeout=self._config.max_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not quiet.done() and self._broken.done():
+            # Its calls have been told so and are closing.
+            await asyncio.wait({quiet}, timeout=BROKEN_SECONDS)
+        if not quiet.done():
             log.warning("calls are cut off", extra={"busy": switchboard.busy})
+        quiet.cancel()
 
 
 async def run_worker(config: WorkerConfig) -> None:

@@ -79,6 +79,9 @@ class Slots:
         self._slots: list[Reservation | Seat | None] = [None] * count
         self._notes: list[Change] = []
         self.draining = False
+        self.offered = (
+            count  # so many may be in use; an engine that is slow offers fewer than it has
+        )
 
     def __repr__(self) -> str:
         slots = " ".join(
@@ -105,7 +108,7 @@ class Slots:
     @property
     def room(self) -> int:
         """Slots that a reserve would find now."""
-        return 0 if self.draining else len(self._slots) - self.busy
+        return 0 if self.draining else max(0, self.offered - self.busy)
 
     def changes(self) -> list[Change]:
         """What happened since the last time this was asked."""
@@ -187,7 +190,7 @@ class Slots:
     # At most 256 slots: a walk over them costs less than the indexes that would have to agree.
 
     def _lowest_free(self) -> int | None:
-        return None if self.draining else self._find(lambda slot: slot is None)
+        return self._find(lambda slot: slot is None) if self.room else None
 
     def _of(self, call: str) -> int | None:
         return self._find(lambda slot: slot is not None and slot.call == call)

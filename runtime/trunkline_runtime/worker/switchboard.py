@@ -118,6 +118,11 @@ class Switchboard:
             self._tell_soon()
         self._changed()
 
+    def offer(self, count: int) -> None:
+        """Lets so many slots be in use at once; calls that are there go on."""
+        self._slots.offered = min(count, len(self._slots))
+        self._tell_soon()
+
     def _lapse(self) -> None:
         self._lapsing = self._lapsing_at = None
         self._slots.lapse(self._loop.time())

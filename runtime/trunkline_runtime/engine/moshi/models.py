@@ -11,6 +11,8 @@ from moshi.models import LMModel, MimiModel
 from moshi.modules.transformer import StreamingMultiheadAttention
 from sentencepiece import SentencePieceProcessor
 
+from trunkline_runtime.engine import EngineError
+
 FRAME_RATE: Final = 12.5  # frames a second
 UNGENERATED: Final = -2  # the token of a slot that has nothing to say yet, or was not stepped
 
@@ -21,7 +23,7 @@ EOS: Final = 2
 PAD: Final = 3  # nothing is said in this frame
 
 
-class ModelError(ValueError):
+class ModelError(EngineError, ValueError):
     """Models that cannot be run as they were asked for; the text says what to change."""
 
 

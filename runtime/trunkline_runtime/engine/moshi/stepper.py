@@ -84,7 +84,8 @@ class Stepper:
         self._text: Any = None
         self._audio: Any = None
         with torch.inference_mode():
-            self._silence = self._silent_codes()
+            self._silence_heard = self._silent_codes()  # [1, K, 1]
+            self._silence = self._silence_heard[0, : models.lm.dep_q, 0]
             self._open(models)
             # Staging: one upload and few downloads a step. Pinned, a copy need not wait for the host.
             pinned = self._device.type == "cuda"
@@ -162,6 +163,26 @@ class Stepper:
             words, pauses = self._transcribe(codes, running)
             pcm = self._decode(tokens, self._on_device(ready))
             return self._fetched(active, ready, (tokens, codes, words), (pcm, pauses))
+
+    def heard_samples(self) -> Samples:
+        """What the slots heard last, [B, 1920]; rows of slots that were not stepped are older."""
+        samples: Samples = self._input.numpy().astype(np.float32) / np.float32(32768)
+        return samples
+
+    def flush_transcripts(self, slots: Collection[int], steps: int) -> NDArray[np.int64]:
+        """Lets the STT of these slots hear so many frames of silence at once; returns its tokens.
+
+        [steps, B]. What it was about to write comes out, as it lags by its delay. No other part of the
+        slots is touched; the transcript has to be forgotten afterwards, for the silence was not there.
+        """
+        if self._stt is None or not steps:
+            return np.full((0, self.slots), PAD)
+        with torch.inference_mode():
+            self._stt.set_exec_mask(self._mask(slots))
+            codes = self._silence_heard.expand(self.slots, -1, -1)
+            words = [self._stt.step(codes)[:, 0, 0] for _ in range(steps)]
+            flushed: NDArray[np.int64] = torch.stack(words).cpu().numpy()
+        return flushed
 
     def _encode(
         self, frames: Mapping[int, bytes], running: torch.Tensor, first: NDArray[np.bool_]
@@ -256,13 +277,13 @@ class Stepper:
     # --- small things ------------------------------------------------------------------------------------
 
     def _silent_codes(self) -> torch.Tensor:
-        """The codes [dep_q] of silence that has lasted."""
+        """The codes of silence that has lasted, [1, K, 1]."""
         silence = torch.zeros((1, 1, FRAME_SAMPLES), device=self._device)
         mimi = self.models.mimi
         with mimi.streaming(1):
             for _ in range(SILENT_FRAMES):
                 codes = mimi.encode(silence)
-        return codes[0, : self.models.lm.dep_q, 0]
+        return codes
 
     def _mask(self, slots: Collection[int]) -> torch.Tensor:
         mask = np.zeros(self.slots, np.bool_)

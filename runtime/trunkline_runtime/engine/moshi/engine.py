@@ -1,0 +1,345 @@
+"""The Moshi engine: one thread, one clock of 80 ms frames, one batch for all calls.
+
+Each tick takes the next frame of every call, steps once, and tells each call what came out. The event loop
+only puts audio into inboxes and is told events; it never waits for a step. What goes wrong inside a step is
+wrong for all calls of the batch: they are told `Failed`, the worker is told that the engine is broken, and
+the process ends, for a device in an unknown state can only be cured by a new process.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trunkline_runtime.contract import Settings
+from trunkline_runtime.engine import FRAME_SAMPLES, Emit
+from trunkline_runtime.engine.moshi.capacity import FRAME_SECONDS, Fit, Strain, fit, p99
+from trunkline_runtime.engine.moshi.clock import next_due
+from trunkline_runtime.engine.moshi.conversation import MoshiConversation
+from trunkline_runtime.engine.moshi.dialogue import Dialogue, Outcome, Tokenizer
+from trunkline_runtime.engine.moshi.memory import memory_of
+from trunkline_runtime.engine.moshi.models import FRAME_RATE, Models, limit_context
+from trunkline_runtime.engine.moshi.policy import Policy, rules_of
+from trunkline_runtime.engine.moshi.stepper import Steering, Step, Stepper
+from trunkline_runtime.engine.moshi.transcript import Transcript
+
+log = logging.getLogger("trunkline.moshi")
+
+WARM_UP_STEPS: Final = 4  # CUDA graphs are captured in the second; two more see them replayed
+MEASURED_STEPS: Final = 25
+SILENT_POWER: Final = 1e-12  # -120 dBFS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """How an engine runs what it loads."""
+
+    slots: int
+    context_seconds: float | None = None  # None: as far back as the model can look
+    policy: Callable[[Settings], Policy] = rules_of
+    measure: bool = True  # False: offers all slots, whatever a step takes
+
+
+class MoshiEngine:
+    """See the module. Tests that pass time by hand call `tick` and never `resume`, but `prepare`."""
+
+    def __init__(
+        self,
+        make_models: Callable[[], Models],
+        knobs: Knobs,
+        loading: Callable[[], str] = lambda: "loading",
+    ) -> None:
+        """`make_models` runs in `load`; `loading` says how far it has come."""
+        self._make_models = make_models
+        self._knobs = knobs
+        self.loading = loading
+        self._offered = knobs.slots
+        self._models: Models | None = None
+        self._stepper: Stepper | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._broken: Callable[[str], None] = lambda _: None
+        self._room: Callable[[int], None] = lambda _: None
+        # Guards the seats, which both the event loop and the thread change.
+        self._lock = threading.Lock()
+        self._seated: dict[int, MoshiConversation] = {}
+        self._joined: list[int] = []  # since the last tick
+        self._left: list[int] = []
+        self._dead: str | None = None
+        self._strain = Strain()
+        self._totals: Counter[str] = Counter(
+            dict.fromkeys(("steps", "frames", "late_steps", "skipped_ticks", "dropped_frames"), 0)
+        )
+
+    def __repr__(self) -> str:
+        return f"<MoshiEngine {len(self._seated)} of {self._offered} slots {self._stepper!r}>"
+
+    # --- Engine ------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """Calls that fit at once; after `resume` not more than keep the frame's deadline."""
+        return self._offered
+
+    def load(self) -> None:
+        """Brings the weights in; nothing of it is this process's own. Raises `ModelError`."""
+        if self._models is not None:
+            return
+        models = self._make_models()
+        if self._knobs.context_seconds is not None:
+            limit_context(models.lm, max(1, round(self._knobs.context_seconds * FRAME_RATE)))
+        memory = memory_of(models)
+        log.info("memory: %s", memory.sentence(self._knobs.slots))
+        if models.lm.device.type == "cuda":
+            memory.check(self._knobs.slots, *torch.cuda.mem_get_info(models.lm.device))
+        self._models = models
+
+    def resume(self) -> None:
+        """Makes what must not be cloned: random state, streams, CUDA graphs, the clock."""
+        if self._thread is not None:
+            return
+        self.prepare()
+        self._thread = threading.Thread(target=self._run, name="moshi-frames", daemon=True)
+        self._thread.start()
+
+    def prepare(self) -> None:
+        """All of `resume` but the clock."""
+        if self._models is None:
+            raise RuntimeError("load comes before resume")
+        torch.manual_seed(secrets.randbits(63))
+        if not self._knobs.measure:
+            self._stepper = Stepper(self._models, self._knobs.slots)
+            return
+        found = fit(self._knobs.slots, self._measured)
+        if self._stepper is None or self._stepper.slots != found.slots:
+            self._restep(found.slots)
+        self._offered = found.slots
+        self._report(found)
+
+    def watch(self, broken: Callable[[str], None], room: Callable[[int], None]) -> None:
+        self._broken, self._room = broken, room
+        if self._dead is not None:
+            broken(self._dead)
+        room(self._offered)
+
+    def open(self, settings: Settings, emit: Emit) -> MoshiConversation:
+        """Raises ValueError for settings that cannot be used."""
+        if self._models is None or self._stepper is None:
+            raise RuntimeError("load and resume come before open")
+        dialogue = Dialogue(
+            self._knobs.policy(settings), tokenizer_of(self._models), transcript_of(self._models)
+        )
+        with self._lock:
+            if self._dead is not None:
+                raise RuntimeError(self._dead)
+            free = [n for n in range(self._offered) if n not in self._seated]
+            if not free:
+                raise RuntimeError(f"all {self._offered} slots of the engine are taken")
+            conversation = MoshiConversation(free[0], dialogue, emit, self._closed)
+            self._seated[conversation.slot] = conversation
+            self._joined.append(conversation.slot)
+        return conversation
+
+    def close(self) -> None:
+        """Ends the thread; a step that is being made is finished first."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._stepper is not None:
+            self._stepper.close()
+
+    def totals(self) -> Mapping[str, int]:
+        """For /metrics."""
+        with self._lock:
+            totals = Counter(self._totals)
+            conversations = tuple(self._seated.values())
+        for conversation in conversations:
+            totals.update(conversation.counts())
+        return totals
+
+    # --- before the first call ---------------------------------------------------------------------------
+
+    def _restep(self, slots: int) -> Stepper:
+        assert self._models is not None
+        if self._stepper is not None:
+            self._stepper.close()
+        self._stepper = Stepper(self._models, slots)
+        return self._stepper
+
+    def _measured(self, slots: int) -> float:
+        """The p99 of a step in seconds, all slots busy, from the frames' upload to the answers' download.
+
+        It also warms everything up, and finds weights that make no sense before a caller does. On a CPU
+        the time is the thread's own: what else runs on the machine now may not run later.
+        """
+        stepper = self._stepper
+        if stepper is None or stepper.slots != slots:
+            stepper = self._restep(slots)
+        self._calm()
+        draw = np.random.default_rng(0)
+        noise = draw.integers(-9_000, 9_000, FRAME_SAMPLES).astype("<i2").tobytes()
+        frames = dict.fromkeys(range(slots), noise)
+        clock = time.thread_time if self._on_cpu else time.perf_counter
+        seconds = []
+        for number in range(WARM_UP_STEPS + MEASURED_STEPS):
+            began = clock()
+            stepper.step(frames)
+            if number >= WARM_UP_STEPS:
+                seconds.append(clock() - began)
+        for slot in frames:
+            stepper.leave(slot)
+            stepper.join(slot)
+        stepper.settle()
+        return p99(seconds)
+
+    @property
+    def _on_cpu(self) -> bool:
+        assert self._models is not None
+        return bool(self._models.lm.device.type == "cpu")
+
+    def _calm(self) -> None:
+        """On a CPU one thread computes: the models run there are tiny, and threads wait for each other."""
+        if self._on_cpu:
+            torch.set_num_threads(1)
+
+    def _report(self, found: Fit) -> None:
+        if found.slots == self._knobs.slots and found.keeps:
+            log.info("capacity: %s", found)
+            return
+        log.warning("this machine is too slow for %d slots and offers %s", self._knobs.slots, found)
+
+    # --- the thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._calm()
+        due = time.monotonic() + FRAME_SECONDS
+        try:
+            while not self._stop.wait(max(0.0, due - time.monotonic())):
+                began = time.monotonic()
+                stepped = self.tick()
+                ended = time.monotonic()
+                if stepped:
+                    self._judge(ended - began, late=ended - due > FRAME_SECONDS)
+                due, skipped = next_due(due, ended)
+                self._totals["skipped_ticks"] += skipped
+        except Exception as error:  # the boundary of the thread; see the module
+            log.exception("the Moshi engine is broken")
+            self._die(f"the Moshi engine is broken: {error}")
+
+    def tick(self) -> bool:
+        """One step for all calls; returns whether there was anything to step."""
+        stepper = self._stepper
+        assert stepper is not None
+        with self._lock:
+            seated = dict(self._seated)
+            left, joined = self._left, self._joined
+            self._left, self._joined = [], []
+        for slot in left:
+            stepper.leave(slot)
+        for slot in joined:
+            stepper.join(slot)
+        frames, steering = _taken(seated)
+        if not frames:
+            stepper.settle()
+            return False
+        step = stepper.step(frames, steering)
+        self._tell(step, {slot: seated[slot] for slot in frames})
+        self._tend_transcripts(seated)
+        self._totals["steps"] += 1
+        self._totals["frames"] += len(frames)
+        return True
+
+    def _tell(self, step: Step, stepped: Mapping[int, MoshiConversation]) -> None:
+        assert self._stepper is not None
+        pcm = np.clip(np.rint(step.pcm * 32768), -32768, 32767).astype("<i2")
+        levels = _levels(step.pcm)
+        heard_levels = _levels(self._stepper.heard_samples())
+        for slot, conversation in stepped.items():
+            conversation.advance(
+                Outcome(
+                    int(step.tokens[slot, 0]) if step.ready[slot] else None,
+                    pcm[slot].tobytes(),
+                    float(levels[slot]),
+                    int(step.words[slot]),
+                    float(step.pauses[slot]),
+                    float(heard_levels[slot]),
+                )
+            )
+
+    def _tend_transcripts(self, seated: Mapping[int, MoshiConversation]) -> None:
+        """Flushes the transcribing model where a turn is over, and lets it begin anew where it must."""
+        assert self._stepper is not None
+        ending = {slot: c for slot, c in seated.items() if c.wants_flush}
+        if ending:
+            steps = max(conversation.flush_frames for conversation in ending.values())
+            words = self._stepper.flush_transcripts(ending, steps)
+            for slot, conversation in ending.items():
+                conversation.flushed(words[:, slot].tolist())
+        for slot, conversation in seated.items():
+            if conversation.wants_restart():
+                self._stepper.forget_transcript(slot)
+
+    def _judge(self, seconds: float, *, late: bool) -> None:
+        self._totals["late_steps"] += late
+        self._totals["step_microseconds"] += round(1e6 * seconds)
+        if self._strain.add(seconds):
+            log.warning("steps are too slow" if self._strain.strained else "steps are fast again")
+            self._room(0 if self._strain.strained else self._offered)
+
+    def _closed(self, conversation: MoshiConversation) -> None:
+        counts = conversation.counts()
+        with self._lock:
+            if self._seated.get(conversation.slot) is conversation:
+                del self._seated[conversation.slot]
+                self._left.append(conversation.slot)
+            self._totals.update(counts)
+
+    def _die(self, detail: str) -> None:
+        with self._lock:
+            self._dead = detail
+            seated = tuple(self._seated.values())
+        for conversation in seated:
+            conversation.fail(detail)
+        self._broken(detail)
+
+
+def tokenizer_of(models: Models) -> Tokenizer:
+    return Tokenizer(models.text_tokenizer.id_to_piece, models.text_tokenizer.encode)
+
+
+def transcript_of(models: Models) -> Transcript | None:
+    if models.stt is None or models.stt_tokenizer is None:
+        return None
+    decode: Callable[[Sequence[int]], str] = models.stt_tokenizer.decode
+    return Transcript(models.transcription, decode)
+
+
+def _taken(seated: Mapping[int, MoshiConversation]) -> tuple[dict[int, bytes], Steering]:
+    frames: dict[int, bytes] = {}
+    silent: list[int] = []
+    text: dict[int, int] = {}
+    for slot, conversation in seated.items():
+        frame, is_silent, token = conversation.take()
+        if frame is None:
+            continue
+        frames[slot] = frame
+        if is_silent:
+            silent.append(slot)
+        elif token is not None:
+            text[slot] = token
+    return frames, Steering(text=text, silent=silent)
+
+
+def _levels(samples: NDArray[Any]) -> NDArray[np.float64]:
+    """The level of each row of samples in -1…1, in dBFS."""
+    power = np.einsum("bt,bt->b", samples, samples) / samples.shape[1]
+    levels: NDArray[np.float64] = 10 * np.log10(np.maximum(power, SILENT_POWER))
+    return levels

@@ -1,0 +1,140 @@
+"""Workers with the Moshi engine on tiny models: calls over Realtime, and a worker whose engine breaks."""
+
+import asyncio
+import json
+from contextlib import closing
+
+import pytest
+import torch
+from moshi_rig import CONTEXT_FRAMES, models
+from test_worker_process import outcome, pod, process
+from websockets.asyncio.client import connect
+from worker_rig import PATIENCE, FakeGateway, append, closed, next_message, worker, worker_config
+
+from trunkline_runtime import contract
+from trunkline_runtime.contract import Close
+from trunkline_runtime.engine import EngineError
+from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
+from trunkline_runtime.engine.moshi.models import ModelError
+from trunkline_runtime.engine.moshi.tiny import tiny
+from trunkline_runtime.worker.config import ConfigError, MoshiConfig
+from trunkline_runtime.worker.host import WorkerHost, make_engine
+
+PATIENCE_WITH_TORCH = 90.0  # its import alone takes seconds, and many where others are at work
+
+
+async def test_a_worker_process_holds_a_call_on_the_tiny_model() -> None:
+    environment = {contract.ENV_ENGINE: "moshi", contract.ENV_MODEL: "tiny"}
+    gateway = FakeGateway()
+    async with gateway.serving(), process(**pod(gateway), **environment) as child:
+        await gateway.until(lambda: bool(gateway.free), PATIENCE_WITH_TORCH)
+        ticket = await gateway.reserve("call-1", greeting="hello how are you")
+        url = f"ws://127.0.0.1:{gateway.hellos[0]['port']}{contract.REALTIME_PATH}"
+        headers = {contract.TICKET_HEADER: ticket or ""}
+        async with connect(url, additional_headers=headers, proxy=None) as caller:
+            await next_message(caller, "session.created")
+            await next_message(caller, "response.created")
+            await next_message(caller, "response.output_audio_transcript.delta")
+            for _ in range(3):
+                await caller.send(append())
+                await next_message(caller, "response.output_audio.delta")
+            await caller.send(json.dumps({"type": "input_audio_buffer.commit"}))
+            await next_message(caller, "conversation.item.input_audio_transcription.completed")
+        child.terminate()
+        status, out, err = await outcome(child)
+    assert status == 0, err
+    logged = [json.loads(line)["message"] for line in out.splitlines()]
+    assert any(message.startswith("memory: weights") for message in logged)
+    assert any("p99 of a step by slots" in message for message in logged)
+
+
+async def test_a_broken_engine_closes_its_calls_with_1011_and_ends_the_worker() -> None:
+    own = tiny(0, context_frames=CONTEXT_FRAMES)
+    engine = MoshiEngine(lambda: own, Knobs(slots=2, measure=False))
+    engine.load()
+    engine.resume()
+    async with FakeGateway().serving() as gateway:
+        stop, listening = asyncio.Event(), asyncio.Event()
+        host = WorkerHost(worker_config(gateway), engine)
+        running = asyncio.create_task(host.run(stop, listening.set))
+        await gateway.until(lambda: bool(gateway.free))
+        ticket = await gateway.reserve("call-1")
+        url = f"ws://127.0.0.1:{host.port}{contract.REALTIME_PATH}"
+        async with connect(
+            url, additional_headers={contract.TICKET_HEADER: ticket or ""}, proxy=None
+        ) as caller:
+            await next_message(caller, "response.output_audio.delta")
+            assert host.why_unready() is None
+            with torch.inference_mode():
+                own.lm.text_linear.weight.fill_(torch.nan)
+            assert await closed(caller) == (Close.LOST, "the engine failed: call again")
+            assert "the Moshi engine is broken" in (host.why_unready() or "")
+        with pytest.raises(EngineError, match="not finite"):
+            async with asyncio.timeout(PATIENCE):
+                await running
+        assert gateway.heard("bye")
+    engine.close()
+
+
+async def test_weights_that_are_not_there_end_the_process_with_a_sentence() -> None:
+    environment = {contract.ENV_ENGINE: "moshi", contract.ENV_MODEL: "/no/such/folder"}
+    environment |= {contract.ENV_DEVICE: "cpu", contract.ENV_GATEWAYS: "127.0.0.1:1"}
+    async with process(**environment, TRUNKLINE_WORKER_KEY="key") as child:
+        async with asyncio.timeout(PATIENCE_WITH_TORCH):
+            _, told = await child.communicate()
+    status, err = child.returncode, told.decode()
+    assert status == 1
+    assert "no folder /no/such/folder" in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+async def test_a_slow_engine_takes_no_call_until_it_is_fast_again() -> None:
+    engine = MoshiEngine(models, Knobs(slots=2, measure=False))
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine):
+        await gateway.until(lambda: gateway.free["n"] == 2)
+        engine._room(0)
+        await gateway.until(lambda: gateway.free["n"] == 0)
+        assert await gateway.reserve("call-1") is None
+        engine._room(1)
+        await gateway.until(lambda: gateway.free["n"] == 1)
+        assert await gateway.reserve("call-1") is not None
+
+
+async def test_readiness_tells_how_far_the_loading_is() -> None:
+    engine = MoshiEngine(models, Knobs(slots=1), lambda: "loading 43 %")
+    host = WorkerHost(worker_config(slots=1), engine)
+    assert host.why_unready() == "loading 43 %"
+
+
+def test_the_environment_of_the_engine() -> None:
+    assert MoshiConfig.from_environment({}) == MoshiConfig()
+    named = MoshiConfig.from_environment(
+        {
+            contract.ENV_MODEL: "kyutai/moshiko-pytorch-bf16@abc",
+            contract.ENV_STT_MODEL: "/weights/stt",
+            contract.ENV_DEVICE: "cuda:1",
+            contract.ENV_INT8: "1",
+            contract.ENV_CONTEXT_SECONDS: "120",
+        }
+    )
+    assert named == MoshiConfig(
+        model="kyutai/moshiko-pytorch-bf16@abc",
+        stt="/weights/stt",
+        device="cuda:1",
+        int8=True,
+        context_seconds=120,
+    )
+    for name, value in (
+        (contract.ENV_DEVICE, "tpu"),
+        (contract.ENV_INT8, "yes"),
+        (contract.ENV_CONTEXT_SECONDS, "long"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            MoshiConfig.from_environment({name: value})
+
+
+def test_a_model_that_names_nothing_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ModelError, match="names no weights"):
+        make_engine(worker_config(engine="moshi", moshi=MoshiConfig(model="moshi!")))
+    with closing(make_engine(worker_config(engine="moshi", slots=3))) as engine:
+        assert engine.slots == 3
