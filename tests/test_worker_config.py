@@ -77,7 +77,7 @@ def test_a_modal_container_has_defaults_for_the_rest() -> None:
     [
         (POD, ENV_AGENT, "", "set TRUNKLINE_AGENT to namespace/name"),
         (POD, ENV_AGENT, "echo", "namespace/name; it is 'echo'"),
-        (POD, ENV_ENGINE, "gpt", "loopback or speech; it is 'gpt'"),
+        (POD, ENV_ENGINE, "gpt", "loopback or speech or moshi; it is 'gpt'"),
         (POD, ENV_SLOTS, "", "set TRUNKLINE_SLOTS to a whole number from 1 to 256"),
         (POD, ENV_SLOTS, "0", "from 1 to 256; it is '0'"),
         (POD, ENV_SLOTS, "257", "from 1 to 256"),
