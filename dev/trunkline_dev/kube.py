@@ -173,13 +173,19 @@ class Api:
         async with self.session.get(path, params=params | query, timeout=timeout) as response:
             if response.status >= 400:
                 raise _refusal(response.status, await response.text())
-            async for line in response.content:
-                event: Json = json.loads(line)
-                if event["type"] == "ERROR":
-                    if event["object"].get("code") == 410:  # Too old: a fresh list tells.
-                        return
-                    raise _refusal(500, json.dumps(event["object"]))
-                yield event
+            try:
+                async for line in response.content:
+                    event: Json = json.loads(line)
+                    if event["type"] == "ERROR":
+                        if event["object"].get("code") == 410:  # Too old: a fresh list tells.
+                            return
+                        raise _refusal(500, json.dumps(event["object"]))
+                    yield event
+            finally:
+                # A TLS connection that is closed while a watch goes on says goodbye and waits for an
+                # answer, longer than the event loop may live.
+                if response.connection and response.connection.transport:
+                    response.connection.transport.abort()
 
     async def wait_for(
         self,

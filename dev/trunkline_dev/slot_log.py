@@ -23,20 +23,25 @@ class SlotRecord:
 
 def read_slot_log(folder: Path, place: str) -> list[SlotRecord]:
     """All slot records of the log files in `folder`, unordered."""
-    found = []
-    for file in sorted(folder.rglob("*.log")):
-        for line in file.read_text(errors="replace").splitlines():
-            if SLOT_LOGGER in line:
-                entry = json.loads(line)
-                found.append(
-                    SlotRecord(
-                        what=entry["message"],
-                        call=entry["call"],
-                        place=place,
-                        worker=entry["worker"],
-                        boot=entry["boot"],
-                        slot=entry["slot"],
-                        t=entry["t"],
-                    )
-                )
-    return found
+    return [
+        record
+        for file in sorted(folder.rglob("*.log"))
+        for record in parse_slot_log(file.read_text(errors="replace"), place)
+    ]
+
+
+def parse_slot_log(log: str, place: str) -> list[SlotRecord]:
+    """The slot records in a worker's log."""
+    entries = (json.loads(line) for line in log.splitlines() if SLOT_LOGGER in line)
+    return [
+        SlotRecord(
+            what=entry["message"],
+            call=entry["call"],
+            place=place,
+            worker=entry["worker"],
+            boot=entry["boot"],
+            slot=entry["slot"],
+            t=entry["t"],
+        )
+        for entry in entries
+    ]
