@@ -106,6 +106,12 @@ def test_a_pod_of_another_ca_gets_no_new_call_and_is_replaced_at_once() -> None:
     assert drain == of(Drain, old)
     assert isinstance(pod, CreatePod)
     assert pod.manifest["metadata"]["annotations"][ANNOTATION_CA] == "new"
+    # One that gets no call says nothing of the load, but holds its hardware.
+    (drained,) = taken(a_world([old, a_pod(agent, 1, ca="new")], {"desk-1": 0}))
+    assert drained == of(Drain, old)
+    busy = a_world([old, a_pod(agent, 1, ca="new")], {"desk-1": 4})
+    assert of(Drain, old) in taken(busy)
+    assert created(taken(busy)) == []
     # Gateways that are not heard of may be the old ones, with the pod linked to them.
     assert of(Drain, old) not in taken(a_world([old], busy={}, known=False))
     new = a_pod(agent, 1, ca="new")

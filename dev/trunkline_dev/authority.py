@@ -32,7 +32,7 @@ _SIGNS_CERTIFICATES: Final = x509.KeyUsage(
 class Authority:
     """Signs certificates for loopback and writes them to `<root>/<file>.crt` and `.key`.
 
-    Its own certificate is `ca.crt`; its key stays in memory.
+    Its own certificate is `ca.crt`; its key stays in memory unless `keep` writes it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,6 +63,13 @@ class Authority:
             ),
         )
         (self._root / f"{file}.crt").write_bytes(certificate)
+        self._write_key(file, key)
+
+    def keep(self) -> None:
+        """Writes its own key to `ca.key`, for another process that signs in its name."""
+        self._write_key("ca", self._key)
+
+    def _write_key(self, file: str, key: ec.EllipticCurvePrivateKey) -> None:
         secret = self._root / f"{file}.key"
         secret.touch(mode=0o600)
         secret.write_bytes(

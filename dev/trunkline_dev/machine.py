@@ -23,6 +23,7 @@ import httpx
 import yaml
 
 from trunkline_dev import binaries
+from trunkline_dev.authority import Authority
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
 from trunkline_dev.processes import Process, base_environment, descendants
@@ -52,6 +53,7 @@ class MachineConfig:
     port: int = contract.CALLS_PORT
     status_seconds: float = 1.0  # how often the operator writes live numbers
     controllers: tuple[str, ...] = ()
+    tls: bool = False  # as in a cluster; on loopback nobody listens between the links
     proxy_token: str = field(
         default_factory=lambda: f"wk-{secrets.token_hex(8)}:ws-{secrets.token_hex(16)}"
     )
@@ -127,6 +129,8 @@ class Machine:
         ready = json.loads(await self.modal.first_line(START_SECONDS))
         self.modal_url, self.modal_local_url = ready["server_url"], ready["local_url"]
         self.say("gateway, operator")
+        if self.config.tls:
+            self.replace_ca()
         for number in range(self.config.gateways):
             self.start_gateway(number)
         self.operator = self.start_operator()
@@ -208,6 +212,28 @@ class Machine:
             return f"http://{self.config.host}:{self.config.port}"
         return f"http://{self.gateway_address(number)}:{contract.CALLS_PORT}"
 
+    def replace_ca(self) -> None:
+        """A new CA, and certificates of it for the gateways. What runs already has the old one."""
+        shutil.rmtree(self.ca, ignore_errors=True)
+        self.ca.mkdir()
+        authority = Authority(self.ca)
+        authority.keep()
+        for number in range(self.config.gateways):
+            folder = self.control_tls(number)
+            folder.mkdir(exist_ok=True)
+            authority.issue(folder.name, "CN=gateway", names=[self.gateway_address(number)])
+            for kind in ("crt", "key"):
+                shutil.copy(self.ca / f"{folder.name}.{kind}", folder / f"tls.{kind}")
+
+    @property
+    def ca(self) -> Path:
+        """The folder that the operator has as --ca-dir."""
+        return self.root / "ca"
+
+    def control_tls(self, number: int) -> Path:
+        """The folder that a gateway has as --control-tls."""
+        return self.root / f"gateway-{number}-tls"
+
     def start_gateway(self, number: int) -> Process:
         address = self.gateway_address(number)
         callers = self.gateway_url(number).removeprefix("http://").partition(":")
@@ -220,6 +246,7 @@ class Machine:
             f"--control-host={address}",
             f"--health-host={address}",
             f"--name=gateway-{number}",
+            *([f"--control-tls={self.control_tls(number)}"] if self.config.tls else []),
             **{contract.ENV_OPERATOR_TOKEN: self._token},
         )
         self.gateways[number : number + 1] = [process]
@@ -237,6 +264,7 @@ class Machine:
             f"--worker-image={WORKER_IMAGE}",
             f"--host={self._net}.200",
             f"--status-seconds={self.config.status_seconds}",
+            *([f"--ca-dir={self.ca}"] if self.config.tls else []),
             KUBECONFIG=str(self.kubeconfig),
             MODAL_SERVER_URL=self.modal_url,
             **{contract.ENV_OPERATOR_TOKEN: self._token},

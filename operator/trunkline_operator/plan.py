@@ -240,7 +240,7 @@ class View:
 
 def _demand(view: View) -> Demand:
     traffic = view.world.traffic
-    active = [pod for pod in view.pods if pod.active]
+    active = [pod for pod in view.pods if pod.active and not view.stranded(pod)]
     serving = [pod for pod in active if pod.ready]
     return Demand(
         busy=traffic.busy,
@@ -269,16 +269,17 @@ def _pods(view: View, wanted: int) -> Iterator[Step]:
     """Pods that ended go; then pods are added, or drained, or rolled; drained ones go."""
     here = [pod for pod in view.pods if not pod.terminating]
     yield from (DeletePod(pod.name, pod.uid) for pod in here if pod.finished)
-    useless = [pod for pod in here if pod.active and (view.broken(pod) or view.stranded(pod))]
-    active = [pod for pod in here if pod.active and pod not in useless]
+    stranded = [pod for pod in here if pod.active and view.stranded(pod)]
+    broken = [pod for pod in here if pod.active and view.broken(pod) and pod not in stranded]
+    active = [pod for pod in here if pod.active and pod not in stranded + broken]
     draining = [pod for pod in here if pod.draining and not pod.finished]
-    yield from (_removal(view, pod) for pod in useless)
+    yield from (_removal(view, pod) for pod in stranded + broken)
 
     returning: list[PodFacts] = []
     if len(active) < wanted:
         returning = _returning(view, draining)[: wanted - len(active)]
         missing = wanted - len(active) - len(returning)
-        room = view.agent.warm.max_pods - len(active) - len(draining)
+        room = view.agent.warm.max_pods - len(active) - len(draining) - len(stranded)
         yield from (Undrain(pod.name, pod.uid) for pod in returning)
         yield from _creations(view, min(missing, room))
     elif victims := _excess(view, active, wanted):
