@@ -32,6 +32,9 @@ CLASSES: dict[str, type] = {
     "burst.modal": spec.Burst,
     "session": spec.Session,
     "access": spec.Access,
+    "access.jwt": spec.Jwt,
+    "access.tenants": spec.Tenants,
+    "access.tenants.limits": spec.Limits,
     "policy": spec.VoiceAgent,
     "slo": spec.VoiceAgent,
 }
@@ -92,6 +95,17 @@ def changed(body: Json, changes: Json) -> Json:
 
 BURST_MODAL: Json = {"credentialsSecretRef": {"name": "modal"}}
 BURST: Json = {"burst__modal": BURST_MODAL}
+JWT: Json = {
+    "issuer": "https://id.example/realms/us",
+    "audience": "calls",
+    "jwksUri": "https://id.example/realms/us/protocol/openid-connect/certs",
+}
+JWKS = '{"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}]}'
+TENANTS: Json = {
+    "claim": "https://us.example/tenant",
+    "limits": {"concurrentCalls": 5, "guaranteedSlots": 1},
+    "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}, {"tenant": "b"}],
+}
 
 REFUSED: dict[str, Json] = {
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": {
@@ -106,8 +120,24 @@ REFUSED: dict[str, Json] = {
     "no call could ever be placed: raise warm.maxPods or add burst.modal": {
         "warm": {"minPods": 0, "maxPods": 0}
     },
-    "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other": {
-        "access__apiKeysSecretRef": {"name": "callers"}
+    "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
+    "other": {"access__apiKeysSecretRef": {"name": "callers"}},
+    "access.jwt needs exactly one of jwksUri and jwks: set one and remove the other": {
+        "access": {"jwt": {"issuer": "https://id.example/", "audience": "calls"}}
+    },
+    "access.jwt.jwksUri must be an https URL, or http to a Service of the cluster "
+    "(http://name.namespace.svc/…): over plain http anybody on the way could give keys": {
+        "access": {"jwt": {**JWT, "jwksUri": "http://id.example/keys"}}
+    },
+    "access.tenants guarantees more slots than there can be: lower guaranteedSlots, or raise "
+    "warm.maxPods or warm.slotsPerPod": {
+        "access__tenants": {
+            "overrides": [
+                {"tenant": "a", "guaranteedSlots": 16},
+                {"tenant": "b", "guaranteedSlots": 1},
+                {"tenant": "c"},
+            ]
+        }
     },
     "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers": {
         **BURST,
@@ -158,7 +188,7 @@ async def test_every_rule_is_refused_with_its_sentence(api: Api, agents: str) ->
 
 async def test_access_needs_one_of_its_two_ways(api: Api, agents: str) -> None:
     message = await refusal(api, agents, an_agent(access={}))
-    assert "access needs exactly one of public: true and apiKeysSecretRef" in message
+    assert "access needs either public: true, or apiKeysSecretRef or jwt or both" in message
 
 
 async def test_a_name_too_long_for_pods_is_refused(api: Api, agents: str) -> None:
@@ -193,12 +223,60 @@ async def test_a_wrong_shape_is_refused(api: Api, agents: str, changes: Json, sa
 
 
 async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str) -> None:
-    for name, changes in (("plain", {}), ("with-burst", BURST)):
+    secured: Json = {"access": {"jwt": JWT, "tenants": TENANTS}}
+    for name, changes in (("plain", {}), ("with-burst", BURST), ("secured", secured)):
         body = an_agent(name, **changes)
         stored = await api.create(agents, body)
         metadata = {k: stored["metadata"][k] for k in ("name", "namespace", "uid", "generation")}
         assert stored["spec"] != body["spec"]
         assert spec.parsed(stored) == spec.parsed({**body, "metadata": metadata})
+
+
+@pytest.mark.parametrize(
+    ("uri", "fine"),
+    [
+        ("https://id.example/keys", True),
+        ("http://keycloak.auth.svc/keys", True),
+        ("http://keycloak.auth.svc.cluster.local:8080/keys", True),
+        ("http://127.0.0.1:9/keys", True),
+        ("http://localhost/keys", True),
+        ("http://keycloak.auth.svc.evil@evil.example/keys", False),
+        ("http://169.254.169.254/latest", False),
+        ("http://evil.example/.svc/", False),
+        ("https:///keys", False),
+        ("file:///etc/passwd", False),
+    ],
+)
+async def test_where_keys_come_from_is_trusted_alike_by_server_and_operator(
+    api: Api, agents: str, uri: str, fine: bool
+) -> None:
+    body = an_agent(access={"jwt": {**JWT, "jwksUri": uri}})
+    metadata = {"name": "an-agent", "namespace": "n", "uid": "u", "generation": 1}
+    if fine:
+        await api.create(agents, body)
+        assert spec.parsed({**body, "metadata": metadata}).access.jwt
+    else:
+        assert "access.jwt.jwksUri must be an https URL" in await refusal(api, agents, body)
+        with pytest.raises(spec.SpecError, match=r"jwksUri must be an https URL"):
+            spec.parsed({**body, "metadata": metadata})
+
+
+@pytest.mark.parametrize(
+    ("jwks", "said"),
+    [
+        ("{}", "must be a JWKS document"),
+        ("[", "must be a JWKS document"),
+        ('{"keys": []}', "must be a JWKS document"),
+        ('{"keys": [3]}', "must be a JWKS document"),
+        ('{"keys": [{"kty": "RSA", "d": "AQAB"}]}', "holds a private key"),
+        ('{"keys": [{"kty": "oct", "k": "AQAB"}]}', "holds a private key"),
+    ],
+)
+def test_a_jwks_that_is_none_or_holds_a_private_key_is_told_of(jwks: str, said: str) -> None:
+    access = {"jwt": {"issuer": "i", "audience": "a", "jwks": jwks}}
+    metadata = {"name": "an-agent", "namespace": "n", "uid": "u", "generation": 1}
+    with pytest.raises(spec.SpecError, match=said):
+        spec.parsed({**an_agent(access=access), "metadata": metadata})
 
 
 async def test_amounts_may_be_numbers_or_text(api: Api, agents: str) -> None:
@@ -313,7 +391,7 @@ def test_bounds_are_the_same_in_both() -> None:
     for group, path, schema, _ in table():
         read = spec.FIELDS[group][path.removeprefix(f"{group}.")][1]
         for fine, wrong in edges(schema):
-            read(fine, path)
+            read(JWKS.ljust(len(fine)) if path == "access.jwt.jwks" else fine, path)
             with pytest.raises(spec.SpecError, match=re.escape(path)):
                 read(wrong, path)
 
@@ -333,6 +411,12 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
         case {"type": "array", "items": {"type": "string", "maxLength": longest}}:
             yield ["a"] * schema["maxItems"], ["a"] * (schema["maxItems"] + 1)
             yield ["a" * longest], ["a" * (longest + 1)]
+        case {"type": "array", "items": {"required": ["tenant"]}}:
+            tenant = {"tenant": "a" * 128, "concurrentCalls": 100_000}
+            yield [tenant] * schema["maxItems"], [tenant] * (schema["maxItems"] + 1)
+            yield [tenant], [{**tenant, "tenant": "a" * 129}]
+            yield [tenant], [{**tenant, "concurrentCalls": 100_001}]
+            yield [tenant], [{"concurrentCalls": 1}]
         case {"type": "array"}:
             entry = {"match": "a" * 256, "say": "a" * 1024}
             yield [entry] * schema["maxItems"], [entry] * (schema["maxItems"] + 1)

@@ -215,6 +215,36 @@ async def test_every_gateway_gets_all_routes_once_opened_and_again_when_they_cha
     await gateways[0].until(lambda it: list(it.routes) == ["default/b"])
 
 
+async def test_tenants_limits_are_shared_out_among_the_gateways_that_there_are(
+    stack: AsyncExitStack,
+) -> None:
+    alone = FakeGateway()
+    fleet, _ = await start(stack, alone)
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    await alone.until(lambda it: it.routes)
+    assert "share" not in alone.told[-1]
+    gateways = FakeGateway(), FakeGateway("gateway-1", "g1")
+    fleet, _ = await start(stack, *gateways, epoch=2)
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    for gateway in gateways:
+        await gateway.until(lambda it: it.routes)
+        assert gateway.told[-1]["share"] == 0.5
+
+
+async def test_a_gateway_that_comes_takes_its_share_from_the_others(stack: AsyncExitStack) -> None:
+    first, second = FakeGateway(), FakeGateway("gateway-1", "g1")
+    fleet, _ = await start(stack, first)
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    await first.until(lambda it: it.routes)
+    await stack.enter_async_context(second.serving())
+    fleet._names = [*fleet._names, ("127.0.0.1", second.port)]  # as a name gets another address
+    await second.until(lambda it: it.told and it.told[-1].get("share") == 0.5)
+    await first.until(lambda it: it.told[-1].get("share") == 0.5)
+
+
 async def test_loads_are_told_as_they_come(stack: AsyncExitStack) -> None:
     gateway = FakeGateway()
     fleet, changes = await start(stack, gateway)

@@ -64,6 +64,7 @@ def test_what_a_gateway_needs() -> None:
 
 def test_callers_keys_travel_as_digests_and_an_empty_one_opens_nothing() -> None:
     access = made(**KEYED)["access"]
+    assert access.pop("mintKey", None)
     digests = {name: hashlib.sha256(f"sk-{name}".encode()).hexdigest() for name in ("phone", "web")}
     assert access == {"public": False, "apiKeys": digests, "origins": []}
     assert "sk-web" not in json.dumps(made(**KEYED))
@@ -71,12 +72,42 @@ def test_callers_keys_travel_as_digests_and_an_empty_one_opens_nothing() -> None
 
 def test_a_missing_secret_lets_nobody_in() -> None:
     access = made(keys=Keys(worker="w", ticket="t"), **KEYED)["access"]
+    assert access.pop("mintKey", None)
     assert access == {"public": False, "apiKeys": {}, "origins": []}
 
 
 def test_a_public_agent_needs_no_keys() -> None:
     access = made(access={"public": True, "origins": ["https://a.example"]})["access"]
+    assert access.pop("mintKey", None)
     assert access == {"public": True, "apiKeys": {}, "origins": ["https://a.example"]}
+
+
+def test_an_issuer_and_tenants_travel_with_every_limit_resolved() -> None:
+    jwt = {"issuer": "https://id.example/", "audience": "calls", "jwksUri": "https://id.example/k"}
+    tenants = {
+        "claim": "org",
+        "limits": {"concurrentCalls": 5, "startsPerMinute": 60},
+        "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}],
+    }
+    access = made(access={"jwt": jwt, "tenants": tenants})["access"]
+    assert access["jwt"] == jwt
+    everybody = {
+        "concurrentCalls": 5,
+        "startsPerMinute": 60,
+        "minutesPerDay": 0,
+        "guaranteedSlots": 0,
+    }
+    acme = {**everybody, "concurrentCalls": 50, "guaranteedSlots": 4}
+    assert access["tenants"] == {"claim": "org", "limits": everybody, "overrides": {"acme": acme}}
+    assert not {"jwt", "tenants"} & made(**KEYED)["access"].keys()
+
+
+def test_only_who_knows_both_keys_of_an_agent_could_mint() -> None:
+    def key(worker: str, ticket: str) -> str:
+        return made(keys=Keys(worker=worker, ticket=ticket))["access"]["mintKey"]
+
+    assert key("w", "t") == key("w", "t")
+    assert len({key("w", "t"), key("w", "other"), key("other", "t"), "w", "t"}) == 5
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ class Fleet:
             asyncio.Event()
         )  # set after each change of the document; its reader clears it
         self._held = True
+        self._sharing = 1  # gateways
         self._document: str | None = None
         self._revision = 0  # of the document
         self._changed_in: dict[str, int] = {}  # the revision in which an agent's route changed last
@@ -138,14 +139,25 @@ class Fleet:
         )
 
     def _missing(self) -> bool:
+        return self._missing_count() > 0
+
+    def _missing_count(self) -> int:
         now = time.monotonic()
-        return any(now - since < ABSENCE_SECONDS for since in self._absent.values())
+        return sum(now - since < ABSENCE_SECONDS for since in self._absent.values())
+
+    def _gateways(self) -> int:
+        """How many share what tenants may have; one that may be alive has its share."""
+        boots = {link.boot or id(link) for link in self._open.values()}
+        return len(boots) + self._missing_count()
 
     @property
     def document(self) -> Routes:
         """The routes as they are now."""
         routes = [self._routes[agent] for agent in sorted(self._routes)]
-        return Routes(type="routes", version=PROTOCOL_VERSION, epoch=self.epoch, routes=routes)
+        document = Routes(type="routes", version=PROTOCOL_VERSION, epoch=self.epoch, routes=routes)
+        if self._sharing > 1:
+            document["share"] = round(1 / self._sharing, 6)
+        return document
 
     def report(self, agent: str) -> AgentReport:
         return self.loads.report(agent)
@@ -172,8 +184,17 @@ class Fleet:
 
     def open(self) -> None:
         """Begins to push. Until all agents are known, gateways keep the routes that they have."""
+        self._sharing = max(1, self._gateways())
         self._held = False
         self._publish()
+
+    def _deal(self) -> None:
+        """Tells all gateways their share of tenants' limits when there are more or fewer of them."""
+        sharing = max(1, self._gateways())
+        if sharing != self._sharing:
+            self._sharing = sharing
+            if not self._held:
+                self._publish()
 
     def _publish(self) -> None:
         self._soon = None
@@ -194,6 +215,7 @@ class Fleet:
             for address in self._wanted() - self._links.keys():
                 self._absent[address] = time.monotonic()
                 self._links[address] = asyncio.create_task(self._keep_link(address))
+            self._deal()  # before the new ones are told anything
             await asyncio.sleep(self._resolve_seconds)
 
     async def _resolve_one(self, name: Address) -> None:
@@ -222,6 +244,7 @@ class Fleet:
             await asyncio.sleep(HEARTBEAT_SECONDS / 4)
             for agent in self.loads.expire(time.monotonic()):
                 self._changed(agent)
+            self._deal()
 
     # --- one link -----------------------------------------------------------------------------------
 

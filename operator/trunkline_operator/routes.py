@@ -1,13 +1,26 @@
 """Agent → the route that gateways get. A route holds secrets: it is never logged."""
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from trunkline_operator import spec
 from trunkline_operator.policy import ladder
 from trunkline_operator.spec import VoiceAgent
-from trunkline_runtime.contract import Access, BurstRung, ReplyRule, Route, Rung, Settings, WarmRung
+from trunkline_runtime.contract import (
+    Access,
+    BurstRung,
+    Jwt,
+    ReplyRule,
+    Route,
+    Rung,
+    Settings,
+    TenantLimits,
+    Tenants,
+    WarmRung,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +75,49 @@ def _access(agent: VoiceAgent, keys: Keys) -> Access:
     """Gateways need only to recognise a key, so they get its digest. An empty key opens nothing."""
     named = {name: key for name, key in sorted(keys.callers.items()) if key}
     digests = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in named.items()}
-    return Access(
+    access = Access(
         public=agent.access.public,
         apiKeys={} if agent.access.public else digests,
         origins=list(agent.access.origins),
+        mintKey=_mint_key(keys),
+    )
+    if agent.access.jwt:
+        access["jwt"] = _jwt(agent.access.jwt)
+    if agent.access.tenants != spec.Tenants():
+        access["tenants"] = _tenants(agent.access.tenants)
+    return access
+
+
+def _mint_key(keys: Keys) -> str:
+    """What gateways sign client secrets and tickets with: the same at all, and known to no worker.
+
+    Pods have the worker key alone and Modal containers the ticket key alone; this needs both. Nothing more is
+    stored, and it is renewed with them.
+    """
+    text = f"trunkline mint {keys.ticket}"
+    return hmac.new(keys.worker.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _jwt(jwt: spec.Jwt) -> Jwt:
+    made = Jwt(issuer=jwt.issuer, audience=jwt.audience)
+    if jwt.jwks:
+        made["jwks"] = jwt.jwks
+    if jwt.jwks_uri:
+        made["jwksUri"] = jwt.jwks_uri
+    return made
+
+
+def _tenants(tenants: spec.Tenants) -> Tenants:
+    own = {each.tenant: _limits(tenants.of(each)) for each in tenants.overrides}
+    return Tenants(claim=tenants.claim, limits=_limits(tenants.limits), overrides=own)
+
+
+def _limits(limits: spec.Limits) -> TenantLimits:
+    return TenantLimits(
+        concurrentCalls=limits.concurrent_calls,
+        startsPerMinute=limits.starts_per_minute,
+        minutesPerDay=limits.minutes_per_day,
+        guaranteedSlots=limits.guaranteed_slots,
     )
 
 

@@ -5,9 +5,10 @@ and most rules; what it cannot say (a pattern that is no regular expression), an
 let pass, ends here as a `SpecError` with a sentence for whoever wrote the resource.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -119,9 +120,52 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Jwt:
+    """`access.jwt`: the issuer whose tokens are taken."""
+
+    issuer: str
+    audience: str
+    jwks_uri: str | None = None
+    jwks: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one tenant, at all gateways together; 0 is no limit."""
+
+    concurrent_calls: int = 0
+    starts_per_minute: int = 0
+    minutes_per_day: int = 0
+    guaranteed_slots: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One tenant's own limits: fields of `Limits` that differ."""
+
+    tenant: str
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenants:
+    """`access.tenants`."""
+
+    claim: str = "sub"
+    limits: Limits = Limits()
+    overrides: tuple[Override, ...] = ()
+
+    def of(self, override: Override) -> Limits:
+        """The limits of a tenant that has some of its own."""
+        return replace(self.limits, **override.limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     public: bool = False
     api_keys_secret: str = ""
+    jwt: Jwt | None = None
+    tenants: Tenants = Tenants()
     origins: tuple[str, ...] = ()
 
 
@@ -184,7 +228,7 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         ),
         burst=_burst(spec),
         session=Session(**_fields(spec, "session")),
-        access=Access(**_fields(spec, "access")),
+        access=_access(spec),
         **_fields(spec, "policy"),
         **_fields(spec, "slo"),
     )
@@ -270,8 +314,42 @@ def _reply(value: Any, path: str) -> Reply:
     return Reply(match=match, say=say)
 
 
+def _jwks(value: Any, path: str) -> str:
+    """A JWKS document. Whether its keys can be used, the gateway knows; that it holds none that are private
+    is said here, for whoever writes one into a resource has told it to all who may read that.
+    """
+    text: str = _text(8192)(value, path)
+    try:
+        keys = json.loads(text)["keys"]
+        usable = all(isinstance(key["kty"], str) for key in keys) and bool(keys)
+        private = any("d" in key or key["kty"] == "oct" for key in keys)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        usable = private = False
+    if private:
+        raise SpecError(f"{path} holds a private key: remove it, and take that key out of use")
+    if not usable:
+        raise SpecError(f'{path} must be a JWKS document: {{"keys": [{{"kty": …}}, …]}}')
+    return text
+
+
 Table = Mapping[str, tuple[str, Reader]]
 """Path within the group → (field of the dataclass, reader)."""
+
+LIMITS: Final[Table] = {
+    "concurrentCalls": ("concurrent_calls", _number(0, 100_000)),
+    "startsPerMinute": ("starts_per_minute", _number(0, 100_000)),
+    "minutesPerDay": ("minutes_per_day", _number(0, 10_000_000)),
+    "guaranteedSlots": ("guaranteed_slots", _number(0, 10_000)),
+}
+
+
+def _override(value: Any, path: str) -> Override:
+    if not isinstance(value, dict) or "tenant" not in value:
+        raise SpecError(f"{path} needs tenant")
+    given = {key: LIMITS[key] for key in value if key in LIMITS}
+    limits = {name: read(value[key], f"{path}.{key}") for key, (name, read) in given.items()}
+    return Override(tenant=_text(128)(value["tenant"], f"{path}.tenant"), limits=limits)
+
 
 FIELDS: Final[Mapping[str, Table]] = {
     "engine": {
@@ -322,6 +400,17 @@ FIELDS: Final[Mapping[str, Table]] = {
         "apiKeysSecretRef.name": ("api_keys_secret", _text(253)),
         "origins": ("origins", _many(64, _text(256))),
     },
+    "access.jwt": {
+        "issuer": ("issuer", _text(512)),
+        "audience": ("audience", _text(512)),
+        "jwksUri": ("jwks_uri", _text(1024)),
+        "jwks": ("jwks", _jwks),
+    },
+    "access.tenants": {
+        "claim": ("claim", _text(256)),
+        "overrides": ("overrides", _many(64, _override)),
+    },
+    "access.tenants.limits": LIMITS,
     "policy": {"dataClass": ("data_class", _one_of(DataClass))},
     "slo": {"admissionMs": ("admission_ms", _number(0, 60_000))},
 }
@@ -350,6 +439,18 @@ def _required(fields: dict[str, Any], name: str, sentence: str) -> dict[str, Any
     return fields
 
 
+def _access(spec: Json) -> Access:
+    tenants = Tenants(
+        limits=Limits(**_fields(spec, "access.tenants.limits")), **_fields(spec, "access.tenants")
+    )
+    jwt = None
+    if _at(spec, "access.jwt") is not None:
+        sentence = "access.jwt needs issuer and audience: what iss and aud of your tokens are"
+        fields = _required(_fields(spec, "access.jwt"), "issuer", sentence)
+        jwt = Jwt(**_required(fields, "audience", sentence))
+    return Access(jwt=jwt, tenants=tenants, **_fields(spec, "access"))
+
+
 def _burst(spec: Json) -> Burst | None:
     if _at(spec, "burst.modal") is None:
         return None
@@ -362,6 +463,10 @@ def _burst(spec: Json) -> Burst | None:
 
 # --- rules across fields: what must hold, and the sentence when it does not -----------------------------
 # In the CRD's words; the CRD's other rules are about policy (policy.py) and about changes.
+
+KEYS_ADDRESS: Final = re.compile(
+    r"https://[^/]+/|http://([a-z0-9.-]+[.]svc([.][a-z0-9.-]+)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
+)
 
 AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
@@ -381,8 +486,33 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "no call could ever be placed: raise warm.maxPods or add burst.modal": (
         lambda agent: agent.warm.max_pods > 0 or agent.burst is not None
     ),
-    "access needs exactly one of public: true and apiKeysSecretRef: set one and remove the other": (
-        lambda agent: agent.access.public != bool(agent.access.api_keys_secret)
+    "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
+    "other": (
+        lambda agent: (
+            agent.access.public
+            != (bool(agent.access.api_keys_secret) or agent.access.jwt is not None)
+        )
+    ),
+    "access.jwt needs exactly one of jwksUri and jwks: set one and remove the other": (
+        lambda agent: (
+            agent.access.jwt is None
+            or bool(agent.access.jwt.jwks_uri) != bool(agent.access.jwt.jwks)
+        )
+    ),
+    "access.jwt.jwksUri must be an https URL, or http to a Service of the cluster "
+    "(http://name.namespace.svc/…): over plain http anybody on the way could give keys": (
+        lambda agent: (
+            agent.access.jwt is None
+            or not agent.access.jwt.jwks_uri
+            or KEYS_ADDRESS.match(agent.access.jwt.jwks_uri) is not None
+        )
+    ),
+    "access.tenants guarantees more slots than there can be: lower guaranteedSlots, or raise "
+    "warm.maxPods or warm.slotsPerPod": (
+        lambda agent: (
+            sum(each.limits.get("guaranteed_slots", 0) for each in agent.access.tenants.overrides)
+            <= agent.warm.max_pods * agent.warm.slots_per_pod
+        )
     ),
 }
 
