@@ -85,7 +85,9 @@ def as_answer(minted: Minted, agent: str) -> str:
 
 
 def _order(request: h11.Request, body: bytes, default_namespace: str) -> Order | Denied:
-    kind = KINDS[request.target.partition(b"?")[0].decode("latin-1")]
+    kind = KINDS.get(request.target.partition(b"?")[0].decode("latin-1"))
+    if kind is None:
+        return invalid(f"what can be posted to is {' and '.join(KINDS)}\n", 404)
     wanted = _wanted(body, kind)
     if isinstance(wanted, Denied):
         return wanted

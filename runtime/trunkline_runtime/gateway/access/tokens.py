@@ -98,8 +98,9 @@ def _caller(claims: dict[str, Any], expected: Expected) -> Caller | Why:
 class Verifier:
     """One agent's tokens, those that were good remembered until they expire or the keys change."""
 
-    def __init__(self, expected: Expected) -> None:
+    def __init__(self, expected: Expected, remembered: int = REMEMBERED) -> None:
         self.expected = expected
+        self._remembered = remembered
         self._keys: KeySet | None = None
         self._good: OrderedDict[bytes, Caller] = OrderedDict()
 
@@ -119,6 +120,6 @@ class Verifier:
         found = verified(token, keys, self.expected)
         if isinstance(found, Caller):
             self._good[digest] = found
-            if len(self._good) > REMEMBERED:
+            if len(self._good) > self._remembered:
                 self._good.popitem(last=False)
         return found

@@ -1,5 +1,7 @@
 """What an upgrade, or a request for a secret, asks for and shows. Nothing is believed yet."""
 
+import base64
+import re
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, unquote_plus, urlsplit
@@ -7,13 +9,16 @@ from urllib.parse import parse_qs, unquote_plus, urlsplit
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from trunkline_runtime.contract import REALTIME_PATH
+from trunkline_runtime.contract import MOSHI_PATH, REALTIME_PATH
 from trunkline_runtime.gateway.access.answers import Denied
 
 SUBPROTOCOL: Final = "realtime"
 KEY_SUBPROTOCOL: Final = "openai-insecure-api-key."  # browsers cannot set Authorization
 TICKET: Final = "ticket"
 MAX_FIELDS: Final = 32  # of a query
+# Before MOSHI_PATH, for its own client takes an address that may end in a path and has no other way to say whom
+# it calls: `moshi.client --url ws://gateway:8080/default/echo`.
+_AGENT_IN_PATH: Final = re.compile(r"(?:/([a-z0-9.-]+))?/([a-z0-9.-]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +34,8 @@ class Shown:
 class Wish:
     """A call that somebody would like."""
 
-    agent: str  # namespace/name
-    target: str  # path and query, without the ticket
+    agent: str  # namespace/name; "" for the only one that there is
+    target: str  # path and query as a worker takes them, without the ticket
     subprotocol: str | None
     shown: Shown
 
@@ -41,22 +46,30 @@ def wish(request: Request, default_namespace: str) -> Wish | Denied:
         # It goes on to the worker, where a bare CR could end the line for a lenient proxy.
         return invalid("the path holds characters that a URL must not have\n")
     path, _, query = request.path.partition("?")
-    if urlsplit(request.path).path != REALTIME_PATH:
-        return invalid(f"calls are made to {REALTIME_PATH}?model=[namespace/]agent\n", 404)
     try:
         fields = parse_qs(query, max_num_fields=MAX_FIELDS)
     except ValueError:
         fields = {}
     models = fields.get("model", [])
-    if len(models) != 1:
+    if urlsplit(request.path).path == REALTIME_PATH:
+        names = models
+    elif path.endswith(MOSHI_PATH) and (named := _before(MOSHI_PATH, path)) is not None:
+        path, names = MOSHI_PATH, [*models, *named] or [""]
+    else:
+        return invalid(
+            f"calls are made to {REALTIME_PATH}?model=[namespace/]agent, and Moshi's own to"
+            f" [/namespace]/agent{MOSHI_PATH}\n",
+            404,
+        )
+    if len(names) != 1:
         return invalid("say once which agent you call: ?model=[namespace/]agent\n")
     offered = _offered(request.headers)
     return Wish(
-        agent=full_name(models[0], default_namespace),
+        agent=full_name(names[0], default_namespace) if names[0] else "",
         target=_without_ticket(path, query),
         subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None,
         shown=Shown(
-            tokens=(*bearers(request.headers)[:1], *_keys(offered)[:1]),
+            tokens=(*_authorized(request.headers)[:1], *_keys(offered)[:1]),
             # More than one of each is nobody's client, and bounds the work of a stranger.
             tickets=tuple(fields.get(TICKET, [])[:1]),
             origins=tuple(request.headers.get_all("Origin")),
@@ -73,6 +86,33 @@ def bearers(headers: Headers) -> list[str]:
     """What stands behind `Authorization: Bearer`."""
     pairs = [value.partition(" ") for value in headers.get_all("Authorization")]
     return [token.strip() for scheme, _, token in pairs if scheme.lower() == "bearer"]
+
+
+def _authorized(headers: Headers) -> list[str]:
+    """Bearer tokens, and the passwords of clients that know no other way than a URL's user and password."""
+    return [*bearers(headers), *_passwords(headers)]
+
+
+def _passwords(headers: Headers) -> list[str]:
+    pairs = [value.partition(" ") for value in headers.get_all("Authorization")]
+    found = []
+    for scheme, _, encoded in pairs:
+        if scheme.lower() == "basic":
+            try:
+                plain = base64.b64decode(encoded.strip(), validate=True).decode("latin-1")
+            except ValueError:
+                continue
+            found.append(plain.partition(":")[2])
+    return found
+
+
+def _before(suffix: str, path: str) -> list[str] | None:
+    """The agent that stands before the end of a path, if any; None where it is something else."""
+    prefix = path.removesuffix(suffix)
+    if not prefix:
+        return []
+    match = _AGENT_IN_PATH.fullmatch(prefix)
+    return None if match is None else ["/".join(filter(None, match.groups()))]
 
 
 def invalid(text: str, status: int = 400) -> Denied:
