@@ -1,6 +1,7 @@
 """Routes are taken whole or not at all, and a caller's request leads to one of them or to a plain no."""
 
 import asyncio
+import base64
 import copy
 import json
 from typing import Any
@@ -10,7 +11,7 @@ from gateway_rig import AGENT, KEY, a_route, routes_text
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from trunkline_runtime.contract import REALTIME_PATH
+from trunkline_runtime.contract import MOSHI_PATH, REALTIME_PATH
 from trunkline_runtime.gateway.access.answers import Admitted, Denied
 from trunkline_runtime.gateway.access.caller import Why
 from trunkline_runtime.gateway.access.door import Door
@@ -125,11 +126,55 @@ def test_origins_are_checked_after_the_key_and_an_absent_one_is_no_browser() -> 
         (f"{REALTIME_PATH}?model=echo\x00", 400),
         (f"{REALTIME_PATH}?{'a=b&' * 100}model=echo", 400),
         (f"{REALTIME_PATH}?model=a/b/c", 401),
+        (f"/a/b/c{MOSHI_PATH}", 404),
+        (f"//evil.example{MOSHI_PATH}", 404),
+        (f"/echo{MOSHI_PATH}/", 404),
+        (f"/echo{REALTIME_PATH}", 404),
+        (f"/echo{MOSHI_PATH}?model=echo", 400),
+        (f"/other{MOSHI_PATH}", 401),
         (f"{REALTIME_PATH}?model=/echo", 401),
     ],
 )
 def test_a_path_that_names_no_agent_is_refused(path: str, status: int) -> None:
     assert denied(ask(path)).status == status
+
+
+# --- Moshi's own protocol, whose client can say little ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        (f"/echo{MOSHI_PATH}", MOSHI_PATH),
+        (f"/default/echo{MOSHI_PATH}?text_seed=1", f"{MOSHI_PATH}?text_seed=1"),
+        (f"{MOSHI_PATH}?model=echo", f"{MOSHI_PATH}?model=echo"),
+        (MOSHI_PATH, MOSHI_PATH),
+    ],
+)
+def test_its_agent_stands_in_the_path_or_is_the_only_one(path: str, target: str) -> None:
+    found = admitted(ask(path))
+    assert (found.route.agent, found.target) == (AGENT, target)
+
+
+def test_of_several_agents_one_must_be_named_and_a_stranger_learns_nothing() -> None:
+    routes = parse_routes(routes_text(a_route(), a_route("default/other")))
+    none, wrong = denied(ask(MOSHI_PATH, routes=routes)), denied(ask(f"/none{MOSHI_PATH}"))
+    assert (none.status, none.text, none.agent) == (401, wrong.text, "")
+
+
+@pytest.mark.parametrize(
+    ("user_and_password", "opens"),
+    [(f"me:{KEY}", True), (f":{KEY}", True), (KEY, False), (f"{KEY}:", False), ("me:wrong", False)],
+)
+def test_a_password_in_the_url_is_a_key(user_and_password: str, opens: bool) -> None:
+    value = base64.b64encode(user_and_password.encode()).decode()
+    decision = ask(f"/echo{MOSHI_PATH}", key=None, Authorization=f"Basic {value}")
+    assert isinstance(decision, Admitted) is opens
+
+
+def test_what_is_no_user_and_password_opens_nothing() -> None:
+    for value in ("Basic", "Basic ???", f"Basic {KEY}"):
+        assert denied(ask(f"/echo{MOSHI_PATH}", key=None, Authorization=value)).status == 401
 
 
 # --- routes --------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ from trunkline_runtime.engine import (
     SpeechStarted,
     SpeechStopped,
 )
-from trunkline_runtime.wire.realtime import Hear, RealtimeSession
+from trunkline_runtime.wire.realtime import RealtimeSession
+from trunkline_runtime.wire.session import Hear
 
 PATIENCE = 20.0  # generous: the machine may be busy
 MS = 48  # bytes of audio

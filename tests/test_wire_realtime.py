@@ -30,18 +30,19 @@ from trunkline_runtime.engine import (
     SpeechStopped,
     TurnDetection,
 )
-from trunkline_runtime.wire.realtime import (
+from trunkline_runtime.wire.realtime import RealtimeSession
+from trunkline_runtime.wire.realtime_items import MAX_ITEM_CHARS, MAX_ITEMS, MAX_PARTS
+from trunkline_runtime.wire.session import (
     Cancel,
     Clear,
     Command,
     Commit,
     Configure,
     Hear,
-    RealtimeSession,
+    Message,
     Received,
     Respond,
 )
-from trunkline_runtime.wire.realtime_items import MAX_ITEM_CHARS, MAX_ITEMS, MAX_PARTS
 
 Json = dict[str, Any]
 
@@ -128,7 +129,7 @@ class Client:
     def is_told(self, *events: Event) -> list[Json]:
         return [message for event in events for message in self.read(self.session.send(event))]
 
-    def read(self, texts: Iterable[str], first: bool = False) -> list[Json]:
+    def read(self, texts: Iterable[Message], first: bool = False) -> list[Json]:
         messages = [json.loads(text) for text in texts]
         for message in messages:
             MODELS[message["type"]].model_validate(message)
@@ -198,6 +199,8 @@ def error(client: Client, message: Json | str) -> Json:
 
 # --- any sequence keeps the order -----------------------------------------------------------------------------
 
+# Ids that are made for the caller's own turns cannot be guessed before they are told.
+own_ids = st.sampled_from([f"mine_{n}" for n in range(4, 12)])
 item_ids = st.sampled_from([f"{kind}_{n}" for n in range(4, 12) for kind in ("item", "mine")])
 texts = st.text(max_size=8)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
@@ -217,7 +220,7 @@ items = st.fixed_dictionaries(
         "role": st.sampled_from(["user", "assistant", "system"]),
         "content": st.lists(parts, max_size=2),
     },
-    optional={"id": item_ids | values},
+    optional={"id": own_ids | values},
 )
 detections = st.fixed_dictionaries(
     {"type": st.sampled_from(["server_vad", "semantic_vad"])},

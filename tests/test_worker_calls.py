@@ -83,7 +83,7 @@ async def test_tickets_that_open_nothing() -> None:
         assert (await refusal(running.dial("")))[0] == 403
         assert await refusal(running.dial(ticket, path="/v1/chat")) == (
             404,
-            "there is /v1/realtime\n",
+            "there is /v1/realtime and /api/chat\n",
         )
         await gateway.until(lambda: gateway.free["busy"] == 1)
         assert (await refusal(running.dial(lapsing)))[0] == 403

@@ -32,6 +32,7 @@ HEALTH_PORT: Final = 9090
 
 # Paths.
 REALTIME_PATH: Final = "/v1/realtime"  # OpenAI Realtime, on gateway and worker alike
+MOSHI_PATH: Final = "/api/chat"  # Moshi's own protocol, likewise
 CLIENT_SECRETS_PATH: Final = "/v1/realtime/client_secrets"  # OpenAI's; a gateway mints
 TICKETS_PATH: Final = "/v1/realtime/tickets"  # the same for one use in a URL
 WORKERS_PATH: Final = "/v1/workers"  # a worker dials a gateway's control port
@@ -125,7 +126,7 @@ class Hello(TypedDict):
     boot: str  # new at every start: a restarted pod is a new worker
     slots: int
     port: int
-    protocols: list[str]  # ["realtime"]
+    protocols: list[str]  # "realtime", and "moshi" where its codec is installed
     build: str
 
 

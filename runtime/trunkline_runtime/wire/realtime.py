@@ -37,16 +37,6 @@ from trunkline_runtime.engine import (
     SpeechStarted,
     SpeechStopped,
 )
-from trunkline_runtime.wire.realtime_commands import (
-    Cancel,
-    Clear,
-    Command,
-    Commit,
-    Configure,
-    Hear,
-    Received,
-    Respond,
-)
 from trunkline_runtime.wire.realtime_items import Items, agent_item, caller_item, client_item
 from trunkline_runtime.wire.realtime_replies import Messages, Reply
 from trunkline_runtime.wire.realtime_settings import (
@@ -59,29 +49,30 @@ from trunkline_runtime.wire.realtime_settings import (
     required,
     updated,
 )
-
-__all__ = [
-    "Cancel",
-    "Clear",
-    "Command",
-    "Commit",
-    "Configure",
-    "Hear",
-    "NewId",
-    "RealtimeSession",
-    "Received",
-    "Respond",
-]
+from trunkline_runtime.wire.session import (
+    Cancel,
+    Clear,
+    Commit,
+    Configure,
+    Hear,
+    Message,
+    Received,
+    Respond,
+)
 
 NewId = Callable[[str], str]
 """Makes an id that no other has, `item_…` from "item"; plain letters, digits, `_` and `-`."""
 
+BYTES_PER_SECOND: Final = 64_000  # base64 of the audio; the JSON around it is little
 MIN_COMMIT_MS: Final = 100  # as OpenAI: less holds no word, and recognisers invent one
 MAX_UNHEARD: Final = 32  # turns committed and not yet recognised
 
 
 class RealtimeSession:
     """One call's side of the protocol; `opening` is sent first."""
+
+    bytes_per_second = BYTES_PER_SECOND
+    quiet_seconds: float | None = None
 
     def __init__(self, model: str, new_id: NewId) -> None:
         self._model = model
@@ -108,14 +99,20 @@ class RealtimeSession:
         """What the client is told first."""
         return [self._event("session.created", session=self._session())]
 
-    def receive(self, text: str) -> Received:
-        """Takes one text frame of the client. Never raises."""
-        message: Object = {}
+    def receive(self, message: Message) -> Received:
+        """Takes one frame of the client. Never raises."""
+        if isinstance(message, bytes):
+            return Received(refused="a binary message: send JSON as text")
+        event: Object = {}
         try:
-            message = _parsed(text)
-            return _HANDLERS.get(message["type"], RealtimeSession._unknown)(self, message)
+            event = _parsed(message)
+            return _HANDLERS.get(event["type"], RealtimeSession._unknown)(self, event)
         except Refused as refused:
-            return Received(messages=[self._messages.refusal(refused, message.get("event_id"))])
+            return Received(messages=[self._messages.refusal(refused, event.get("event_id"))])
+
+    def still_there(self) -> list[str]:
+        """A client waits as long as it likes."""
+        return []
 
     def send(self, event: Event) -> list[str]:
         """The messages that tell the client of an engine's event.

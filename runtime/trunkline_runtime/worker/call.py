@@ -20,22 +20,22 @@ from websockets.exceptions import ConnectionClosed
 
 from trunkline_runtime.contract import Close
 from trunkline_runtime.engine import Conversation, Engine, Event, Failed, HungUp, ReplyAudio
-from trunkline_runtime.wire.realtime import (
+from trunkline_runtime.wire.session import (
     Cancel,
     Clear,
     Command,
     Commit,
     Configure,
     Hear,
-    RealtimeSession,
+    Message,
     Respond,
+    Session,
 )
 from trunkline_runtime.worker.metrics import WorkerMetrics
 from trunkline_runtime.worker.slots import Seat
 
 log = logging.getLogger("trunkline.calls")
 
-WIRE_BYTES_PER_SECOND: Final = 64_000  # 1 s of audio as base64; the JSON around it is little
 IDLE_SECONDS: Final = 300.0  # where settings say nothing; the default of session.idleSeconds
 FLUSH_SECONDS: Final = 5.0  # for the last messages, such as an error, before the close
 
@@ -70,7 +70,7 @@ class Call:
         self,
         seat: Seat,
         connection: ServerConnection,
-        session: RealtimeSession,
+        session: Session,
         limits: CallLimits,
         metrics: WorkerMetrics,
     ) -> None:
@@ -81,11 +81,11 @@ class Call:
         self._limits = limits
         self._metrics = metrics
         self._conversation: Conversation | None = None
-        self._outbox: deque[str] = deque()
+        self._outbox: deque[Message] = deque()
         self._unread = 0  # bytes in the outbox
         self._filled = asyncio.Event()
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
-        self._last_heard = self._loop.time()
+        self._last_heard = self._last_said = self._loop.time()
 
     def __repr__(self) -> str:
         return f"<Call {self._seat.call} {self._session!r} unread={self._unread} over={self._ending.done()}>"
@@ -99,6 +99,7 @@ class Call:
                 self._read(engine),
                 self._write(),
                 self._watch_clock(idle_seconds),
+                self._bridge_silence(),
             )
         ]
         try:
@@ -121,10 +122,9 @@ class Call:
         self._conversation = conversation = engine.open(self._seat.settings, self._emit)
         self._say(self._session.opening())
         while True:
-            message = await self._connection.recv()
-            if isinstance(message, bytes):
-                return self._end(Ending(Close.POLICY, "a binary message: send JSON as text"))
-            received = self._session.receive(message)
+            received = self._session.receive(await self._connection.recv())
+            if received.refused:
+                return self._end(Ending(Close.POLICY, shortened(received.refused)))
             for command in received.commands:
                 self._command(conversation, command)
             self._say(received.messages)
@@ -165,13 +165,14 @@ class Call:
             elif isinstance(event, HungUp):
                 self._end(Ending(Close.NORMAL, shortened(event.reason)))
 
-    def _say(self, messages: Iterable[str]) -> None:
+    def _say(self, messages: Iterable[Message]) -> None:
         """Queues messages; ends the call of a caller who lets too many of them wait."""
         for message in messages:
             self._outbox.append(message)
             self._unread += len(message)
+            self._last_said = self._loop.time()
         longest = self._limits.unread_seconds
-        if self._unread > longest * WIRE_BYTES_PER_SECOND:
+        if self._unread > longest * self._session.bytes_per_second:
             self._outbox.clear()
             self._end(Ending(Close.POLICY, f"more than {longest:g} s of audio wait: read faster"))
         elif self._outbox:
@@ -202,6 +203,14 @@ class Call:
                 reason = f"no audio from the caller for {idle_seconds:g} s"
                 return self._end(Ending(Close.NORMAL, reason))
             await asyncio.sleep(min(too_long, too_quiet) - now)
+
+    async def _bridge_silence(self) -> None:
+        """For clients that take a quiet line for a dead one."""
+        while (longest := self._session.quiet_seconds) is not None:
+            left = self._last_said + longest - self._loop.time()
+            if left <= 0:
+                self._say(self._session.still_there())
+            await asyncio.sleep(left if left > 0 else longest)
 
     async def _guarded(self, part: Coroutine[None, None, None]) -> None:
         with self._guard():

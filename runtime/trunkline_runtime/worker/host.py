@@ -22,7 +22,7 @@ from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.config import ConfigError, WorkerConfig
 from trunkline_runtime.worker.control import ControlLinks, Dialling
 from trunkline_runtime.worker.metrics import WorkerMetrics
-from trunkline_runtime.worker.server import CallServer, Desk
+from trunkline_runtime.worker.server import CallServer, Desk, spoken_protocols
 from trunkline_runtime.worker.switchboard import STOPPING, Switchboard
 from trunkline_runtime.worker.tickets import BurstTickets
 
@@ -127,6 +127,7 @@ class WorkerHost:
             tickets=BurstTickets(config.ticket_key, config.agent) if config.ticket_key else None,
             limits=CallLimits(max_seconds=config.max_seconds),
             metrics=metrics,
+            protocols=spoken_protocols(),
             why_closed=lambda: None if self._loaded else "the engine is loading",
         )
 
@@ -151,7 +152,7 @@ class WorkerHost:
             boot=self.boot,
             slots=min(config.slots, self._engine.slots),
             port=self.port,
-            protocols=["realtime"],
+            protocols=spoken_protocols(),
             build=__version__,
         )
 

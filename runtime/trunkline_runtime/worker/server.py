@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +25,7 @@ from websockets.typing import Subprotocol
 from trunkline_runtime.contract import (
     ENV_PORT,
     MAX_CALL_MESSAGE_BYTES,
+    MOSHI_PATH,
     REALTIME_PATH,
     TICKET_HEADER,
     Close,
@@ -31,6 +33,7 @@ from trunkline_runtime.contract import (
 from trunkline_runtime.engine import Engine
 from trunkline_runtime.process import QUIET, answer, listening
 from trunkline_runtime.wire.realtime import RealtimeSession
+from trunkline_runtime.wire.session import Session
 from trunkline_runtime.worker.call import Call, CallLimits, Ending
 from trunkline_runtime.worker.metrics import WorkerMetrics
 from trunkline_runtime.worker.orders import Malformed, burst_settings_from
@@ -41,6 +44,7 @@ from trunkline_runtime.worker.tickets import BurstTickets, TicketRefused
 log = logging.getLogger("trunkline.calls")
 
 REALTIME: Final = Subprotocol("realtime")
+PROTOCOLS: Final = {REALTIME_PATH: "realtime", MOSHI_PATH: "moshi"}
 OPEN_SECONDS: Final = 5.0  # for the upgrade; a gateway sends it at once
 SETTINGS_SECONDS: Final = 5.0  # for the first message of a burst link
 CLOSE_SECONDS: Final = 2.0  # for the peer's half of the close
@@ -75,6 +79,7 @@ class Desk:
     tickets: BurstTickets | None  # None: warm, and tickets are handles of the switchboard
     limits: CallLimits
     metrics: WorkerMetrics
+    protocols: Sequence[str]  # of PROTOCOLS, those that callers may speak
     why_closed: Callable[[], str | None]  # a sentence while no call can be taken at all
 
 
@@ -119,8 +124,11 @@ class CallServer:
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Takes a seat, or says why there is none."""
         assert isinstance(connection, DataLink)
-        if urlsplit(request.path).path != REALTIME_PATH:
-            return self._refuse(404, f"there is {REALTIME_PATH}")
+        protocol = PROTOCOLS.get(urlsplit(request.path).path)
+        if protocol is None:
+            return self._refuse(404, f"there is {' and '.join(PROTOCOLS)}")
+        if protocol not in self._desk.protocols:
+            return self._refuse(501, f"this worker has no Opus codec for {protocol}'s protocol")
         if (why := self._desk.why_closed()) is not None:
             return self._refuse(503, why)
         ticket = request.headers.get(TICKET_HEADER, "")
@@ -183,9 +191,20 @@ class CallServer:
                 await connection.close(settled.code or Close.NORMAL, settled.reason)
                 return settled
             seat = settled
-        model = _model(connection) or desk.agent
-        call = Call(seat, connection, RealtimeSession(model, _new_id), desk.limits, desk.metrics)
+        call = Call(seat, connection, self._session(connection), desk.limits, desk.metrics)
         return await call.run(desk.engine, give_back)
+
+    def _session(self, connection: ServerConnection) -> Session:
+        assert connection.request is not None
+        url = urlsplit(connection.request.path)
+        if url.path == MOSHI_PATH:
+            # Only the images that have its codec can import it.
+            from trunkline_runtime.wire.moshi import MoshiSession
+
+            return MoshiSession()
+        # The agent by the name that the caller used.
+        model = parse_qs(url.query).get("model", [self._desk.agent])[0]
+        return RealtimeSession(model, _new_id)
 
 
 async def _settled(connection: ServerConnection, seat: Seat) -> Seat | Ending:
@@ -206,11 +225,9 @@ def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprot
     return REALTIME if REALTIME in offered else None
 
 
-def _model(connection: ServerConnection) -> str | None:
-    """The agent by the name that the caller used."""
-    assert connection.request is not None
-    values = parse_qs(urlsplit(connection.request.path).query).get("model", [])
-    return values[0] if values else None
+def spoken_protocols() -> list[str]:
+    """The caller protocols that what is installed here allows."""
+    return ["realtime", "moshi"] if find_spec("sphn") else ["realtime"]
 
 
 def _new_id(kind: str) -> str:
