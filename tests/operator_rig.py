@@ -49,7 +49,7 @@ class World:
             "KUBECONFIG": str(plane.kubeconfig),
             ENV_OPERATOR_TOKEN: TOKEN,
         }
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
         self.key = f"{namespace}/{NAME}"
         self.agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
         self.agent_path = f"{self.agents}/{NAME}"
@@ -84,12 +84,12 @@ class World:
             self.env | dict(env or {}),
         )
         process.start()
-        self._processes.append(process)
+        self.processes.append(process)
         await process.ready(f"{health}/readyz", 60)
         return process
 
     async def stop(self) -> None:
-        for process in self._processes:
+        for process in self.processes:
             await process.stop()
 
     @property

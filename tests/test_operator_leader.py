@@ -20,11 +20,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_rig import SPEC, World, free_port, operated
+from operator_rig import NAME, SPEC, World, free_port, operated
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
-from trunkline_dev.processes import Process
+from trunkline_dev.processes import Process, ProcessFailed
 from trunkline_operator.leader import LOST_STATUS, identity
 from trunkline_operator.lease import (
     ANNOTATION_EPOCH,
@@ -550,6 +550,23 @@ async def test_an_operator_that_is_told_to_stop_hands_over_at_once(operators: Op
     assert '"WARNING"' not in one.log.read_text() + three.log.read_text()
 
 
+async def test_an_operator_that_is_stopped_while_it_starts_gives_the_lease_back(
+    operators: Operators,
+) -> None:
+    world = operators.world
+    # An agent that cannot be looked at is waited for.
+    await world.apply()
+    await world.secret(f"{NAME}-trunkline", another="entry")
+    starting = asyncio.create_task(operators.start("one"))
+    await operators.led_by("one")
+    process = world.processes[-1]
+    assert await process.stop() == 0
+    with pytest.raises(ProcessFailed, match="ended before it was ready"):
+        await starting
+    lease = await world.api.get(operators.path)
+    assert holder(lease) == ""
+
+
 async def test_an_operator_that_is_cut_off_ends_before_another_begins(operators: Operators) -> None:
     world = operators.world
     async with Relay.of(world.env["KUBECONFIG"]) as relay:
@@ -661,8 +678,9 @@ class Relay:
         assert task is not None
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
-        far, on = await asyncio.open_connection(*self._target)
-        await asyncio.gather(self._carry(near, on), self._carry(far, to), return_exceptions=True)
+        with contextlib.closing(to):
+            far, on = await asyncio.open_connection(*self._target)
+            await asyncio.gather(self._carry(near, on), self._carry(far, to))
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError), contextlib.closing(sink):
