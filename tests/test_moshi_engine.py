@@ -116,6 +116,20 @@ def test_a_greeting_is_said_in_its_own_words_and_a_commit_is_answered() -> None:
         assert [type(event) for event in told if isinstance(event, Heard)] == [Heard]
 
 
+def test_a_calls_tokens_are_kept_where_that_is_wanted() -> None:
+    with closing(engine(1)) as running:
+        assert running.open({}, lambda _: None).token_log is None
+    with closing(engine(1, token_log=True)) as running:
+        conversation = running.open({}, lambda _: None)
+        for frame in call(3)[:5]:
+            conversation.hear(frame)
+            running.tick()
+        assert conversation.token_log is not None
+        drawn, _ = conversation.token_log.tables()
+        first = [frame.tokens[0] for frame in expected(3)[1:6] if frame.tokens]
+        assert drawn[:4, 0].tolist() == first[:4], "what is drawn is said a frame later"
+
+
 def test_a_silent_caller_is_answered_too() -> None:
     with closing(engine(1)) as running:
         told: list[Event] = []

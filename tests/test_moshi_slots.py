@@ -89,7 +89,7 @@ class TranscriptNotErased(Stepper):
 
     def _open(self, models: Models) -> None:
         super()._open(models)
-        self.rows = SlotRows(self.slots, gen=self._gen, lm=models.lm, mimi=models.mimi)
+        self.rows = SlotRows(self.slots, gen=self.gen, lm=models.lm, mimi=models.mimi)
 
 
 @pytest.mark.parametrize(

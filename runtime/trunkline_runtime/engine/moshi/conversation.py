@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from trunkline_runtime.engine import Emit, Event, Failed, TurnDetection
 from trunkline_runtime.engine.moshi.dialogue import Dialogue, Outcome
 from trunkline_runtime.engine.moshi.inbox import Inbox
+from trunkline_runtime.engine.moshi.token_log import TokenLog
 
 log = logging.getLogger("trunkline.moshi")
 
@@ -32,6 +33,7 @@ class MoshiConversation:
         self._lock = threading.RLock()
         self._closed = False
         self._inbox = Inbox()
+        self.token_log: TokenLog | None = None  # grows on the engine's thread
 
     def __repr__(self) -> str:
         return f"<MoshiConversation {self.slot} closed={self._closed} {self._inbox!r} {self._dialogue!r}>"

@@ -29,6 +29,7 @@ from trunkline_runtime.engine.moshi.memory import memory_of
 from trunkline_runtime.engine.moshi.models import FRAME_RATE, Models, limit_context
 from trunkline_runtime.engine.moshi.policy import Policy, rules_of
 from trunkline_runtime.engine.moshi.stepper import Steering, Step, Stepper
+from trunkline_runtime.engine.moshi.token_log import TokenLog
 from trunkline_runtime.engine.moshi.transcript import Transcript
 
 log = logging.getLogger("trunkline.moshi")
@@ -46,6 +47,7 @@ class Knobs:
     context_seconds: float | None = None  # None: as far back as the model can look
     policy: Callable[[Settings], Policy] = rules_of
     measure: bool = True  # False: offers all slots, whatever a step takes
+    token_log: bool = False  # keep each call's tokens while it lasts; they are what was said
 
 
 class MoshiEngine:
@@ -144,6 +146,7 @@ class MoshiEngine:
             if not free:
                 raise RuntimeError(f"all {self._offered} slots of the engine are taken")
             conversation = MoshiConversation(free[0], dialogue, emit, self._closed)
+            conversation.token_log = TokenLog() if self._knobs.token_log else None
             self._seated[conversation.slot] = conversation
             self._joined.append(conversation.slot)
         return conversation
@@ -263,6 +266,8 @@ class MoshiEngine:
         levels = _levels(step.pcm)
         heard_levels = _levels(self._stepper.heard_samples())
         for slot, conversation in stepped.items():
+            if conversation.token_log is not None:
+                conversation.token_log.append(step.drawn[slot].tolist(), step.heard[slot].tolist())
             conversation.advance(
                 Outcome(
                     int(step.tokens[slot, 0]) if step.ready[slot] else None,

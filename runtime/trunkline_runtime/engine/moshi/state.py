@@ -49,9 +49,10 @@ class SlotRows:
 
     def restore(self, slot: int, rows: dict[str, torch.Tensor]) -> None:
         """Puts exported rows in place of a slot's own; names that are not in `rows` stay as they are."""
-        for name, tensor, dimension in self.tensors():
-            if name in rows:
-                tensor.select(dimension, slot).copy_(rows[name])
+        with torch.inference_mode():
+            for name, tensor, dimension in self.tensors():
+                if name in rows:
+                    tensor.select(dimension, slot).copy_(rows[name])
 
 
 def _places(path: str, state: Any, slots: int) -> Iterator[tuple[str, Any, str, int]]:

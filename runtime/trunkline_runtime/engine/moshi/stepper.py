@@ -95,7 +95,7 @@ class Stepper:
         return f"<Stepper {self.slots} slots on {self._device} {self.rows!r}>"
 
     def _open(self, models: Models) -> None:
-        self._gen = LMGen(
+        self.gen = LMGen(
             models.lm,
             support_out_of_sync=True,
             on_text_logits_hook=self._on_text_logits,
@@ -104,11 +104,11 @@ class Stepper:
             **_arguments(models.generation),
         )
         self._stt = models.stt and LMGen(models.stt, use_sampling=False, support_out_of_sync=True)
-        streams = {"mimi": models.mimi, "gen": self._gen, "lm": models.lm}
+        streams = {"mimi": models.mimi, "gen": self.gen, "lm": models.lm}
         if self._stt is not None:
             streams |= {"stt_gen": self._stt, "stt": models.stt}
         self._streaming = contextlib.ExitStack()
-        for module in filter(None, (models.mimi, self._gen, self._stt)):
+        for module in filter(None, (models.mimi, self.gen, self._stt)):
             self._streaming.enter_context(module.streaming(self.slots))
         self.rows = SlotRows(self.slots, **streams)
 
@@ -118,9 +118,9 @@ class Stepper:
 
     # --- who is there ------------------------------------------------------------------------------------
 
-    def join(self, slot: int) -> None:
-        """A caller takes this slot, which is new or was left."""
-        self._frames[slot] = 0
+    def join(self, slot: int, frames: int = 0) -> None:
+        """A caller takes this slot, which is new or was left; so many frames of the call were before."""
+        self._frames[slot] = frames
 
     def leave(self, slot: int) -> None:
         """The caller is gone; nothing of the call is left in the slot after the next step or `settle`."""
@@ -154,7 +154,7 @@ class Stepper:
         self._frames[active] += 1
         # With delays up to d the tokens of a frame are whole d steps later, as LMGen counts, too. Known
         # here, they need not be fetched from the device in the middle of a step.
-        ready = active & (self._frames > self._gen.max_delay)
+        ready = active & (self._frames > self.gen.max_delay)
         self._steering = steering
         with torch.inference_mode():
             running = self._on_device(active)
@@ -204,8 +204,8 @@ class Stepper:
 
     def _generate(self, codes: torch.Tensor, running: torch.Tensor) -> torch.Tensor:
         """Tokens [B, 1 + dep_q, 1]."""
-        self._gen.set_exec_mask(running)
-        return self._gen.step(codes[:, : self._taken])
+        self.gen.set_exec_mask(running)
+        return self.gen.step(codes[:, : self._taken])
 
     def _transcribe(self, codes: torch.Tensor, running: torch.Tensor) -> tuple[Any, Any]:
         """Text tokens [B] and the probability of a pause [B], as far as there are any."""
