@@ -112,11 +112,21 @@ def test_a_pod_of_another_ca_gets_no_new_call_and_is_replaced_at_once() -> None:
     busy = a_world([old, a_pod(agent, 1, ca="new")], {"desk-1": 4})
     assert of(Drain, old) in taken(busy)
     assert created(taken(busy)) == []
+    # Unheard of though it is, the load is known: one new pod is enough.
+    roomy = an_agent(warm__maxPods=4)
+    pods = [old, replace(pending(roomy, 1), ca="new")]
+    assert planned(roomy, a_world(pods, busy={}), NOW, SETTLED, installation).steps == (
+        of(Drain, old),
+    )
     # Gateways that are not heard of may be the old ones, with the pod linked to them.
     assert of(Drain, old) not in taken(a_world([old], busy={}, known=False))
     new = a_pod(agent, 1, ca="new")
     waits = taken(a_world([replace(old, draining_since=NOW - 10), new], {"desk-1": 0}))
     assert waits == (Requeue(DEADLINE - 10),)
+    # Nor is its drain taken back when pods are needed.
+    taken_up = taken(a_world([replace(old, draining_since=NOW - 10)], busy={}))
+    assert created(taken_up) == ["desk-1"]
+    assert of(Undrain, old) not in taken_up
 
 
 def test_at_rest_there_are_no_steps() -> None:
@@ -825,6 +835,10 @@ class Cluster(RuleBasedStateMachine):
             self.now += DEADLINE
             self.calm()
         assert self.gone
+        for (
+            pod
+        ) in self.pods.values():  # going, and past the deadline: its kubelet ends what is left
+            pod.calls = 0
         for _ in self.pods.copy():
             self.kubelets_work()
         assert self.pods == {}

@@ -204,7 +204,8 @@ def certificate_of(link: ClientConnection) -> bytes:
 @on_uvloop
 async def test_a_renewed_certificate_is_served_without_a_restart(secure: Pki, mount: Mount) -> None:
     """And one that is broken is not; links that are there do not notice."""
-    mount.swap(*secure.pem("before"))
+    before = secure.pem("before")
+    mount.swap(*before)
     identity = MountedIdentity(mount.folder)
     async with (
         a_gateway(a_route(), control_tls=identity) as gateway,
@@ -212,8 +213,10 @@ async def test_a_renewed_certificate_is_served_without_a_restart(secure: Pki, mo
     ):
         old = certificate_of(worker.links[0])
         with events("trunkline.gateway") as lines:
-            mount.swap(b"junk", b"junk")
+            mount.swap(secure.pem("half")[0], before[1])
             await until(lambda: any("stays in use" in line["message"] for line in lines))
+            async with dial_control(gateway) as link:
+                assert certificate_of(link) == old
             mount.swap(*secure.pem("after"))
             await until(lambda: any("renewed" in line["message"] for line in lines))
         async with dial_control(gateway) as link:
