@@ -156,7 +156,7 @@ class Fleet:
         routes = [self._routes[agent] for agent in sorted(self._routes)]
         document = Routes(type="routes", version=PROTOCOL_VERSION, epoch=self.epoch, routes=routes)
         if self._sharing > 1:
-            document["share"] = round(1 / self._sharing, 6)
+            document["share"] = 1 / self._sharing
         return document
 
     def report(self, agent: str) -> AgentReport:

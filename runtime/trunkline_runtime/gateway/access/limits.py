@@ -20,7 +20,7 @@ RECENT_SECONDS: Final = (
     600.0  # a tenant that nobody named is known for so long after its last start
 )
 MAX_TENANTS: Final = 4096  # an agent that are remembered; 1 MB
-ROUNDING: Final = 1e-9  # a third of 3 is one call
+ROUNDING: Final = 1e-6  # a third of 3 is one call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
