@@ -286,6 +286,16 @@ async def test_a_worker_that_is_silent_costs_a_quarter_second_and_its_late_grant
 
 
 @on_uvloop
+async def test_the_only_worker_is_waited_for() -> None:
+    async with a_gateway(a_route(), patience=Patience(reserve=0.05, dial=1)) as gateway:
+        slow = FakeWorker("slow")
+        slow.late = 0.5
+        async with slow.serving(gateway), call(gateway) as caller:
+            await caller.send("hi")
+            assert await caller.recv() == "hi"
+
+
+@on_uvloop
 async def test_a_worker_that_nobody_can_reach_is_passed_over() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker("gone").serving(gateway) as gone:
         assert gone._server is not None

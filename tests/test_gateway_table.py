@@ -1,6 +1,7 @@
 """The slot table and the ladder, without sockets, clocks or randomness of their own."""
 
 import random
+from collections.abc import Collection
 
 import pytest
 from gateway_rig import AGENT, a_route, routes_text
@@ -244,6 +245,27 @@ def test_a_placement_says_every_rung_and_why() -> None:
             }
         ],
     }
+
+
+def test_the_last_worker_may_be_slow() -> None:
+    """Only while there is somewhere else to go does a silent worker cost no more than a quarter second."""
+    table = Table()
+    for name in ("echo-0", "echo-1"):
+        table.add(a_row(name))
+    ladder = Ladder(route_with("w", answer_seconds=8), 0.0, Patience())
+
+    def pick(tried: Collection[Row]) -> Row | None:
+        return table.pick(AGENT, tried, lambda _: 0)
+
+    first = ladder.next(0.0, pick)
+    assert isinstance(first, TryWarm)
+    assert (first.reserve_by, first.answer_by) == (0.25, 1.25)
+    ladder.failed(0.25, "did not answer a reserve in time")
+    last = ladder.next(0.25, pick)
+    assert isinstance(last, TryWarm)
+    assert (last.reserve_by, last.answer_by) == (7.0, 8.0)
+    ladder.failed(7.0, "did not answer a reserve in time")
+    assert isinstance(ladder.next(7.0, pick), Rejected)
 
 
 def test_a_burst_rung_gets_what_is_left_when_that_is_less_than_its_deadline() -> None:

@@ -1,7 +1,8 @@
 """The order in which a call looks for a slot, and the record of where it looked.
 
 A `Ladder` is asked for the next attempt and told how that went; it never waits and has no clock. Every
-attempt has a deadline, and none lies behind the route's `answerSeconds`.
+attempt has a deadline, and none lies behind the route's `answerSeconds`. The last attempt that there is
+has all of that: a worker that is slow to grant is passed over only where there is somewhere else to go.
 """
 
 from collections.abc import Callable, Collection
@@ -24,7 +25,7 @@ class Patience:
 
     reserve: float = 0.25  # a worker answers in 0.2 ms; one that is silent so long is stuck
     dial: float = 1.0  # inside a cluster
-    tries: int = 3  # with the two above, the most that stuck workers can cost: 3.75 s
+    tries: int = 3  # two stuck workers then cost 2.5 s, and the last one what is left
     stall: float = (
         30.0  # for a caller or a worker that reads nothing: it holds the other for nobody
     )
@@ -181,7 +182,17 @@ class Ladder:
         self._tried.add(row)
         self._tries += 1
         reserve_by = min(now + self._patience.reserve, self._end)
+        if self._nothing_after(pick):
+            # Slow is better than refused: it has all the time there is, less that of a dial.
+            reserve_by = max(reserve_by, self._end - self._patience.dial)
+            return TryWarm(row, reserve_by, self._end)
         return TryWarm(row, reserve_by, min(reserve_by + self._patience.dial, self._end))
+
+    def _nothing_after(self, pick: Pick) -> bool:
+        """Whether the attempt that is being made is the last that the call can have."""
+        if self._rung + 1 < len(self._route.rungs):
+            return False
+        return self._tries >= self._patience.tries or not isinstance(pick(self._tried), Row)
 
     def _descend(self) -> None:
         self._rung += 1
