@@ -71,6 +71,28 @@ def test_a_worker_learns_everything_from_its_environment() -> None:
     }
 
 
+def test_with_a_ca_a_worker_gets_its_certificate_from_its_agents_secret() -> None:
+    agent, secure = an_agent(), replace(INSTALLATION, ca="ca-1")
+    pod = worker_pod(agent, 0, secure)
+    (worker,) = pod["spec"]["containers"]
+    plain = [entry["name"] for entry in container(agent)["env"]]
+    more = {it["name"]: it["valueFrom"] for it in worker["env"] if it["name"] not in plain}
+    assert more == {
+        name: {"secretKeyRef": {"name": "desk-trunkline", "key": entry}}
+        for name, entry in (
+            (contract.ENV_TLS_CA, "ca.crt"),
+            (contract.ENV_TLS_CERT, "tls.crt"),
+            (contract.ENV_TLS_KEY, "tls.key"),
+        )
+    }
+    assert PodFacts.of(pod | {"metadata": pod["metadata"] | {"uid": "u"}}).ca == "ca-1"
+    assert (
+        contract.ANNOTATION_CA not in worker_pod(agent, 0, INSTALLATION)["metadata"]["annotations"]
+    )
+    # Pods are replaced for another CA, not for what else an operator's upgrade brings.
+    assert template_hash(agent, secure) == template_hash(agent, INSTALLATION)
+
+
 def test_a_pod_belongs_to_its_agent_and_outlives_its_last_call() -> None:
     pod = worker_pod(an_agent(session__maxSeconds=600), 3, INSTALLATION)
     (owner,) = pod["metadata"]["ownerReferences"]

@@ -149,3 +149,11 @@ def test_a_route_is_json() -> None:
     one = made(**KEYED)
     assert json.loads(json.dumps(one)) == one
     assert type(cast(BurstRung, one["rungs"][1])["name"]) is str
+
+
+def test_gateways_learn_the_ca_of_workers_and_plain_links_by_its_absence() -> None:
+    agent = an_agent(**BURST)
+    plain, secure = route(agent, KEYS, URL), route(agent, KEYS, URL, worker_ca="PEM")
+    assert "workerTls" not in plain
+    assert secure["workerTls"] == "PEM"
+    assert secure["hash"] != plain["hash"]

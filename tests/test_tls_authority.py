@@ -252,6 +252,19 @@ def test_what_is_no_ca_is_told(
     assert said in str(told.value)
 
 
+@pytest.mark.parametrize(("days", "told"), [(364, 1), (366, 0)])
+def test_a_ca_that_ends_within_a_year_is_told(
+    days: int, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "ca.crt").write_bytes(a_ca(ends=NOW + timedelta(days=days)))
+    (tmp_path / "ca.key").write_bytes(pem(KEY))
+    Authority.read(tmp_path, NOW)
+    assert [
+        record.getMessage().endswith("ends on 2030-12-31, and all links with it: renew it")
+        for record in caplog.records
+    ] == [True] * told
+
+
 def test_no_key_is_in_what_is_printed(tmp_path: Path) -> None:
     assert "PrivateKey" not in repr(authority())
 

@@ -7,6 +7,7 @@ functions that decide and sign are pure; time, key and serial number are argumen
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,11 +33,16 @@ from trunkline_runtime.contract import (
 
 LIFETIME: Final = timedelta(days=3650)
 RENEW_BELOW: Final = 1 / 3  # of its life that is left
+# An operator starts more often than that, if only for its upgrades.
+WARN_BELOW: Final = timedelta(days=365)
 # A worker's node may be behind the operator's by so much.
 CLOCKS_APART: Final = timedelta(hours=1)
 
 # What an X.509 parser raises; a certificate may also name an algorithm that is not known.
 _UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+
+
+log = logging.getLogger("trunkline.authority")
 
 
 class AuthorityError(ConfigError):
@@ -61,9 +67,16 @@ class Authority:
                 f"--ca-dir: {directory} must hold {CA_CERT_FILE} and {CA_KEY_FILE}: {error}"
             ) from error
         try:
-            return cls.of(certificate, key, now)
+            made = cls.of(certificate, key, now)
         except AuthorityError as error:
             raise AuthorityError(f"--ca-dir: in {directory}, {error}") from error.__cause__
+        if (end := made.certificate.not_valid_after_utc) - now < WARN_BELOW:
+            log.warning(
+                "the CA in %s ends on %s, and all links with it: renew it",
+                directory,
+                f"{end:%Y-%m-%d}",
+            )
+        return made
 
     @classmethod
     def of(cls, certificate: bytes, key: bytes, now: datetime) -> Self:
