@@ -50,7 +50,14 @@ def dialogue(policy: Policy | None = None, *, transcribed: bool = True) -> Dialo
 
 
 def outcome(text: int | None = PAD, **more: Any) -> Outcome:
-    fields = {"pcm": PCM, "level": SILENT, "word": PAD, "pause": 0.0, "heard_level": SILENT}
+    fields = {
+        "drawn": PAD,
+        "pcm": PCM,
+        "level": SILENT,
+        "word": PAD,
+        "pause": 0.0,
+        "heard_level": SILENT,
+    }
     return Outcome(text, **{**fields, **more})
 
 
@@ -164,6 +171,21 @@ def test_what_a_policy_wants_is_done() -> None:
     assert subject.notes == {"word": 1}
     assert subject.wants_restart
     assert [subject.next_text() for _ in range(2)] == [END_OF_PAD, A]
+
+
+def test_a_banned_word_cannot_be_ended_and_its_pieces_can_be_said_elsewhere() -> None:
+    subject = dialogue(Rules(banned=("abc", "x")))
+
+    def banned_after(*drawn: int) -> list[str]:
+        after(subject, *(outcome(drawn=token) for token in drawn))
+        return [chr(token) for token in subject.banned()]
+
+    assert banned_after() == ["x"]
+    assert banned_after(A) == ["x"]
+    assert banned_after(PAD, ord("b"), PAD) == ["c", "x"]
+    assert banned_after(ord("z")) == ["x"]
+    assert banned_after(ord("b")) == ["x"], "there is no a before it"
+    assert banned_after(A, ord("b")) == ["c", "x"]
 
 
 def test_a_muted_agent_says_nothing_until_the_turn_is_over() -> None:

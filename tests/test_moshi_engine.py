@@ -3,7 +3,7 @@
 import queue
 from contextlib import closing
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pytest
@@ -23,15 +23,16 @@ from trunkline_runtime.engine import (
 )
 from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.moshi.models import ModelError
+from trunkline_runtime.engine.moshi.policy import Rules
 from trunkline_runtime.engine.moshi.tiny import tiny
 
 PATIENCE = 60.0
 Wanted = TypeVar("Wanted")
 
 
-def engine(slots: int = 2, **knobs: float) -> MoshiEngine:
+def engine(slots: int = 2, **knobs: Any) -> MoshiEngine:
     """Loaded and with its streams, but without a clock."""
-    made = MoshiEngine(models, Knobs(slots=slots, measure=False, **knobs))  # type: ignore[arg-type]
+    made = MoshiEngine(models, Knobs(slots=slots, measure=False, **knobs))
     made.load()
     made.prepare()
     return made
@@ -128,6 +129,23 @@ def test_a_calls_tokens_are_kept_where_that_is_wanted() -> None:
         drawn, _ = conversation.token_log.tables()
         first = [frame.tokens[0] for frame in expected(3)[1:6] if frame.tokens]
         assert drawn[:4, 0].tolist() == first[:4], "what is drawn is said a frame later"
+
+
+def test_an_agent_does_not_say_what_its_policy_bans() -> None:
+    said = [frame.tokens[0] for frame in expected(3) if frame.tokens]
+    tokenizer = models().text_tokenizer
+    whole = [token for token in said if tokenizer.encode(tokenizer.decode([token])) == [token]]
+    often = max(whole, key=said.count)
+    word = tokenizer.decode([often])
+    with closing(engine(1, policy=lambda _: Rules(banned=(word,)))) as running:
+        told: list[Event] = []
+        conversation = running.open({}, told.append)
+        for frame in call(3):
+            conversation.hear(frame)
+            running.tick()
+    texts = [event.text for event in told if isinstance(event, ReplyText)]
+    assert len(texts) > 5
+    assert tokenizer.id_to_piece(often).replace("▁", " ") not in texts
 
 
 def test_a_silent_caller_is_answered_too() -> None:

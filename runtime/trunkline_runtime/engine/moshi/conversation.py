@@ -6,6 +6,7 @@ The lock is held for microseconds, never during a step, so that neither side wai
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from trunkline_runtime.engine import Emit, Event, Failed, TurnDetection
 from trunkline_runtime.engine.moshi.dialogue import Dialogue, Outcome
@@ -13,6 +14,16 @@ from trunkline_runtime.engine.moshi.inbox import Inbox
 from trunkline_runtime.engine.moshi.token_log import TokenLog
 
 log = logging.getLogger("trunkline.moshi")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A call's part in a step."""
+
+    frame: bytes
+    silent: bool  # the agent says nothing in it
+    text: int | None  # the token that it must say
+    banned: Sequence[int]  # tokens that it cannot say
 
 
 class MoshiConversation:
@@ -81,13 +92,14 @@ class MoshiConversation:
 
     # --- on the engine's thread --------------------------------------------------------------------------
 
-    def take(self) -> tuple[bytes | None, bool, int | None]:
-        """The frame for the next step; whether the agent is silent in it, or which token it must say."""
+    def take(self) -> Taken | None:
+        """What the next step is given; None: the slot stands still."""
         with self._lock:
             frame = self._inbox.take()
             if frame is None:
-                return None, False, None
-            return frame, self._dialogue.silent, self._dialogue.next_text()
+                return None
+            dialogue = self._dialogue
+            return Taken(frame, dialogue.silent, dialogue.next_text(), tuple(dialogue.banned()))
 
     def advance(self, outcome: Outcome) -> None:
         with self._lock:

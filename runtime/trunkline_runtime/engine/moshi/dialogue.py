@@ -23,9 +23,11 @@ from trunkline_runtime.engine import (
     TurnDetection,
 )
 from trunkline_runtime.engine import Heard as TurnHeard
+from trunkline_runtime.engine.moshi.bans import Bans
 from trunkline_runtime.engine.moshi.models import BOS, END_OF_PAD, EOS, PAD
 from trunkline_runtime.engine.moshi.policy import (
     Action,
+    Ban,
     Hangup,
     Mute,
     Note,
@@ -56,6 +58,7 @@ class Outcome:
     """What one step made of one slot."""
 
     text: int | None  # the agent's text token; None while it has nothing to say
+    drawn: int  # the text token that was drawn in this step, which is told a step later
     pcm: bytes  # the agent's frame
     level: float  # its level, dBFS
     word: int  # token of the transcript
@@ -84,6 +87,7 @@ class Dialogue:
         self._in_turn = False  # the client was told that the caller speaks
         self._ending: list[bool] = []  # turns that wait for a flush; True: the client committed it
         self._scripted: deque[int] = deque()
+        self._bans = Bans()
         self._muted = False
         self._cancelled = 0  # frames of forced silence to come
         self.wants_flush = False
@@ -105,6 +109,10 @@ class Dialogue:
     def next_text(self) -> int | None:
         """The text token that the agent is to say in the next frame, if it is not its own choice."""
         return self._scripted.popleft() if self._scripted and not self.silent else None
+
+    def banned(self) -> Iterable[int]:
+        """Text tokens that the agent cannot say in the next frame."""
+        return self._bans.next()
 
     # --- what the client asks ------------------------------------------------------------------------------
 
@@ -135,6 +143,7 @@ class Dialogue:
     def advance(self, outcome: Outcome) -> list[Event]:
         """Takes the outcome of a step; returns what the client is told."""
         self._cancelled = max(0, self._cancelled - 1)
+        self._bans.say(outcome.drawn)
         self._speak(outcome)
         if self._transcript is not None:
             heard = self._transcript.hear(outcome.word, outcome.pause, outcome.heard_level)
@@ -244,6 +253,10 @@ class Dialogue:
             match action:
                 case Say(text):
                     self._say(text)
+                case Ban(word):
+                    # A word begins with a blank where it does not begin a text, and has other pieces then.
+                    self._bans.add(self._tokenizer.encode(word))
+                    self._bans.add(self._tokenizer.encode(f"a {word}")[1:])
                 case Mute():
                     self._muted = True
                     self._scripted.clear()

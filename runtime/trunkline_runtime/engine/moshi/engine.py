@@ -26,7 +26,7 @@ from trunkline_runtime.engine.moshi.clock import next_due
 from trunkline_runtime.engine.moshi.conversation import MoshiConversation
 from trunkline_runtime.engine.moshi.dialogue import Dialogue, Outcome, Tokenizer
 from trunkline_runtime.engine.moshi.memory import memory_of
-from trunkline_runtime.engine.moshi.models import FRAME_RATE, Models, limit_context
+from trunkline_runtime.engine.moshi.models import FRAME_RATE, ModelError, Models, limit_context
 from trunkline_runtime.engine.moshi.policy import Policy, rules_of
 from trunkline_runtime.engine.moshi.stepper import Steering, Step, Stepper
 from trunkline_runtime.engine.moshi.token_log import TokenLog
@@ -118,7 +118,7 @@ class MoshiEngine:
             raise RuntimeError("load comes before resume")
         torch.manual_seed(secrets.randbits(63))
         if not self._knobs.measure:
-            self._stepper = Stepper(self._models, self._knobs.slots)
+            self._restep(self._knobs.slots)
             return
         found = fit(self._knobs.slots, self._measured)
         if self._stepper is None or self._stepper.slots != found.slots:
@@ -171,10 +171,19 @@ class MoshiEngine:
     # --- before the first call ---------------------------------------------------------------------------
 
     def _restep(self, slots: int) -> Stepper:
+        """A stepper of another size, in place of the one that is there."""
         assert self._models is not None
         if self._stepper is not None:
             self._stepper.close()
-        self._stepper = Stepper(self._models, slots)
+            self._stepper = None  # its memory has to be free before the next is made
+        try:
+            self._stepper = Stepper(self._models, slots)
+        except torch.OutOfMemoryError as error:
+            sentence = memory_of(self._models).sentence(slots)
+            raise ModelError(
+                f"the device has no room for {sentence}: take fewer slots (slotsPerPod) or a shorter"
+                f" contextSeconds ({error})"
+            ) from error
         return self._stepper
 
     def _measured(self, slots: int) -> float:
@@ -271,6 +280,7 @@ class MoshiEngine:
             conversation.advance(
                 Outcome(
                     int(step.tokens[slot, 0]) if step.ready[slot] else None,
+                    int(step.drawn[slot, 0]),
                     pcm[slot].tobytes(),
                     float(levels[slot]),
                     int(step.words[slot]),
@@ -331,16 +341,19 @@ def _taken(seated: Mapping[int, MoshiConversation]) -> tuple[dict[int, bytes], S
     frames: dict[int, bytes] = {}
     silent: list[int] = []
     text: dict[int, int] = {}
+    banned: dict[int, Sequence[int]] = {}
     for slot, conversation in seated.items():
-        frame, is_silent, token = conversation.take()
-        if frame is None:
+        taken = conversation.take()
+        if taken is None:
             continue
-        frames[slot] = frame
-        if is_silent:
+        frames[slot] = taken.frame
+        if taken.silent:
             silent.append(slot)
-        elif token is not None:
-            text[slot] = token
-    return frames, Steering(text=text, silent=silent)
+        elif taken.text is not None:
+            text[slot] = taken.text
+        elif taken.banned:
+            banned[slot] = taken.banned
+    return frames, Steering(text=text, silent=silent, banned=banned)
 
 
 def _levels(samples: NDArray[Any]) -> NDArray[np.float64]:

@@ -24,6 +24,13 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
+class Ban:
+    """The agent cannot say this word for the rest of the call; another spelling of it, it can."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mute:
     """The agent says nothing, and knows it, until `Unmute`."""
 
@@ -52,7 +59,7 @@ class Note:
     name: str
 
 
-Action = Say | Mute | Unmute | Hangup | ResetTranscript | Note
+Action = Say | Ban | Mute | Unmute | Hangup | ResetTranscript | Note
 
 
 class Policy(Protocol):
@@ -102,12 +109,14 @@ class Rules(NoPolicy):
     greeting: str = ""
     replies: tuple[Guard, ...] = ()  # asked when the turn is over; the first that is found
     guards: tuple[Guard, ...] = ()  # asked at every word
+    banned: tuple[str, ...] = ()  # words that the agent cannot say
     # Moshi yields to a caller by itself, usually. Hard barge-in makes it certain.
     hard_barge_in: bool = False
     _met: set[int] = field(default_factory=set)  # guards of this turn
 
     def on_start(self) -> Sequence[Action]:
-        return (Say(self.greeting),) if self.greeting else ()
+        greeting = (Say(self.greeting),) if self.greeting else ()
+        return (*map(Ban, self.banned), *greeting)
 
     def on_word(self, word: Word, turn: str, *, agent_speaks: bool) -> Sequence[Action]:
         actions: list[Action] = []
