@@ -111,6 +111,9 @@ REFUSED: dict[str, Json] = {
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": {
         "warm": {"minPods": 3, "maxPods": 2}
     },
+    "warm.schedule asks for more pods than warm.maxPods: raise maxPods or lower minPods there": {
+        "warm__schedule": [{"start": "0 8 * * *", "durationSeconds": 3600, "minPods": 5}]
+    },
     "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": {
         "warm__autoscaling": "external"
     },
@@ -169,6 +172,17 @@ ENVIRONMENT_RULE = (
 )
 
 
+WRONG_WINDOWS: tuple[Json, ...] = (
+    {"durationSeconds": 59},
+    {"durationSeconds": 604_801},
+    {"minPods": -1},
+    {"minPods": 1001},
+    {"start": "0 8 * *"},
+    {"start": "0 8 * * *" + " " * 120},
+    {"timeZone": "a" * 65},
+)
+
+
 async def refusal(api: Api, path: str, body: Json) -> str:
     with pytest.raises(ApiError) as caught:
         await api.create(path, body)
@@ -214,6 +228,13 @@ async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) ->
         ({"access": None}, "spec.access: Required value"),
         ({"warm__slotsPerPod": 0}, "should be greater than or equal to 1"),
         ({"warm__slotsPerPod": "four"}, "must be of type integer"),
+        ({"warm__bufferSlots": "25"}, "spec.warm.bufferSlots"),
+        ({"warm__bufferSlots": "100%"}, "spec.warm.bufferSlots"),
+        ({"warm__bufferSlots": 10_001}, "should be less than or equal to 10000"),
+        *(
+            ({"warm__schedule": [{"start": "0 8 * * *", "durationSeconds": 60, "minPods": 0} | wrong]}, "spec.warm.schedule[0]")
+            for wrong in WRONG_WINDOWS
+        ),
         ({"burst__modal": {}}, "spec.burst.modal.credentialsSecretRef: Required value"),
         ({"warm__resources__requests": {"cpu": "much"}}, "spec.warm.resources.requests.cpu"),
     ],
@@ -224,7 +245,14 @@ async def test_a_wrong_shape_is_refused(api: Api, agents: str, changes: Json, sa
 
 async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str) -> None:
     secured: Json = {"access": {"jwt": JWT, "tenants": TENANTS}}
-    for name, changes in (("plain", {}), ("with-burst", BURST), ("secured", secured)):
+    window = {"start": "45 7 * * MON-FRI", "durationSeconds": 60, "minPods": 3}
+    planned: Json = {"warm": {"schedule": [window], "bufferSlots": "25%"}}
+    for name, changes in (
+        ("plain", {}),
+        ("with-burst", BURST),
+        ("secured", secured),
+        ("planned", planned),
+    ):
         body = an_agent(name, **changes)
         stored = await api.create(agents, body)
         metadata = {k: stored["metadata"][k] for k in ("name", "namespace", "uid", "generation")}
@@ -382,8 +410,8 @@ def test_defaults_are_the_same_in_both() -> None:
             plain = list(default) if isinstance(default, tuple) else default
             assert schema["default"] == plain, path
     for path, schema in walk(SPEC):
-        declared = path.startswith(("engine", "access", "burst"))
-        if schema["type"] == "object" and "properties" in schema and not declared:
+        declared = path.startswith(("engine", "access", "burst")) or "[]" in path
+        if schema.get("type") == "object" and "properties" in schema and not declared:
             assert schema["default"] == {}, path
 
 
@@ -399,6 +427,9 @@ def test_bounds_are_the_same_in_both() -> None:
 def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
     """(a value at the edge, one past it) for each bound of a field."""
     match schema:
+        case {"x-kubernetes-int-or-string": True}:
+            yield from ((schema["minimum"], -1), (schema["maximum"], schema["maximum"] + 1))
+            yield from (("0%", "1 %"), ("99%", "100%"), ("5%", "05%"), ("25%", True))
         case {"enum": words}:
             yield from ((word, f"{word}-") for word in words)
         case {"type": "integer"}:
@@ -411,6 +442,12 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
         case {"type": "array", "items": {"type": "string", "maxLength": longest}}:
             yield ["a"] * schema["maxItems"], ["a"] * (schema["maxItems"] + 1)
             yield ["a" * longest], ["a" * (longest + 1)]
+        case {"type": "array", "items": {"required": ["start", *_]}}:
+            window = {"start": "0 8 * * *", "durationSeconds": 60, "minPods": 0}
+            yield [window] * schema["maxItems"], [window] * (schema["maxItems"] + 1)
+            for wrong in WRONG_WINDOWS:
+                yield [window], [window | wrong]
+            yield [window], [{"start": "0 8 * * *"}]
         case {"type": "array", "items": {"required": ["tenant"]}}:
             tenant = {"tenant": "a" * 128, "concurrentCalls": 100_000}
             yield [tenant] * schema["maxItems"], [tenant] * (schema["maxItems"] + 1)

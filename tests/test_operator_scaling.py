@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline_operator.scaling import Decision, Demand, Memory, decided
-from trunkline_operator.spec import Autoscaling, Warm
+from trunkline_operator.scaling import Decision, Demand, Memory, decided, spare
+from trunkline_operator.schedule import Window
+from trunkline_operator.spec import Autoscaling, Percent, Warm
 
 IDLE = Demand(busy=0, burst=0, refused=0, known=True, active=1, serving=1)
 WARM = Warm(slots_per_pod=4, min_pods=1, max_pods=4, buffer_slots=1, scale_down_delay_seconds=60)
@@ -16,28 +17,32 @@ ONE = Memory(wish=1, refused=0)
 # None or very many: load that comes and goes asks for the same numbers again.
 counts = st.one_of(st.integers(0, 40), st.sampled_from([0, 100]))
 warms = st.builds(
-    lambda low, more, slots, buffer, delay: Warm(
+    lambda low, more, slots, buffer, delay, open_: Warm(
         min_pods=low,
         max_pods=low + more,
         slots_per_pod=slots,
         buffer_slots=buffer,
         scale_down_delay_seconds=delay,
+        schedule=(Window(start="*/5 * * * *", duration_seconds=open_, min_pods=low + more),),
     ),
     st.integers(0, 5),
     st.integers(0, 8),
     st.integers(1, 8),
-    st.integers(0, 12),
+    st.one_of(st.integers(0, 12), st.builds(Percent, st.integers(0, 99))),
     st.integers(0, 100),
+    st.sampled_from([60, 240]),
 )
 demands = st.builds(
-    lambda busy, burst, refused, known, active, share: Demand(
+    lambda busy, burst, arrivals, refused, known, active, share: Demand(
         busy=busy,
         burst=burst,
+        arrivals=arrivals,
         refused=refused,
         known=known,
         active=active,
         serving=min(active, share),
     ),
+    counts,
     counts,
     counts,
     counts,
@@ -64,7 +69,7 @@ def looked(
 
 def needed(warm: Warm, demand: Demand) -> int:
     """Pods whose slots hold every call and the buffer, as far as maxPods allows."""
-    calls = demand.busy + demand.burst + warm.buffer_slots
+    calls = demand.busy + demand.burst + spare(warm, demand.busy + demand.burst)
     return min(-(-calls // warm.slots_per_pod), warm.max_pods)
 
 
@@ -119,6 +124,8 @@ def test_more_load_never_wants_fewer_pods(
 
 @given(warms, looks)
 def test_it_falls_when_it_said_it_would(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
+    """At rest it only falls, and it ends: each fall of the reserve may bring one more."""
+    warm = replace(warm, schedule=())
     now, demand, decision = looked(warm, sequence)[-1]
     rest = 0
     while decision.look_again is not None:
@@ -127,8 +134,29 @@ def test_it_falls_when_it_said_it_would(warm: Warm, sequence: list[tuple[float, 
         decision = decided(warm, demand, now, before.memory)
         assert decision.pods <= before.pods
         rest += 1
-        assert rest <= len(sequence) + 1
+        assert rest <= len(sequence) + 1 + warm.max_pods
     assert decision.memory.peaks == ()
+
+
+@given(warms, looks, demands, st.integers(1, 100))
+def test_more_arrivals_never_want_fewer_pods(
+    warm: Warm, sequence: list[tuple[float, Demand]], demand: Demand, more: int
+) -> None:
+    now, before, last = looked(warm, sequence)[-1]
+    demand = replace(demand, arrivals=before.arrivals + demand.arrivals, refused=before.refused)
+    heavier = replace(
+        demand, arrivals=demand.arrivals + more, refused=demand.refused, busy=demand.busy + more
+    )
+    less = decided(warm, demand, now + 1, last.memory)
+    assert decided(warm, heavier, now + 1, last.memory).pods >= less.pods
+
+
+@given(warms, looks)
+def test_an_open_window_is_a_floor(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
+    for autoscaling in Autoscaling:
+        always = Window(start="* * * * *", duration_seconds=120, min_pods=warm.max_pods)
+        subject = replace(warm, schedule=(always,), autoscaling=autoscaling, replicas=0)
+        assert {decision.pods for _, _, decision in looked(subject, sequence)} == {warm.max_pods}
 
 
 def decide(warm: Warm = WARM, memory: Memory = ONE, **demand: Any) -> Decision:

@@ -79,6 +79,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         default_namespace=flags.default_namespace,
         status_seconds=flags.status_seconds,
         ca_dir=flags.ca_dir,
+        prices=flags.prices,
     )
 
 
@@ -98,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="0.0.0.0", help="address of the health port")
     add("--health-port", type=int, default=HEALTH_PORT, help="/healthz, /readyz and /metrics")
     add("--ca-dir", type=Path, metavar="DIR", help="ca.crt and ca.key: links are TLS with this CA")
+    add(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help="your prices of GPUs, as docs/autoscaling.md says",
+    )
     add("--default-namespace", default="default", help="of agents that callers name without one")
     add(
         "--status-seconds",

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 import kopf
 
-from trunkline_operator import metrics
+from trunkline_operator import metrics, prices
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
 from trunkline_operator.authority import Authority
 from trunkline_operator.burst import Burst
@@ -26,6 +27,7 @@ from trunkline_operator.handlers import registered, watching
 from trunkline_operator.leader import identity, leading
 from trunkline_operator.lease import Candidate, epoch_after
 from trunkline_operator.manifests import Installation
+from trunkline_operator.prices import Prices
 from trunkline_operator.reconcile import Reconciler, Settings
 from trunkline_operator.routes_secret import RoutesSecret
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
@@ -143,12 +145,21 @@ def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
             gateways=config.gateways,
             build=version("trunkline"),
             ca=authority.identity if authority else "",
+            prices=known_prices(config.prices),
         ),
         authority=authority,
         default_namespace=config.default_namespace,
         status_seconds=config.status_seconds,
         resync_seconds=RESYNC_SECONDS,
     )
+
+
+def known_prices(file: Path | None) -> Prices:
+    """The prices that the operator decides by, or a ConfigError."""
+    try:
+        return prices.read(file)
+    except (OSError, prices.PricesError) as error:
+        raise ConfigError(f"--prices {file}: {error}") from error
 
 
 async def require_agents(cluster: Cluster) -> None:

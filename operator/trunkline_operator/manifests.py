@@ -8,9 +8,10 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from trunkline_operator.prices import Prices
 from trunkline_operator.spec import Json, VoiceAgent
 from trunkline_operator.world import CONTAINER
 from trunkline_runtime.contract import (
@@ -66,6 +67,9 @@ class Installation:
     gateways: str  # host:port,… ; handed to workers as it is
     build: str  # version of this distribution; a new one redeploys burst
     ca: str = ""  # identity of the CA of all links; "" = plain links
+    prices: Prices = field(
+        default_factory=Prices
+    )  # of pods and of burst; none = the autoscaler does without
 
 
 def secret_name(agent: VoiceAgent) -> str:

@@ -13,6 +13,7 @@ delete finds the uid gone, both are fine.
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,8 +29,9 @@ from trunkline_operator.manifests import (
     worker_pod,
 )
 from trunkline_operator.policy import ladder
+from trunkline_operator.prices import stakes
 from trunkline_operator.scaling import Decision, Demand, Memory, decided
-from trunkline_operator.spec import Json, VoiceAgent
+from trunkline_operator.spec import Json, ScaleDown, VoiceAgent
 from trunkline_operator.world import Phase, PodFacts, World
 from trunkline_runtime.contract import FINALIZER
 
@@ -245,11 +247,20 @@ def _demand(view: View) -> Demand:
     return Demand(
         busy=traffic.busy,
         burst=traffic.burst,
+        arrivals=traffic.arrivals,
         refused=traffic.refused,
         known=traffic.known and all(pod.name in traffic.workers for pod in serving),
         active=len(active),
         serving=len(serving),
+        start_seconds=_start_seconds(view),
+        stakes=stakes(view.agent.warm, ladder(view.agent).burst, view.installation.prices),
     )
+
+
+def _start_seconds(view: View) -> float | None:
+    """How long the agent's pods took to become ready, the middle one; None if none is known."""
+    took = [pod.start_seconds for pod in view.pods if pod.start_seconds is not None]
+    return statistics.median(took) if took else None
 
 
 def _foundation(view: View) -> Iterator[Step]:
@@ -321,7 +332,10 @@ def _excess(view: View, active: list[PodFacts], wanted: int) -> list[PodFacts]:
     old = any(not view.current(pod) for pod in active)
     starting = any(view.current(pod) and not pod.ready for pod in active)
     count = len(active) - wanted - (1 if old and starting else 0)
-    return sorted(active, key=lambda pod: _loss(view, pod))[: max(count, 0)]
+    victims = sorted(active, key=lambda pod: _loss(view, pod))[: max(count, 0)]
+    if view.agent.warm.scale_down_mode is ScaleDown.WAIT:
+        return [pod for pod in victims if view.busy(pod) == 0]
+    return victims
 
 
 def _roll(view: View, active: list[PodFacts], draining: list[PodFacts]) -> Iterator[Step]:

@@ -42,17 +42,19 @@ def _arithmetic(agent: VoiceAgent, warm: bool, burst: Burst | None) -> str:
 
 def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, ...]:
     room = agent.warm.max_pods * agent.warm.slots_per_pod
+    spare = agent.warm.buffer_slots
+    kept = spare if isinstance(spare, int) else 0  # a percentage of no calls is none
     said = {
         "policy.dataClass phi keeps calls in the cluster, so burst.modal is not used": (
             agent.burst is not None and agent.data_class is DataClass.PHI
         ),
         "warm.bufferSlots keeps a pod although warm.minPods is 0: set it to 0 to let all pods go": (
-            warm and agent.warm.min_pods == 0 and agent.warm.buffer_slots > 0
+            warm and agent.warm.min_pods == 0 and kept > 0
         ),
         "without pods and without burst the first call is refused while a pod starts": (
-            warm and agent.warm.min_pods == 0 == agent.warm.buffer_slots and burst is None
+            warm and agent.warm.min_pods == 0 == kept and burst is None
         ),
-        f"warm.bufferSlots {agent.warm.buffer_slots} is more than all {room} warm slots, so there are "
-        "always warm.maxPods pods": warm and agent.warm.buffer_slots > room,
+        f"warm.bufferSlots {kept} is more than all {room} warm slots, so there are "
+        "always warm.maxPods pods": warm and kept > room,
     }
     return tuple(sentence for sentence, true in said.items() if true)

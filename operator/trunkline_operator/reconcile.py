@@ -214,6 +214,7 @@ class Reconciler:
                 for name, worker in report.workers.items()
             },
             burst=report.burst,
+            arrivals=report.arrivals,
             refused=report.refused,
             burst_error=report.burst_error,
         )

@@ -1,13 +1,23 @@
 """(load, capacity, now) → pods wanted, and why.
 
+Slots are wanted for every call that is there, warm or burst, and for those who come before a pod that is
+asked for now has started: what `warm.bufferSlots` keeps free, or the reserve that arrivals, the measured
+start of a pod and prices ask for (`staffing.py`, `prices.py`), whichever is more. Pods that are starting
+are an answer that was given, not capacity: they are not asked for twice, and no call is counted on them.
+
 Up at once, down late: the wish of the moment is followed when it rises, and when it falls only after it
 has been lower for `warm.scaleDown.delaySeconds`. What must be known for that is a value that goes in and
 comes out (`Memory`), so the decision is a function.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
-from trunkline_operator.spec import Autoscaling, Warm
+from trunkline_operator.advice import Day, advice, watched
+from trunkline_operator.prices import Stakes
+from trunkline_operator.schedule import Floor, floor
+from trunkline_operator.spec import Autoscaling, Percent, Warm
+from trunkline_operator.staffing import Count, Flow, followed, reserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +26,17 @@ class Demand:
 
     busy: int  # slots of warm workers that are reserved or live
     burst: int  # calls on burst
+    arrivals: int = 0  # total
     refused: int  # total
     known: bool  # False: some worker's load is unknown, so nothing is taken away
     active: int  # pods that count as capacity, now or soon
     serving: int  # of them, those that are ready
+    start_seconds: float | None = None  # of a pod until it was ready, measured; None = not yet
+    stakes: Stakes = field(default_factory=Stakes)
+
+    @property
+    def calls(self) -> int:
+        return self.busy + self.burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,8 @@ class Memory:
     wish: int | None = None  # the last one
     refused: int | None = None  # the total then
     peaks: tuple[Peak, ...] = ()  # all above the wish; pods fall, times rise: at most maxPods
+    flow: Flow = field(default_factory=Flow)
+    day: Day = field(default_factory=Day)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,52 +63,89 @@ class Decision:
     pods: int
     reason: str  # in words, for people
     memory: Memory
-    look_again: float | None  # seconds until the number falls if nothing else happens
+    look_again: float | None  # seconds until the number changes if nothing else happens
+    advice: str = ""  # what other settings would save; "" = nothing
 
 
 def decided(warm: Warm, demand: Demand, now: float, memory: Memory) -> Decision:
-    """How many pods there should be, never below `minPods` nor above `maxPods`."""
+    """How many pods there should be, never below `minPods` and the schedule nor above `maxPods`."""
+    least = floor(warm.schedule, now, start_seconds(warm, demand))
+    bottom = max(warm.min_pods, least.pods)
+    memory = _noted(warm, demand, now, memory)
+    words = advice(memory.day, demand.stakes)
     if warm.autoscaling is Autoscaling.EXTERNAL:
-        return _external(warm, demand)
+        return _external(warm, demand, memory, bottom, least, words)
     asked, reason = _wish(warm, demand, memory)
-    wish = clamped(warm, asked)
+    wish = clamped(warm, asked, bottom)
     peaks = _peaks(warm, demand, wish, now, memory)
     if wish != asked:
-        reason += f", within {warm.min_pods} … {warm.max_pods} pods"
-    pods, look_again = wish, None
+        reason += f", within {bottom} … {warm.max_pods} pods"
+    pods, waits = wish, [least.changes_in]
     if peaks:
-        pods = clamped(warm, peaks[0].pods)
-        look_again = peaks[0].until + warm.scale_down_delay_seconds - now
+        pods = clamped(warm, peaks[0].pods, bottom)
+        waits.append(peaks[0].until + warm.scale_down_delay_seconds - now)
     if pods > wish:
         reason = f"{pods} were needed {now - peaks[0].until:.0f} s ago; now {reason}"
-    kept = Memory(wish=wish, refused=demand.refused, peaks=peaks)
-    return Decision(pods=pods, reason=reason, memory=kept, look_again=look_again)
+    return Decision(
+        pods=pods,
+        reason=reason,
+        memory=replace(memory, wish=wish, refused=demand.refused, peaks=peaks),
+        look_again=min((wait for wait in waits if wait is not None), default=None),
+        advice=words,
+    )
 
 
-def clamped(warm: Warm, pods: int) -> int:
-    return max(warm.min_pods, min(pods, warm.max_pods))
+def clamped(warm: Warm, pods: int, bottom: int) -> int:
+    """Within the floor of the moment and `maxPods`, which is the stronger of the two."""
+    return min(max(bottom, pods), warm.max_pods)
 
 
-def _external(warm: Warm, demand: Demand) -> Decision:
+def start_seconds(warm: Warm, demand: Demand) -> float:
+    """How long a pod takes until it is ready: as measured, or else as hinted."""
+    measured = demand.start_seconds
+    return float(warm.startup_seconds_hint) if measured is None else measured
+
+
+def spare(warm: Warm, calls: int) -> int:
+    """Slots that `warm.bufferSlots` keeps free beside so many calls; a percentage is of all slots."""
+    match warm.buffer_slots:
+        case Percent(of=of):
+            return -(-calls * of // (100 - of))
+        case slots:
+            return slots
+
+
+def _noted(warm: Warm, demand: Demand, now: float, memory: Memory) -> Memory:
+    """The memory with this look's counts; those of silent gateways are no news."""
+    if not demand.known:
+        return memory
+    count = Count(arrivals=demand.arrivals, refused=demand.refused, calls=demand.calls)
+    full = demand.active >= warm.max_pods
+    return replace(
+        memory,
+        flow=followed(memory.flow, count, now),
+        day=watched(memory.day, warm, demand.stakes, demand.burst, full, now),
+    )
+
+
+def _external(
+    warm: Warm, demand: Demand, memory: Memory, bottom: int, least: Floor, words: str
+) -> Decision:
     """Whoever writes /scale has its own delays, so its number is followed as it is."""
     asked = warm.min_pods if warm.replicas is None else warm.replicas
     # Whoever takes over from this begins with what is there.
     return Decision(
-        pods=clamped(warm, asked),
+        pods=clamped(warm, asked, bottom),
         reason=f"warm.replicas asks for {asked}",
-        memory=Memory(refused=demand.refused),
-        look_again=None,
+        memory=Memory(refused=demand.refused, flow=memory.flow, day=memory.day),
+        look_again=least.changes_in,
+        advice=words,
     )
 
 
 def _wish(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, str]:
     """Pods that the load of this moment needs, and the arithmetic."""
-    calls = demand.busy + demand.burst
-    wish = -(-(calls + warm.buffer_slots) // warm.slots_per_pod)
-    reason = (
-        f"{demand.busy} warm and {demand.burst} burst calls and {warm.buffer_slots} spare slots "
-        f"at {warm.slots_per_pod} a pod need {wish}"
-    )
+    wish, reason = _staffed(warm, demand, memory.flow)
     # A refused call is demand that no slot shows. Pods that are starting already answer it.
     refused = 0 if memory.refused is None else demand.refused - memory.refused
     if refused > 0 and wish <= demand.serving:
@@ -101,12 +157,27 @@ def _wish(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, str]:
     return wish, reason
 
 
+def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
+    """Pods for the calls that are there and the slots to keep free."""
+    if not demand.stakes.pays:
+        return 0, f"{demand.stakes.words}, so none beside warm.minPods"
+    start = start_seconds(warm, demand)
+    free, why = spare(warm, demand.calls), "spare slots"
+    if (need := math.ceil(reserve(flow, start, demand.stakes.z))) > free:
+        free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
+    wish = -(-(demand.calls + free) // warm.slots_per_pod)
+    return wish, (
+        f"{demand.busy} warm and {demand.burst} burst calls and {free} {why} "
+        f"at {warm.slots_per_pod} a pod need {wish}"
+    )
+
+
 def _peaks(warm: Warm, demand: Demand, wish: int, now: float, memory: Memory) -> tuple[Peak, ...]:
     """Higher wishes that ended less than the delay ago, the highest first.
 
     A new operator knows of no wish, so it takes the pods that it finds for the last one.
     """
-    last = clamped(warm, demand.active) if memory.wish is None else memory.wish
+    last = clamped(warm, demand.active, warm.min_pods) if memory.wish is None else memory.wish
     peaks = [peak for peak in memory.peaks if peak.pods > wish]
     if last > wish:
         peaks.append(Peak(last, now))

@@ -13,6 +13,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from trunkline_operator.schedule import LONGEST_WINDOW_SECONDS, Window, trouble
+
 Json = dict[str, Any]
 """An object of the Kubernetes API, as JSON."""
 
@@ -32,6 +34,11 @@ class EngineType(StrEnum):
 class Autoscaling(StrEnum):
     INTERNAL = "internal"  # the operator counts slots
     EXTERNAL = "external"  # something else writes /scale
+
+
+class ScaleDown(StrEnum):
+    DRAIN = "drain"  # the pod with the fewest calls takes no new one, and goes after its last
+    WAIT = "wait"  # only a pod without calls is taken away
 
 
 class Snapshot(StrEnum):
@@ -80,18 +87,28 @@ class Resources:
     limits: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Percent:
+    """So many of a hundred slots."""
+
+    of: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     image: str = ""
     slots_per_pod: int = 4
     min_pods: int = 1
     max_pods: int = 4
-    buffer_slots: int = 1
+    buffer_slots: int | Percent = 1
     gpu: Gpu = Gpu()
     resources: Resources = field(default_factory=Resources)
     autoscaling: Autoscaling = Autoscaling.INTERNAL
     replicas: int | None = None
-    scale_down_delay_seconds: int = 300
+    scale_down_delay_seconds: int = 120
+    scale_down_mode: ScaleDown = ScaleDown.DRAIN
+    startup_seconds_hint: int = 60
+    schedule: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +307,32 @@ def _many(most: int, item: Reader) -> Reader:
     return read
 
 
+def _slots_or_percent(value: Any, path: str) -> int | Percent:
+    """A number of slots, or a text such as 25%."""
+    if type(value) is int and 0 <= value <= 10_000:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(0|[1-9]?[0-9])%", value):
+        return Percent(int(value[:-1]))
+    raise SpecError(f"{path} must be a whole number from 0 to 10000, or a percentage such as 25%")
+
+
+def _window(value: Any, path: str) -> Window:
+    """A window whose cron expression and time zone are known."""
+    if not isinstance(value, dict) or not {"start", "durationSeconds", "minPods"} <= value.keys():
+        raise SpecError(f"{path} needs start, durationSeconds and minPods")
+    window = Window(
+        start=_text(128)(value["start"], f"{path}.start"),
+        duration_seconds=_number(60, LONGEST_WINDOW_SECONDS)(
+            value["durationSeconds"], f"{path}.durationSeconds"
+        ),
+        min_pods=_number(0, 1000)(value["minPods"], f"{path}.minPods"),
+        time_zone=_text(64)(value.get("timeZone", "UTC"), f"{path}.timeZone"),
+    )
+    if why := trouble(window):
+        raise SpecError(f"{path}.{why}")
+    return window
+
+
 def _quantities(value: Any, path: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise SpecError(f"{path} must name resources and amounts, such as cpu: 2")
@@ -363,10 +406,13 @@ FIELDS: Final[Mapping[str, Table]] = {
         "slotsPerPod": ("slots_per_pod", _number(1, 256)),
         "minPods": ("min_pods", _number(0, 1000)),
         "maxPods": ("max_pods", _number(0, 1000)),
-        "bufferSlots": ("buffer_slots", _number(0, 10_000)),
+        "bufferSlots": ("buffer_slots", _slots_or_percent),
         "autoscaling": ("autoscaling", _one_of(Autoscaling)),
         "replicas": ("replicas", _number(0, 2**31 - 1)),
         "scaleDown.delaySeconds": ("scale_down_delay_seconds", _number(0, 86_400)),
+        "scaleDown.mode": ("scale_down_mode", _one_of(ScaleDown)),
+        "startupSecondsHint": ("startup_seconds_hint", _number(1, 3600)),
+        "schedule": ("schedule", _many(16, _window)),
     },
     "warm.gpu": {
         "resource": ("resource", _text(253)),
@@ -471,6 +517,9 @@ KEYS_ADDRESS: Final = re.compile(
 AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
         lambda agent: agent.warm.max_pods >= agent.warm.min_pods
+    ),
+    "warm.schedule asks for more pods than warm.maxPods: raise maxPods or lower minPods there": (
+        lambda agent: all(window.min_pods <= agent.warm.max_pods for window in agent.warm.schedule)
     ),
     "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": (
         lambda agent: (

@@ -167,7 +167,8 @@ def _warm(plan: Plan, pods: list[PodFacts]) -> Verdict:
             help_ = "raise warm.maxPods or add burst.modal to replace them sooner"
             return Condition.WARM_READY, True, Reason.ROLLOUT_BLOCKED, f"{words}: {help_}"
         reason = Reason.PODS_READY if wanted else Reason.NO_PODS_WANTED
-        return Condition.WARM_READY, True, reason, count
+        advice = plan.scaling.advice
+        return Condition.WARM_READY, True, reason, f"{count}; {advice}" if advice else count
     for pod in pods:
         if pod.active and not pod.ready and (pod.unschedulable or pod.trouble):
             reason = Reason.POD_UNSCHEDULABLE if pod.unschedulable else Reason.POD_FAILING

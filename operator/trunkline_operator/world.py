@@ -24,6 +24,9 @@ class Phase(StrEnum):
     UNKNOWN = "Unknown"
 
 
+# A pod that has waited for a node for longer says nothing about how long the next one takes.
+LONGEST_START_SECONDS: Final = 3600.0
+
 # Why a container waits, where waiting is no trouble.
 ORDINARY_WAITS: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
 
@@ -45,6 +48,7 @@ class PodFacts:
     unschedulable: str = ""  # the scheduler's words
     trouble: str = ""  # the kubelet's words: image pull, crash loop, wrong configuration
     restarts: int = 0
+    start_seconds: float | None = None  # from its creation until it was ready, where that is known
 
     @property
     def ordinal(self) -> int:
@@ -93,7 +97,17 @@ class PodFacts:
             else "",
             trouble=_trouble(state, status),
             restarts=worker.get("restartCount", 0),
+            start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
         )
+
+
+def _start_seconds(metadata: Json, ready: Json, worker: Json) -> float | None:
+    """How long a pod took to become ready. A restart or a probe that failed once would say too much."""
+    created, since = metadata.get("creationTimestamp"), ready.get("lastTransitionTime")
+    if ready.get("status") != "True" or worker.get("restartCount") or not (created and since):
+        return None
+    took = (epoch(since) or 0.0) - (epoch(created) or 0.0)
+    return took if 0 <= took <= LONGEST_START_SECONDS else None
 
 
 def _moment(stamp: str | None) -> float | None:
@@ -142,6 +156,7 @@ class Traffic:
     acknowledged: bool = False  # every gateway acts on the agent's latest route
     workers: Mapping[str, WorkerFacts] = field(default_factory=dict)  # a missing one is unknown
     burst: int = 0  # calls on burst, sessions being started included
+    arrivals: int = 0  # total
     refused: int = 0  # total
     burst_error: str = ""  # the gateways' last failure to reach burst, "" after a success
 

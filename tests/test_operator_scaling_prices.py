@@ -1,0 +1,164 @@
+"""What capacity costs, and what the autoscaler makes of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from worlds import a_pod, a_world, an_agent
+
+from trunkline_operator.advice import Day, advice, watched
+from trunkline_operator.assembly import known_prices
+from trunkline_operator.config import ConfigError
+from trunkline_operator.prices import GpuPrice, Prices, PricesError, Stakes, read, stakes
+from trunkline_operator.scaling import Decision, Memory
+from trunkline_operator.spec import Burst, Gpu, Warm
+
+L4 = Prices(gpus={"L4": GpuPrice(cluster=0.70, modal=0.80)})
+WARM = Warm(slots_per_pod=4, gpu=Gpu(count=1))
+BURST = Burst(credentials_secret="modal", slots_per_container=4, scaledown_window_seconds=180)
+
+
+def test_the_shipped_prices_can_be_read_and_overridden(tmp_path: Path) -> None:
+    shipped = read()
+    assert shipped.gpus["L4"].modal == 0.80
+    own = tmp_path / "prices.yaml"
+    own.write_text("gpus: {L4: {cluster: 0.2, modal: 0.5}, Own: {cluster: 1, modal: 2}}")
+    found = read(own)
+    assert found.gpus["L4"] == GpuPrice(cluster=0.2, modal=0.5)
+    assert found.gpus["Own"].modal == 2.0
+    assert found.gpus["H100"] == shipped.gpus["H100"]
+    assert found.modal_region_factor == shipped.modal_region_factor
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpus: {L4: {cluster: 1}}", "gpus.L4 needs cluster and modal"),
+        ("gpus: {L4: {cluster: 1, modal: -1}}", "gpus.L4.modal must be a number from 0"),
+        ("gpus: {L4: {cluster: cheap, modal: 1}}", "gpus.L4.cluster must be a number"),
+        ("gpus: [L4]", "gpus must name GPUs"),
+        ("warmAnswer: true", "warmAnswer must be a number"),
+        ("modalRegion: 1", "no entry modalRegion: remove it"),
+        ("[]", "prices must be a mapping"),
+        ("a: b: c", "prices are no YAML"),
+    ],
+)
+def test_what_is_wrong_with_prices_is_told(tmp_path: Path, text: str, said: str) -> None:
+    own = tmp_path / "prices.yaml"
+    own.write_text(text)
+    if text == "[]":
+        own.write_text("[1]")
+    with pytest.raises(PricesError, match=said):
+        read(own)
+    with pytest.raises(ConfigError, match=said):
+        known_prices(own)
+
+
+def test_prices_that_are_not_there_are_told() -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        known_prices(Path("/nowhere/prices.yaml"))
+
+
+def test_the_reserve_follows_the_newsvendor() -> None:
+    """A free slot is worth 0.175 $/h; a call at Modal with its idle window 1.60 $/h: 89 % are covered."""
+    found = stakes(WARM, BURST, L4)
+    assert found.pays
+    assert found.z == pytest.approx(
+        1.2299, abs=0.0001
+    )  # of the normal distribution, 1 - 0.175 / 1.6
+    assert found.words == "a warm slot costs $0.17 an hour, and the same at Modal $0.20"
+    assert (found.pod_hour, found.container_hour) == (0.70, 0.80)
+
+
+def test_the_dearer_an_overflow_the_larger_the_reserve_up_to_a_bound() -> None:
+    found = [stakes(WARM, BURST, replace(L4, warm_answer=worth)).z for worth in (0, 0.05, 0.5, 50)]
+    assert found == sorted(found)
+    assert found[-1] == 3.0
+    assert stakes(WARM, BURST, replace(L4, modal_region_factor=1.75)).z > found[0]
+
+
+def test_a_pod_that_costs_more_than_modal_does_not_pay() -> None:
+    dear = Prices(gpus={"L4": GpuPrice(cluster=0.90, modal=0.80)})
+    assert not stakes(WARM, BURST, dear).pays
+    assert stakes(WARM, BURST, replace(dear, modal_region_factor=1.5)).pays
+    dearest = Prices(gpus={"L4": GpuPrice(cluster=90, modal=0.80)})
+    assert stakes(WARM, BURST, dearest).z == 0
+
+
+def test_what_is_not_known_decides_nothing() -> None:
+    for warm, burst, prices in (
+        (WARM, None, L4),
+        (WARM, replace(BURST, gpu=()), L4),
+        (WARM, replace(BURST, gpu=("T4",)), L4),
+        (replace(WARM, gpu=Gpu(count=0)), BURST, L4),
+        (WARM, BURST, Prices()),
+    ):
+        assert stakes(warm, burst, prices) == Stakes()
+
+
+def test_modals_ways_to_name_a_gpu_are_understood() -> None:
+    for name in ("L4", "L4:2", "L4!"):
+        assert stakes(WARM, replace(BURST, gpu=(name,)), L4).pod_hour == 0.70
+
+
+# --- advice ------------------------------------------------------------------------------------------------
+
+PRICED = Stakes(pod_hour=0.50, container_hour=2.0, slots_per_container=4)
+
+
+def a_day(burst_hours: int, *, calls: int = 4, full: bool = False, hours: int = 24) -> Day:
+    """So many hours, the first ones with burst, looked at each minute, and the first look after them."""
+    day = Day()
+    for minute in range(hours * 60 + 2):
+        burst = calls if minute < burst_hours * 60 else 0
+        day = watched(day, WARM, PRICED, burst, full, minute * 60.0)
+    return day
+
+
+def test_burst_that_costs_more_than_a_pod_is_told_of() -> None:
+    assert advice(a_day(8), PRICED) == (
+        "8 h of burst a day: one more warm pod saves $4 a day, so raise warm.minPods"
+    )
+
+
+def test_where_max_pods_is_the_limit_it_is_what_to_raise() -> None:
+    assert advice(a_day(8, full=True), PRICED) == (
+        "8 h of burst a day: one more warm pod saves $12 a day, so raise warm.maxPods"
+    )
+
+
+def test_no_advice_without_gain_prices_or_enough_hours() -> None:
+    assert advice(a_day(5), PRICED) == ""
+    assert advice(a_day(0), PRICED) == ""
+    assert advice(a_day(24), Stakes()) == ""
+    assert advice(a_day(5, hours=5), PRICED) == ""
+    assert advice(Day(), PRICED) == ""
+
+
+def test_a_day_is_bounded_and_a_late_look_counts_for_an_hour() -> None:
+    day = a_day(101, hours=100)
+    assert len(day.hours) == 25
+    late = watched(day, WARM, PRICED, 0, False, (day.at or 0) + 50 * 3600)
+    assert late.hours[-1].burst == 1.0
+    assert len(late.hours) == 25
+    assert watched(late, WARM, PRICED, 3, False, (late.at or 0)).hours == late.hours
+
+
+def test_calls_share_a_container_as_far_as_it_has_slots() -> None:
+    spread = replace(PRICED, slots_per_container=1)
+    day = Day()
+    for minute in range(2):
+        day = watched(day, WARM, spread, 9, False, minute * 60.0)
+    assert day.hours[-1].containers == pytest.approx(4 / 60)  # one more pod would spare four
+
+
+def test_the_advice_stands_in_the_condition() -> None:
+    from trunkline_operator.plan import Plan
+    from trunkline_operator.status import reported
+
+    agent = an_agent()
+    scaling = Decision(pods=1, reason="", memory=Memory(), look_again=None, advice="do this")
+    plan = Plan(steps=(), scaling=scaling, memory=Memory(), draining=())
+    status = reported(agent, a_world([a_pod(agent, 0)]), plan, {}, 0.0)
+    warm = next(c for c in status["conditions"] if c["type"] == "WarmReady")
+    assert warm["message"] == "1 of 1 pods are ready; do this"
