@@ -20,7 +20,7 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trunkline"
 ANNOTATION_DRAINING: Final = f"{GROUP}/draining"  # when the drain began, RFC 3339
 ANNOTATION_TEMPLATE: Final = f"{GROUP}/template"  # hash of image, model, hardware and slots
-ANNOTATION_CA: Final = f"{GROUP}/ca"  # identity of the CA whose links the pod can speak; none: plain
+ANNOTATION_CA: Final = f"{GROUP}/ca"  # identity of the CA of its links; none: plain
 FINALIZER: Final = f"{GROUP}/drain"  # pods drained, Modal app stopped
 
 # Default ports. A gateway listens on the first two and on HEALTH_PORT, a worker on WORKER_PORT and
