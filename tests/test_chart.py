@@ -6,11 +6,15 @@ from base64 import b64decode
 from typing import Any
 
 import pytest
+import typer.main
 from chart_rig import CHART, PEER, SWITCHES, Objects, pod_of, rendered
 from cryptography import x509
 from helm_python import Chart, HelmRenderError, lint
 
+import trunkline_operator.__main__
+import trunkline_operator.release
 from trunkline_runtime import contract
+from trunkline_runtime.cli import app
 
 HOST = "trunkline-gateway-control.calls.svc"
 
@@ -54,6 +58,22 @@ def test_pods_run_with_nothing_they_do_not_need(switch: str) -> None:
     for (kind, _), body in objects.items():
         if kind == "ServiceAccount":
             assert body["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_programs_know_the_arguments_that_they_get(switch: str) -> None:
+    """Parsed by the programs themselves, which end with 2 where they do not know one."""
+    objects = rendered(SWITCHES[switch])
+    for body in objects.values():
+        for each in (pod_of(body) or {}).get("containers", ()):
+            command, *arguments = each["args"]
+            if command.startswith("--"):
+                trunkline_operator.__main__.parser().parse_args(each["args"])
+            elif command == "release":
+                trunkline_operator.release.parser().parse_args(arguments)
+            else:
+                known = typer.main.get_group(app).commands[command]
+                known.make_context(command, arguments)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
