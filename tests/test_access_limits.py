@@ -259,6 +259,18 @@ def test_a_guarantee_for_everybody_is_kept_for_named_tenants_and_recent_ones() -
     assert kept(tenants, tenancy, now=MORNING + RECENT_SECONDS) == 1
 
 
+def takes(
+    tenants: Tenants, tenancy: Tenancy, tenant: str, free: int, **given: float
+) -> Hold | None:
+    """A call that takes a slot of those that are free, or is not let."""
+    hold = held(start(tenants, tenant=tenant))
+    now, share = given.get("now", MORNING), given.get("share", 1.0)
+    if tenants.take(hold, tenancy, share, lambda: free, now):
+        return hold
+    tenants.end(hold, MORNING)
+    return None
+
+
 @given(
     st.integers(0, 6),
     st.lists(st.tuples(st.sampled_from(["noisy", "quiet"]), st.booleans()), max_size=80),
@@ -271,17 +283,55 @@ def test_a_noisy_tenant_never_keeps_a_quiet_one_below_its_guarantee(
     tenancy = Tenancy(overrides=guaranteed(quiet=guarantee))
     live: dict[str, list[Hold]] = {"noisy": [], "quiet": []}
     for tenant, comes in events:
-        if not comes:
-            if live[tenant]:
-                tenants.end(live[tenant].pop(), MORNING)
-            continue
         free = slots - sum(map(len, live.values()))
-        hold = held(start(tenants, tenant=tenant))
-        if free > kept(tenants, tenancy, tenant):
+        if not comes and live[tenant]:
+            tenants.end(live[tenant].pop(), MORNING)
+        elif comes and free and (hold := takes(tenants, tenancy, tenant, free)):
             live[tenant].append(hold)
-        else:
-            tenants.end(hold, MORNING)
+        elif comes:
             assert tenant == "noisy" or len(live["quiet"]) >= guarantee
+    while len(live["quiet"]) < guarantee:
+        free = slots - sum(map(len, live.values()))
+        assert free, "what was guaranteed is not free"
+        hold = takes(tenants, tenancy, "quiet", free)
+        assert hold
+        live["quiet"].append(hold)
+
+
+@given(st.integers(1, 6), st.integers(0, 12), st.integers(1, 12), st.data())
+def test_gateways_that_are_flooded_in_one_moment_leave_what_is_kept(
+    gateways: int, spare: int, guarantee: int, data: st.DataObject
+) -> None:
+    """None hears of the others' calls until a quarter of a second is over."""
+    tenancy, share = Tenancy(overrides=guaranteed(quiet=guarantee)), 1 / gateways
+    books = [Tenants() for _ in range(gateways)]
+    free, now = guarantee + spare, MORNING
+    for _ in range(4):
+        heard, mine = free, [0] * gateways
+        for number in data.draw(st.lists(st.integers(0, gateways - 1), max_size=40)):
+            seen = heard - mine[number]
+            if seen and takes(books[number], tenancy, "noisy", seen, share=share, now=now):
+                mine[number] += 1
+        free -= sum(mine)
+        assert free >= guarantee
+        now += 0.25
+
+
+def test_what_a_gateway_gave_a_while_ago_is_in_what_it_sees() -> None:
+    tenants, tenancy = Tenants(), Tenancy(overrides=guaranteed(quiet=2))
+    assert [bool(takes(tenants, tenancy, "noisy", n, share=0.5)) for n in (8, 7, 6, 5)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert takes(tenants, tenancy, "noisy", 5, share=0.5, now=MORNING + 0.25)
+
+
+def test_without_guarantees_nobody_counts_what_is_free() -> None:
+    tenants = Tenants()
+    hold = held(start(tenants))
+    assert tenants.take(hold, Tenancy(), 0.1, lambda: 1 // 0, MORNING)
 
 
 # --- the doorstep ----------------------------------------------------------------------------------------
@@ -372,6 +422,12 @@ def test_a_minute_may_come_at_once_and_is_made_up_for_by_silence() -> None:
     assert not Pace(0.0).keeps(minute + 1, 0.0)
     assert pace.keeps(2 * minute, 40.0)
     assert not pace.keeps(2 * minute + 1, 40.0)
+
+
+def test_silence_saves_nothing_up() -> None:
+    pace = Pace(0.0)
+    assert pace.keeps(0, 3600.0)
+    assert not pace.keeps(int(60 * REAL_TIME) + 1, 3600.0)
 
 
 def test_without_a_bound_any_pace_is_kept() -> None:

@@ -179,6 +179,10 @@ def test_a_chunked_body_is_read_too() -> None:
         (request(BODY[:-1] + b', "expires_after": {"seconds": 7201}}'), 400),
         (request(BODY[:-1] + b', "expires_after": {"seconds": 60.5}}'), 400),
         (request(BODY[:-1] + b', "expires_after": {"seconds": true}}'), 400),
+        (
+            request(BODY[:-1] + b', "expires_after": {"seconds": true}}', "/v1/realtime/tickets"),
+            400,
+        ),
         (request(BODY + b" " * MAX_BODY_BYTES), 413),
         (request(head="X: " + "x" * 17_000).partition(b"\r\n\r\n")[0], 431),
         (request(length="-1"), 400),

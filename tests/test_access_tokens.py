@@ -90,6 +90,7 @@ OWN_KEY = {"jwk": jwk(key=STRANGER), "jku": "http://evil.example/keys"}
 ATTACKS: dict[str, tuple[str, Why | UnknownKey]] = {
     "none": (forged({"alg": "none", "kid": "RS256"}), Why.ALGORITHM),
     "None": (forged({"alg": "None", "kid": "RS256"}), Why.ALGORITHM),
+    "none without a key's name": (forged({"alg": "none"}), Why.ALGORITHM),
     "no algorithm": (forged({"kid": "RS256"}), Why.ALGORITHM),
     "algorithm is a list": (forged({"alg": ["RS256"], "kid": "RS256"}), Why.ALGORITHM),
     "HMAC with the public PEM": (signed_with_the_public_key("HS256", PEM), Why.ALGORITHM),

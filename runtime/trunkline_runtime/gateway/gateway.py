@@ -275,6 +275,11 @@ class Gateway:
     def _by_agent(self) -> Mapping[str, Route]:
         return self._routes.by_agent if self._routes else {}
 
+    @property
+    def _share(self) -> float:
+        """Of tenants' limits that this gateway may give."""
+        return self._routes.share if self._routes else 1.0
+
     def _leg_gone(self, leg: Leg) -> None:
         self._legs.discard(leg)
         self._less.set()
@@ -306,8 +311,7 @@ class Gateway:
         """A place in the tenant's account, or the limit that is in the way."""
         agent, tenant = admitted.route.agent, admitted.caller.tenant
         limits = admitted.route.access.tenancy.of(tenant)
-        share = self._routes.share if self._routes else 1.0
-        hold = self._tenants.start(agent, tenant, limits, share, self._clock())
+        hold = self._tenants.start(agent, tenant, limits, self._share, self._clock())
         if not isinstance(hold, Over):
             return hold
         return Denied(
@@ -327,7 +331,7 @@ class Gateway:
         leg: Leg | None = None
         try:
             await self._settling(begun + route.answer_seconds)
-            leg, placement = await self._placer.place(self._asked(call, admitted, begun))
+            leg, placement = await self._placer.place(self._asked(call, admitted, hold, begun))
         except asyncio.CancelledError:
             self._ledger.left(call, route.agent)
             raise
@@ -351,16 +355,15 @@ class Gateway:
         )
         return Answered(leg, facts, partial(self._ended, hold))
 
-    def _asked(self, call: str, admitted: Admitted, begun: float) -> Asked:
-        agent, tenancy = admitted.route.agent, admitted.route.access.tenancy
-        tenant = admitted.caller.tenant
+    def _asked(self, call: str, admitted: Admitted, hold: Hold, begun: float) -> Asked:
+        tenancy, share = admitted.route.access.tenancy, self._share
         return Asked(
             call=call,
             route=admitted.route,
             target=admitted.target,
             subprotocol=admitted.subprotocol,
             begun=begun,
-            kept=lambda: self._tenants.kept_for_others(agent, tenant, tenancy, self._clock()),
+            take=lambda free: self._tenants.take(hold, tenancy, share, free, self._clock()),
         )
 
     def _key_ages(self) -> dict[str, float]:

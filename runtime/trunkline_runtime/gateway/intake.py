@@ -28,6 +28,7 @@ log = logging.getLogger("trunkline.gateway")
 
 HEAD_SECONDS: Final = 5.0  # for the whole head, whatever trickles in
 MAX_EARLY_BYTES: Final = 64 * 2**10  # from a caller that does not wait for its 101
+TURN_AWAY_SECONDS: Final = 1.0  # from a caller that is turned away and says nothing
 TOO_MANY: Final = Denied(
     status=429,
     text="too many connections from your address: come back in a second\n",
@@ -75,6 +76,7 @@ class Intake(asyncio.Protocol):
         self._peer = ""
         self._buffer = b""
         self._order: OrderReader | None = None  # instead of a call
+        self._turned_away = False
         self._answered = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,13 +93,17 @@ class Intake(asyncio.Protocol):
             case Arrival.WELCOME:
                 self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
             case Arrival.TOO_MANY:
-                self._deny(TOO_MANY)
+                self._turned_away = True
+                self._timer = self._loop.call_later(TURN_AWAY_SECONDS, self._deny, TOO_MANY)
             case Arrival.CROWDED:
                 self._answered = True
                 self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._answered:
+            return
+        if self._turned_away:  # clients cannot read an answer to what they have not asked yet
+            self._deny(TOO_MANY)
             return
         if self._order is not None and self._task is None:
             self._read_order(self._order, data)

@@ -44,7 +44,7 @@ class Asked:
     target: str  # path and query
     subprotocol: str | None
     begun: float  # when its request was read, by the loop's clock
-    kept: Callable[[], int]  # warm slots that it must leave for other tenants
+    take: Callable[[Callable[[], int]], bool]  # whether it may have one of so many free warm slots
 
 
 class Placer:
@@ -90,9 +90,10 @@ class Placer:
     def _pick(self, asked: Asked, tried: Collection[Row]) -> Row | str | None:
         """A worker, unless what is free is for others."""
         agent = asked.route.agent
-        if (kept := asked.kept()) and 0 < self._table.view(agent) <= kept:
+        row = self._table.pick(agent, tried, random.randrange)
+        if row is not None and not asked.take(partial(self._table.view, agent)):
             return KEPT
-        return self._table.pick(agent, tried, random.randrange)
+        return row
 
     async def _try_warm(self, attempt: TryWarm, asked: Asked) -> Leg | Failed:
         link = self._links.of(attempt.row)

@@ -6,10 +6,14 @@ minutes add up to the limit itself. Where a balancer sends one tenant's callers 
 that gateway's share: that is the price of having no shared state.
 
 A guarantee is not dealt: each gateway keeps the whole of what a tenant does not use here, for it cannot know what
-the tenant uses elsewhere. That errs towards the guarantee, by at most the guaranteed slots themselves.
+the tenant uses elsewhere. That errs towards the guarantee, by at most the guaranteed slots themselves. Of what is
+free beyond that, a gateway gives tenants that have had their guarantee no more than its share within the time that
+it takes to hear of others' calls; so even when one tenant floods all gateways in the same moment, they do not give
+away together what each has seen free. The last G − 1 such slots stay free.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
@@ -18,6 +22,9 @@ DAY_SECONDS: Final = 86_400  # of UTC
 RETRY_SECONDS: Final = 5  # for a slot of one's own: when a call will end, nobody knows
 RECENT_SECONDS: Final = (
     600.0  # a tenant that nobody named is known for so long after its last start
+)
+HEARD_SECONDS: Final = (
+    0.25  # in which a worker's word of a call reaches all gateways; 1 ms at most times
 )
 MAX_TENANTS: Final = 4096  # an agent that are remembered; 1 MB
 ROUNDING: Final = 1e-6  # a third of 3 is one call
@@ -94,6 +101,7 @@ class Tenants:
 
     def __init__(self) -> None:
         self._accounts: dict[str, dict[str, _Account]] = {}
+        self._given: dict[str, deque[float]] = defaultdict(deque)  # when, beyond guarantees
 
     def __repr__(self) -> str:
         held = {
@@ -137,6 +145,24 @@ class Tenants:
             account.seconds += now - mean
             account.since -= mean
             account.live -= 1
+
+    def take(
+        self, hold: Hold, tenancy: Tenancy, share: float, free: Callable[[], int], now: float
+    ) -> bool:
+        """Whether a call may take one of the warm slots that are free; it counts as taken."""
+        kept = self.kept_for_others(hold.agent, hold.tenant, tenancy, now)
+        if not kept:
+            return True
+        account = self._accounts[hold.agent][hold.tenant]
+        if account.warm <= tenancy.of(hold.tenant).guaranteed_slots:  # this call is counted
+            return free() > kept
+        given = self._given[hold.agent]
+        while given and given[0] <= now - HEARD_SECONDS:
+            given.popleft()
+        if len(given) + 1 > share * (free() + len(given) - kept) + ROUNDING:
+            return False
+        given.append(now)
+        return True
 
     def kept_for_others(self, agent: str, tenant: str, tenancy: Tenancy, now: float) -> int:
         """How many free warm slots of an agent this tenant must leave."""
