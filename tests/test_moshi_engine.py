@@ -21,6 +21,7 @@ from trunkline_runtime.engine import (
     ReplyText,
     Watched,
 )
+from trunkline_runtime.engine.moshi.capacity import WINDOW_STEPS
 from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.moshi.models import ModelError
 from trunkline_runtime.engine.moshi.policy import Rules
@@ -196,6 +197,21 @@ def test_capacity_is_measured_before_the_first_call_and_leaves_nothing_behind() 
             measured.tick()
         assert len(audio(told)) > 5
         assert same(audio(told), expected(3))
+
+
+def test_a_strained_engine_goes_on_stepping_until_it_is_fast_again() -> None:
+    with closing(engine(1)) as running:
+        rooms: list[int] = []
+        running.watch(lambda _: None, rooms.append)
+        assert not running.tick()
+        for _ in range(WINDOW_STEPS):
+            running._judge(1.0, late=True)
+        assert running.tick(), "with nobody there"
+        for _ in range(WINDOW_STEPS):
+            running._judge(0.01, late=False)
+        assert not running.tick()
+        assert rooms == [1, 0, 1]
+        assert running.totals()["late_steps"] == WINDOW_STEPS
 
 
 class Line:

@@ -259,7 +259,8 @@ class MoshiEngine:
         for slot in joined:
             stepper.join(slot)
         frames, steering = _taken(seated)
-        if not frames:
+        # A strained engine without calls goes on stepping, or it would never find that it is fast again.
+        if not frames and not self._strain.strained:
             stepper.settle()
             return False
         step = stepper.step(frames, steering)

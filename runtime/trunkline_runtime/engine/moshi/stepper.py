@@ -24,7 +24,7 @@ from moshi.models import LMGen
 from numpy.typing import NDArray
 
 from trunkline_runtime.audio.pcm import Samples
-from trunkline_runtime.engine import FRAME_SAMPLES
+from trunkline_runtime.engine import FRAME_SAMPLES, EngineError
 from trunkline_runtime.engine.moshi.models import PAD, Generation, Models, user_codebooks
 from trunkline_runtime.engine.moshi.state import SlotRows
 
@@ -33,7 +33,7 @@ SILENT_FRAMES: Final = (
 )
 
 
-class EngineBroken(RuntimeError):
+class EngineBroken(EngineError):
     """The models compute nonsense; no call can go on in this process."""
 
 
