@@ -4,10 +4,10 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 PINS := uv pip compile -q --python-version 3.11 --no-emit-index-url --no-header --no-emit-package trunkline
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pins images clean
+.PHONY: help demo test check format pins images e2e e2e-tools clean
 
 help:  ## This list.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/demo.stamp  ## A whole Trunkline on this machine: a spoken call, a spike, a drain.
 	@$(BIN)/trunkline demo
@@ -37,6 +37,18 @@ pins: .venv/uv.stamp  ## Writes the pinned requirements anew from pyproject.toml
 # FLAGS are for images/build: --install, --registry, --tag, --base, --output.
 images:  ## Container images into build/images. IMAGES="worker-moshi" builds that one, with CUDA.
 	@$(PYTHON) images/build $(IMAGES) $(FLAGS)
+
+# Only from the command line: nobody's own cluster is taken because KUBECONFIG happens to be set.
+export TRUNKLINE_E2E_KUBECONFIG := $(if $(filter command line,$(origin KUBECONFIG)),$(abspath $(KUBECONFIG)))
+export TRUNKLINE_E2E_VALUES := $(if $(VALUES),$(abspath $(VALUES)))
+
+# VALUES is a file of Helm values for another cluster: the registry with the images, at least.
+e2e: .venv/dev.stamp $(if $(TRUNKLINE_E2E_KUBECONFIG),,images)  ## The chart on a real node (needs root), or KUBECONFIG=… VALUES=… elsewhere.
+	$(BIN)/pytest -v tests/e2e
+
+e2e-tools: .venv/dev.stamp  ## As root: the Debian packages and programs that e2e needs.
+	$(BIN)/python -m trunkline_dev.cluster install
+	$(MAKE) images FLAGS=--install
 
 clean:  ## Removes what the commands above made in this folder.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
