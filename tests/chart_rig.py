@@ -104,6 +104,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
             "callers": [PEER],
             "scrapers": [PEER],
             "agentNamespaces": ["sales"],
+            "gatewayEgress": [{"ports": [{"port": 8080}]}],
             "workerEgress": [{"ports": [{"port": 443}]}],
             "dns": {"peers": [PEER], "ports": [5353]},
             "apiServer": {"peers": [{"ipBlock": {"cidr": "192.0.2.1/32"}}], "ports": [6443]},

@@ -446,7 +446,7 @@ def test_a_closed_network() -> None:
     assert calls["from"][0] == PEER
     assert calls["from"][1]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
     assert metrics["from"] == [PEER]
-    assert ports(gateway["egress"]) == [[contract.WORKER_PORT], [5353, 5353], []]
+    assert ports(gateway["egress"]) == [[contract.WORKER_PORT], [5353, 5353], [], [8080]]
     workers = objects["NetworkPolicy", "sales/trunkline-workers"]["spec"]
     assert ports(workers["ingress"]) == [[contract.WORKER_PORT], [contract.HEALTH_PORT]]
     assert ports(workers["egress"]) == [[contract.CONTROL_PORT], [5353, 5353], [443]]

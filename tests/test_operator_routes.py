@@ -9,6 +9,9 @@ from worlds import BURST, an_agent
 
 from trunkline_operator.routes import Keys, route
 from trunkline_runtime.contract import BurstRung, Route
+from trunkline_runtime.gateway.access.limits import Limits, Tenancy
+from trunkline_runtime.gateway.access.tokens import Expected
+from trunkline_runtime.gateway.routes import JwtAccess, routes_from
 
 KEYS = Keys(
     worker="worker-key-1",
@@ -100,6 +103,29 @@ def test_an_issuer_and_tenants_travel_with_every_limit_resolved() -> None:
     acme = {**everybody, "concurrentCalls": 50, "guaranteedSlots": 4}
     assert access["tenants"] == {"claim": "org", "limits": everybody, "overrides": {"acme": acme}}
     assert not {"jwt", "tenants"} & made(**KEYED)["access"].keys()
+
+
+def test_a_gateway_reads_what_the_operator_writes() -> None:
+    jwt = {"issuer": "https://id.example/", "audience": "calls", "jwksUri": "https://id.example/k"}
+    tenants = {
+        "claim": "org",
+        "limits": {"concurrentCalls": 5},
+        "overrides": [{"tenant": "acme", "guaranteedSlots": 4}],
+    }
+    written = made(access={**KEYED["access"], "jwt": jwt, "tenants": tenants})
+    read = routes_from({"type": "routes", "version": 1, "epoch": 1, "routes": [written]})
+    access = read.by_agent["ns/desk"].access
+    assert access.jwt == JwtAccess(
+        expected=Expected(issuer="https://id.example/", audience="calls", claim="org"),
+        source="https://id.example/k",
+    )
+    assert access.tenancy == Tenancy(
+        limits=Limits(concurrent_calls=5),
+        overrides={"acme": Limits(concurrent_calls=5, guaranteed_slots=4)},
+        named=frozenset({"phone", "web"}),
+    )
+    assert access.mint_key not in repr(read)
+    assert access.digests["web"] not in repr(read)
 
 
 def test_only_who_knows_both_keys_of_an_agent_could_mint() -> None:

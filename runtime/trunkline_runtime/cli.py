@@ -75,6 +75,30 @@ def gateway(
     grace_seconds: Annotated[
         float, typer.Option(help="How long live calls may go on after SIGTERM.")
     ] = 1860.0,
+    address_waiting: Annotated[
+        int,
+        typer.Option(
+            envvar="TRUNKLINE_ADDRESS_WAITING",
+            min=0,
+            help="Connections without an answer yet that one address may have. 0: as many as it likes.",
+        ),
+    ] = 1024,
+    address_per_second: Annotated[
+        float,
+        typer.Option(
+            envvar="TRUNKLINE_ADDRESS_PER_SECOND",
+            min=0,
+            help="Connections that one address may open in a second. 0: as many as it likes.",
+        ),
+    ] = 500.0,
+    audio_times_real: Annotated[
+        float,
+        typer.Option(
+            envvar="TRUNKLINE_AUDIO_TIMES_REAL",
+            min=0,
+            help="How much faster than speech a caller may send for long. 0: as it likes.",
+        ),
+    ] = 1.5,
 ) -> None:
     """Admits, places and relays calls.
 
@@ -82,6 +106,7 @@ def gateway(
 
     Example: `TRUNKLINE_OPERATOR_TOKEN=… trunkline gateway --port 8080 --control-port 8081`
     """
+    from trunkline_runtime.gateway.access.doorstep import Bounds
     from trunkline_runtime.gateway.process import GatewayConfig, run
     from trunkline_runtime.tls import MountedIdentity, TlsError
 
@@ -105,6 +130,8 @@ def gateway(
         routes_file=routes_file,
         default_namespace=default_namespace,
         grace_seconds=grace_seconds,
+        bounds=Bounds(waiting_per_address=address_waiting, per_second=address_per_second),
+        audio_times_real=audio_times_real,
     )
     run_process("gateway", run(config))
 

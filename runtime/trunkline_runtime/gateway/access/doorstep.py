@@ -17,7 +17,7 @@ IPV6_PREFIX_BITS: Final = 64  # what one customer is given
 class Bounds:
     """0 is no bound. Each waiting connection may hold a head of 16 KiB and what its caller sent early."""
 
-    waiting: int = 8192  # without an answer, from everywhere: 640 MiB at the very worst
+    waiting: int = 4096  # without an answer, from everywhere: 320 MiB at the very worst
     waiting_per_address: int = 1024
     per_second: float = 500.0  # connections an address may open; twice that at once
 
