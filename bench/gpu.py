@@ -1,0 +1,357 @@
+"""The Moshi engine on one GPU: calls in real time, bandwidth, loading, starting, and what joins disturb.
+
+    python bench/gpu.py [--device cuda] [--json FILE] [--quick]
+    python bench/gpu.py --device cpu --tiny --quick    shows that it runs; claims nothing
+
+Full-size models with random weights of N(0, 0.02): zeros would let caches and clocks look better than they are.
+Limits are computed from what the same run measures: a step must read all weights once and the keys and values
+of all slots, at the speed at which the device copies its own memory. `NO_CUDA_GRAPH=1` runs without graphs.
+"""
+
+import os
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import report
+import torch
+from moshi.models import LMGen, LMModel, loaders
+from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
+
+from trunkline_runtime.engine import FRAME_SAMPLES
+from trunkline_runtime.engine.moshi import reading
+from trunkline_runtime.engine.moshi.capacity import FRAME_SECONDS, Memory, p99
+from trunkline_runtime.engine.moshi.memory import memory_of
+from trunkline_runtime.engine.moshi.models import Models, freeze
+from trunkline_runtime.engine.moshi.stepper import Stepper
+from trunkline_runtime.engine.moshi.tiny import tiny, tokenizer_model
+
+SLOTS = (1, 2, 4, 8, 16, 24, 32, 36, 40, 64, 72)
+STREAMS = (64, 128, 256, 400, 600)
+WARM_UP = 4
+# Kyutai's stt-1b-en_fr: 16 layers of 2048, 60 s of context, no voice of its own.
+STT_1B = {
+    "dim": 2048,
+    "text_card": 8000,
+    "n_q": 32,
+    "dep_q": 0,
+    "num_heads": 16,
+    "num_layers": 16,
+    "context": 750,
+    "max_period": 100_000,
+    "delays": [0] * 33,
+    "extra_heads_num_heads": 4,
+    "extra_heads_dim": 6,
+}
+START = """
+import time; began = time.perf_counter()
+import sys; sys.path.insert(0, {here!r})
+import torch, gpu
+imported = time.perf_counter()
+models = gpu.Setting({device!r}, {tiny!r}, True).models()
+built = time.perf_counter()
+stepper = gpu.Stepper(models, 1)
+stepper.step({{0: gpu.noise()}})
+stepper.step({{0: gpu.noise()}})
+print(imported - began, built - imported, time.perf_counter() - built)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is measured, and how much of it."""
+
+    device: str
+    tiny: bool
+    quick: bool
+
+    @property
+    def steps(self) -> int:
+        return 10 if self.quick else 250
+
+    def models(self) -> Models:
+        """Moshi, the codec and STT-1B."""
+        if self.tiny:
+            return tiny(0)
+        tokenizer = SentencePieceProcessor(model_proto=tokenizer_model())
+        config = {k: v for k, v in loaders._lm_kwargs.items() if k != "depformer_layer_scale"}
+        return Models(
+            name="random",
+            mimi=_randomised(loaders.get_mimi(None, None, device=self.device, num_codebooks=32)),
+            lm=self._language_model(loaders._lm_kwargs),
+            text_tokenizer=tokenizer,
+            stt=self._language_model(config | STT_1B),
+            stt_tokenizer=tokenizer,
+        )
+
+    def _language_model(self, config: dict[str, Any]) -> LMModel:
+        # On the meta device nothing is initialised for nothing; then memory, then numbers.
+        lm = loaders.get_moshi_lm(None, lm_kwargs=config, device="meta", dtype=torch.bfloat16)
+        return _randomised(lm.to_empty(device=self.device))
+
+
+def _randomised(module: Any) -> Any:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.02)
+        for part in module.modules():
+            if type(part).__name__ == "EuclideanCodebook":
+                part.embedding_sum.normal_(std=0.5)
+                part.cluster_usage.fill_(1.0)
+                part._initialized.fill_(1.0)
+    freeze(module)
+    return module
+
+
+def noise(seed: int = 0) -> bytes:
+    draw = np.random.default_rng(seed)
+    return bytes(draw.integers(-9_000, 9_000, FRAME_SAMPLES).astype("<i2").tobytes())
+
+
+def measure(setting: Setting) -> list[report.Row]:
+    copy = _copy_speed(setting)
+    models = setting.models()
+    rows = [*_calls(setting, models, copy), _disturbance(setting, models)]
+    rows += [*_streams(setting, models), *_reading(setting, models.lm)]
+    del models
+    if setting.device != "cpu":
+        torch.cuda.empty_cache()
+    return [*rows, *_start(setting)]
+
+
+# --- calls in real time --------------------------------------------------------------------------------
+
+
+def _copy_speed(setting: Setting) -> float:
+    """Bytes a second that the device reads and writes when it copies its own memory."""
+    source = torch.empty(2**24 if setting.tiny else 2**31, dtype=torch.uint8, device=setting.device)
+    target = torch.empty_like(source)
+    seconds = [_timed(setting, lambda: target.copy_(source)) for _ in range(12)]
+    return 2 * len(source) / min(seconds[2:])
+
+
+def _calls(setting: Setting, models: Models, copy: float) -> Iterator[report.Row]:
+    memory = memory_of(models)
+    streamed = _streamed(models)
+    most, fits = 0, _fitting(setting, memory)
+    for slots in SLOTS:
+        if slots > fits or (setting.quick and slots > 4):
+            break
+        seconds = _steps(setting, models, slots)
+        least = (streamed + slots * memory.slot) / copy
+        yield report.Row(
+            what=f"step of {slots} slots, p99",
+            against=f"reading weights and rings once at {copy / 1e9:.0f} GB/s",
+            unit="ms",
+            ours=[1000 * p99(seconds)],
+            theirs=[1000 * least],
+            target=1 / 0.75,
+            at_most=True,
+        )
+        if p99(seconds) > FRAME_SECONDS:
+            break
+        most = slots
+    limit = min(fits, math.floor((FRAME_SECONDS * copy - streamed) / memory.slot))
+    yield report.Row(
+        what="calls at p99 of a step ≤ 80 ms",
+        against="the limit of memory and bandwidth",
+        unit="calls",
+        ours=[most],
+        theirs=[limit],
+        floor=0.67,
+        target=0.9,
+    )
+
+
+def _streamed(models: Models) -> int:
+    """Bytes of weights that a step reads: all but the tables, of which it reads rows."""
+    parts = [models.mimi, models.lm, models.stt]
+    tables = {
+        id(m.weight) for part in parts for m in part.modules() if isinstance(m, torch.nn.Embedding)
+    }
+    weights = [p for part in parts for p in part.parameters() if id(p) not in tables]
+    return sum(p.numel() * p.element_size() for p in weights)
+
+
+def _fitting(setting: Setting, memory: Memory) -> int:
+    if setting.device == "cpu":
+        return 4
+    free, total = torch.cuda.mem_get_info()
+    return max(0, (free - total // 10) // memory.slot)
+
+
+def _steps(setting: Setting, models: Models, slots: int) -> list[float]:
+    """Seconds of each step, from the frames' upload to the answers' download."""
+    frames = dict.fromkeys(range(slots), noise())
+    with closing(Stepper(models, slots)) as stepper:
+        seconds = [
+            _timed(setting, lambda: stepper.step(frames)) for _ in range(WARM_UP + setting.steps)
+        ]
+    return seconds[WARM_UP:]
+
+
+def _disturbance(setting: Setting, models: Models) -> report.Row:
+    """Tokens of one call that change because another comes and goes beside it. None may."""
+    alone, beside = (_said(setting, models, busy=busy) for busy in (False, True))
+    return report.Row(
+        what="tokens that change when a neighbour joins and leaves",
+        against=f"the same call alone, {len(alone)} frames",
+        unit="frames",
+        ours=[sum(a != b for a, b in zip(alone, beside, strict=True))],
+        theirs=[],
+    )
+
+
+def _said(setting: Setting, models: Models, *, busy: bool) -> list[list[int]]:
+    generation = models.generation
+    models.generation = type(generation)(use_sampling=False)
+    said = []
+    with closing(Stepper(models, 2)) as stepper:
+        for number in range(setting.steps):
+            frames = {0: noise(number)}
+            if busy and number % 10 == 5:
+                stepper.leave(1)
+                stepper.join(1)
+            if busy and number % 10 >= 5:
+                frames[1] = noise(1_000 + number)
+            said.append(stepper.step(frames).tokens[0].tolist())
+    models.generation = generation
+    return said
+
+
+# --- transcripts, loading, starting --------------------------------------------------------------------
+
+
+def _streams(setting: Setting, models: Models) -> Iterator[report.Row]:
+    """How many streams STT-1B transcribes in real time; without the codec."""
+    most = 0
+    for streams in STREAMS[:1] if setting.quick else STREAMS:
+        if p99(_stt_steps(setting, models.stt, streams)) > FRAME_SECONDS:
+            break
+        most = streams
+    yield report.Row(
+        what="STT-1B streams at p99 of a step ≤ 80 ms",
+        against="400 on an H100, published by its makers",
+        unit="streams",
+        ours=[most],
+        theirs=[400],
+        floor=1.0,
+        target=1.5,
+    )
+
+
+def _stt_steps(setting: Setting, stt: LMModel, streams: int) -> list[float]:
+    codes = torch.randint(stt.card, (streams, stt.n_q, 1), device=setting.device)
+    gen = LMGen(stt, use_sampling=False, support_out_of_sync=True)
+    with torch.inference_mode(), gen.streaming(streams):
+        seconds = [
+            _timed(setting, lambda: gen.step_with_extra_heads(codes))
+            for _ in range(WARM_UP + setting.steps)
+        ]
+    return seconds[WARM_UP:]
+
+
+def _reading(setting: Setting, lm: LMModel) -> Iterator[report.Row]:
+    """A file in the page cache to the device."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({name: tensor.cpu() for name, tensor in lm.state_dict().items()}, path)
+        size, device = path.stat().st_size, torch.device(setting.device)
+        found = reading.layout(path)
+
+        def speed(run: Callable[[], object]) -> Callable[[], float]:
+            return lambda: size / _timed(setting, run) / 1e9
+
+        speeds = report.rounds(
+            2 if setting.quick else 5,
+            {
+                "ours": speed(lambda: reading.read(found, device)),
+                "load_file": speed(lambda: load_file(path, device=setting.device)),
+            },
+        )
+    yield report.Row(
+        what="weights from the page cache to the device",
+        against="safetensors.load_file",
+        unit="GB/s",
+        ours=speeds["ours"],
+        theirs=speeds["load_file"],
+        floor=2.0,
+    )
+    if setting.device != "cpu":
+        yield report.Row(
+            what="weights from the page cache to the device, as a share of the limit",
+            against="a copy from pinned memory",
+            unit="GB/s",
+            ours=speeds["ours"],
+            theirs=[_pinned_speed(setting)],
+            target=0.85,
+        )
+
+
+def _pinned_speed(setting: Setting) -> float:
+    source = torch.empty(2**30, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=setting.device)
+    return len(source) / min(_timed(setting, lambda: target.copy_(source)) for _ in range(8)) / 1e9
+
+
+def _start(setting: Setting) -> Iterator[report.Row]:
+    """A new process, by phases. Random weights are made on the device, so reading them is not in it."""
+    script = START.format(here=str(Path(__file__).parent), device=setting.device, tiny=setting.tiny)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600
+    )
+    phases = ("imports", "models without a file", "streams and the first two frames")
+    for what, seconds in zip(phases, map(float, done.stdout.split()), strict=True):
+        yield report.Row(
+            what=f"process start: {what}", against="–", unit="s", ours=[seconds], theirs=[]
+        )
+
+
+def _timed(setting: Setting, run: Callable[[], object]) -> float:
+    """Seconds until the device is done."""
+    began = time.perf_counter()
+    run()
+    if setting.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _claiming(setting: Setting, row: report.Row) -> report.Row:
+    """A CPU and tiny models show that it runs; nothing is met or missed by them."""
+    return replace(row, floor=None, target=None) if setting.tiny else row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="gpu")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to show that it runs")
+    parser.add_argument("--quick", action="store_true", help="few steps and slots")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    options = parser.parse_args(arguments)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    setting = Setting(options.device, options.tiny, options.quick)
+    rows = [_claiming(setting, row).as_json() for row in measure(setting)]
+    name = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
+    if options.json is not None:
+        found = {"machine": report.machine() | {"device": name}, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{name}, {'tiny' if options.tiny else 'full-size'} models\n\n{report.table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
