@@ -75,7 +75,7 @@ async def status(gateway: Running, key: str | None, **options: Any) -> int:
 
 async def keys_of(gateway: Running, issuer: Issuer) -> None:
     """Waits until the issuer's keys were read."""
-    await until(lambda: gateway.gateway._door.issuers.keys(issuer.uri) is not None)
+    await until(lambda: gateway.gateway._reception._door.issuers.keys(issuer.uri) is not None)
 
 
 async def post(
@@ -209,9 +209,9 @@ def test_attacks_are_refused_each_with_its_status(
             if why:
                 found = await metric(gateway, "trunkline_refused_credentials_total", why=why)
                 assert found == 1, why
-            assert not gateway.gateway._door._verifiers or all(
+            assert not gateway.gateway._reception._door._verifiers or all(
                 not verifier._good
-                for verifier in gateway.gateway._door._verifiers.values()
+                for verifier in gateway.gateway._reception._door._verifiers.values()
                 if expected == 401
             )
 
@@ -329,7 +329,7 @@ async def test_keys_that_could_not_be_renewed_for_long_are_no_longer_trusted() -
     async with Issuer().serving() as issuer, a_gateway(with_jwt(issuer), pulse=pulse) as gateway:
         await keys_of(gateway, issuer)
         issuer.status = "503 No"
-        await until(lambda: gateway.gateway._door.issuers.keys(issuer.uri) is None)
+        await until(lambda: gateway.gateway._reception._door.issuers.keys(issuer.uri) is None)
         assert await status(gateway, token()) == 503
 
 
@@ -350,8 +350,8 @@ async def test_an_issuer_that_no_route_names_any_more_is_not_asked() -> None:
     async with Issuer().serving() as issuer, a_gateway(with_jwt(issuer), pulse=pulse) as gateway:
         await keys_of(gateway, issuer)
         give(gateway, a_route(), epoch=2)
-        assert gateway.gateway._door.issuers.keys(issuer.uri) is None
-        assert gateway.gateway._door.issuers._issuers == {}
+        assert gateway.gateway._reception._door.issuers.keys(issuer.uri) is None
+        assert gateway.gateway._reception._door.issuers._issuers == {}
 
 
 # --- secrets and tickets -----------------------------------------------------------------------------------
@@ -622,7 +622,7 @@ async def test_an_address_with_many_slow_heads_is_told_429_until_they_are_gone()
     bounds = Bounds(waiting_per_address=5)
     async with a_gateway(keyed(), bounds=bounds) as gateway, FakeWorker().serving(gateway):
         slow = [await dribble(gateway) for _ in range(5)]
-        await until(lambda: gateway.gateway._doorstep.waiting == 5)
+        await until(lambda: gateway.gateway._reception._doorstep.waiting == 5)
         answer = await refused(call(gateway))
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
         began = time.monotonic()
@@ -630,7 +630,7 @@ async def test_an_address_with_many_slow_heads_is_told_429_until_they_are_gone()
             heads = await asyncio.gather(*(reader.read() for reader, _ in slow))
         assert all(b" 408 " in head for head in heads)
         assert time.monotonic() - began < SECONDS / 2
-        await until(lambda: gateway.gateway._doorstep.waiting == 0)
+        await until(lambda: gateway.gateway._reception._doorstep.waiting == 0)
         await talks(gateway, KEY)
         for _, writer in slow:
             writer.close()
@@ -643,25 +643,25 @@ async def test_calls_that_were_answered_wait_no_longer() -> None:
             callers = []
             for _ in range(3):
                 callers.append(await call(gateway))
-                await until(lambda: gateway.gateway._doorstep.waiting == 0)
+                await until(lambda: gateway.gateway._reception._doorstep.waiting == 0)
             for caller in callers:
                 await caller.close()
         await until(lambda: not gateway.gateway._open)
-        assert gateway.gateway._doorstep.waiting == 0
+        assert gateway.gateway._reception._doorstep.waiting == 0
 
 
 @on_uvloop
 async def test_a_crowd_is_cut_off_without_an_answer() -> None:
     async with a_gateway(keyed(), bounds=Bounds(waiting=3)) as gateway:
         slow = [await dribble(gateway) for _ in range(3)]
-        await until(lambda: gateway.gateway._doorstep.waiting == 3)
+        await until(lambda: gateway.gateway._reception._doorstep.waiting == 3)
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         async with asyncio.timeout(SECONDS):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         for each in (writer, *(writer for _, writer in slow)):
             each.close()
-        await until(lambda: gateway.gateway._doorstep.waiting == 0)
+        await until(lambda: gateway.gateway._reception._doorstep.waiting == 0)
 
 
 @on_uvloop
@@ -725,7 +725,7 @@ def test_any_bytes_get_a_plain_answer_or_none_and_leave_nothing_behind(
                 assert answer[:9] in (b"", b"HTTP/1.1 ")
                 assert b" 500 " not in answer[:20]
             await until(lambda: not gateway.gateway._open)
-            assert gateway.gateway._doorstep.waiting == 0
+            assert gateway.gateway._reception._doorstep.waiting == 0
 
     handler = Keep()
     logging.getLogger("trunkline").addHandler(handler)

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal
@@ -21,14 +20,13 @@ from trunkline_runtime.contract import (
     Load,
     WorkerLoad,
 )
-from trunkline_runtime.gateway.access.answers import Admitted, Denied
-from trunkline_runtime.gateway.access.door import Door
-from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds, Doorstep
+from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
-from trunkline_runtime.gateway.access.limits import Hold, Over, Tenants
 from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
+from trunkline_runtime.gateway.access.reception import Guest, Reception
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.intake import Answered, Intake
@@ -93,10 +91,12 @@ class Gateway:
         self._less = asyncio.Event()  # one of the three has shrunk
         self._table = Table()
         self._ledger = Ledger(registry)
-        self._clock = steady_clock()
-        self._door = Door(terms.pulse, self._ledger.unopened)
-        self._doorstep = Doorstep(terms.bounds)
-        self._tenants = Tenants()
+        self._reception = Reception(
+            bounds=terms.bounds,
+            pulse=terms.pulse,
+            default_namespace=identity.default_namespace,
+            counted=self._ledger.unopened,
+        )
         self._burst = BurstSessions()
         self.workers = WorkerLinks(self._table, self._by_agent, self._changed)
         self.operator = OperatorLink(identity.operator_token, self._from_operator, self.load)
@@ -135,7 +135,7 @@ class Gateway:
         self._routes, self._source = routes, source
         extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
         log.info("routes were taken", extra=extra)
-        self._door.take(routes.by_agent.values())
+        self._reception.take(routes)
         self._routed.set()
         self.workers.routes_changed()
         self.operator.urge()
@@ -166,13 +166,11 @@ class Gateway:
         begun = asyncio.get_running_loop().time()
         self._asking += 1
         try:
-            decision = await self._admit(call, request)
-            hold = self._hold(call, decision) if isinstance(decision, Admitted) else decision
-            if isinstance(hold, Denied):
-                self.denied(hold)
-                return hold
-            assert isinstance(decision, Admitted), "only they are held a place for"
-            return await self._place(call, decision, hold, begun)
+            guest = await self._admit(call, request)
+            if isinstance(guest, Denied):
+                self.denied(guest)
+                return guest
+            return await self._place(call, guest, begun)
         finally:
             self._asking -= 1
             self._less.set()
@@ -183,7 +181,7 @@ class Gateway:
         if self._routes is None:
             minted = _unavailable("", f"{self.unready()}\n", "unready", "")
         else:
-            minted = await self._door.mint(order, self._by_agent(), self._clock())
+            minted = await self._reception.mint(order)
         if isinstance(minted, Denied):
             self.denied(minted)
             return minted
@@ -191,16 +189,16 @@ class Gateway:
         return as_answer(minted, order.agent)
 
     def order_reader(self) -> OrderReader:
-        return OrderReader(MAX_HEAD_BYTES, self._identity.default_namespace)
+        return self._reception.order_reader(MAX_HEAD_BYTES)
 
     def arrives(self, peer: str) -> Arrival:
-        arrival = self._doorstep.arrives(peer, self._clock())
+        arrival = self._reception.arrives(peer)
         if arrival is Arrival.CROWDED:
             self._ledger.denied(Denied(status=429, text="", outcome="limited"))
         return arrival
 
     def leaves(self, peer: str) -> None:
-        self._doorstep.leaves(peer)
+        self._reception.leaves(peer)
 
     def denied(self, denied: Denied) -> None:
         self._ledger.denied(denied)
@@ -229,7 +227,7 @@ class Gateway:
             for connection in list(self._open):
                 if isinstance(connection, Call):
                     connection.keep_pace()
-            self._ledger.keys_read(self._key_ages())
+            self._ledger.keys_read(self._reception.key_ages())
 
     async def settle(self, most: float) -> None:
         """Lets workers dial in before anyone is told that there are none.
@@ -268,17 +266,12 @@ class Gateway:
                     await self._shrunk()
         await self.workers.close()
         await self._burst.close()
-        await self._door.close()
+        await self._reception.close()
 
     # --- inside ---
 
     def _by_agent(self) -> Mapping[str, Route]:
         return self._routes.by_agent if self._routes else {}
-
-    @property
-    def _share(self) -> float:
-        """Of tenants' limits that this gateway may give."""
-        return self._routes.share if self._routes else 1.0
 
     def _leg_gone(self, leg: Leg) -> None:
         self._legs.discard(leg)
@@ -301,79 +294,52 @@ class Gateway:
             self._linked.set()
         self.operator.urge()
 
-    async def _admit(self, call: str, request: Request) -> Admitted | Denied:
+    async def _admit(self, call: str, request: Request) -> Guest | Denied:
         if self._draining or self._routes is None:
             return _unavailable(call, f"{self.unready()}\n", "unready", "")
-        namespace = self._identity.default_namespace
-        return await self._door.admit(request, self._by_agent(), namespace, self._clock())
+        return await self._reception.admit(call, request)
 
-    def _hold(self, call: str, admitted: Admitted) -> Hold | Denied:
-        """A place in the tenant's account, or the limit that is in the way."""
-        agent, tenant = admitted.route.agent, admitted.caller.tenant
-        limits = admitted.route.access.tenancy.of(tenant)
-        hold = self._tenants.start(agent, tenant, limits, self._share, self._clock())
-        if not isinstance(hold, Over):
-            return hold
-        return Denied(
-            status=429,
-            text=f"{hold.why}: call again after a while\n",
-            outcome="limited",
-            agent=agent,
-            headers=(("Retry-After", str(hold.retry_seconds)), (CALL_HEADER, call)),
-        )
-
-    async def _place(
-        self, call: str, admitted: Admitted, hold: Hold, begun: float
-    ) -> Answered | Denied:
+    async def _place(self, call: str, guest: Guest, begun: float) -> Answered | Denied:
         """A worker's answer; the tenant's place is given back where there is none."""
-        route = admitted.route
+        route = guest.admitted.route
         self._ledger.arrived(route.agent)
         leg: Leg | None = None
         try:
             await self._settling(begun + route.answer_seconds)
-            leg, placement = await self._placer.place(self._asked(call, admitted, hold, begun))
+            leg, placement = await self._placer.place(self._asked(call, guest, begun))
         except asyncio.CancelledError:
             self._ledger.left(call, route.agent)
             raise
         finally:
             if leg is None:
-                self._tenants.end(hold, self._clock())
+                self._reception.end(guest)
         if leg is None:
             return self._refuse(call, route, placement)
         self._legs.add(leg)
         leg.when_gone(partial(self._leg_gone, leg))
-        self._tenants.answered(hold, self._clock(), warm=placement.rung == "warm")
+        self._reception.answered(guest, warm=placement.rung == "warm")
         self._ledger.placed(call, route, placement)
         facts = Facts(
             call=call,
             agent=route.agent,
-            tenant=hold.tenant,
+            tenant=guest.admitted.caller.tenant,
             placement=placement,
             max_seconds=route.max_seconds,
             stall_seconds=self._patience.stall,
             audio_times_real=self._audio_times_real,
         )
-        return Answered(leg, facts, partial(self._ended, hold))
+        return Answered(leg, facts, partial(self._ended, guest))
 
-    def _asked(self, call: str, admitted: Admitted, hold: Hold, begun: float) -> Asked:
-        tenancy, share = admitted.route.access.tenancy, self._share
+    def _asked(self, call: str, guest: Guest, begun: float) -> Asked:
+        admitted = guest.admitted
         return Asked(
             call=call,
             route=admitted.route,
             target=admitted.target,
             subprotocol=admitted.subprotocol,
             begun=begun,
-            take=lambda free: self._tenants.take(hold, tenancy, share, free, self._clock()),
+            take=partial(self._reception.take_slot, guest),
         )
-
-    def _key_ages(self) -> dict[str, float]:
-        """Of the agents whose issuer's keys are fetched."""
-        ages = {}
-        for route in self._by_agent().values():
-            jwt = route.access.jwt
-            if jwt is not None and isinstance(jwt.source, str):
-                ages[route.agent] = self._door.issuers.age(jwt.source)
-        return {agent: age for agent, age in ages.items() if age is not None}
 
     async def _settling(self, by: float) -> None:
         """Waits while an empty table may only mean that workers have had no time to dial in."""
@@ -389,8 +355,8 @@ class Gateway:
         text = f"{placement.result.why}: call again after a while\n"
         return _unavailable(call, text, "refused", route.agent)
 
-    def _ended(self, hold: Hold, call: Call, ending: Ending) -> None:
-        self._tenants.end(hold, self._clock())
+    def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
+        self._reception.end(guest)
         self._ledger.ended(call.facts, ending)
         if ending.lost or call.facts.placement.rung != "warm":
             self.operator.urge()
@@ -407,16 +373,6 @@ class Gateway:
             burstFailures=tally.burst_failures,
             burstError=tally.burst_error,
         )
-
-
-def steady_clock() -> Callable[[], float]:
-    """Unix time that never steps back: the machine's clock at this moment, and the loop's from then on.
-
-    Whoever sets the machine's clock must not give a tenant its minutes anew.
-    """
-    loop = asyncio.get_running_loop()
-    offset = time.time() - loop.time()
-    return lambda: loop.time() + offset
 
 
 def _worker_load(row: Row) -> WorkerLoad:

@@ -1,0 +1,132 @@
+"""Where callers come in: the doorstep, the door and the tenants' accounts of one gateway, on one clock."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from websockets.http11 import Request
+
+from trunkline_runtime.contract import CALL_HEADER
+from trunkline_runtime.gateway.access.answers import Admitted, Denied
+from trunkline_runtime.gateway.access.door import Counted, Door
+from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds, Doorstep
+from trunkline_runtime.gateway.access.issuers import Pulse
+from trunkline_runtime.gateway.access.limits import Hold, Over, Tenants
+from trunkline_runtime.gateway.access.minted import Minted
+from trunkline_runtime.gateway.access.order import Order, OrderReader
+from trunkline_runtime.gateway.routes import Route, Routes
+
+NOBODY: Final = Routes(epoch=0, by_agent={})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """An admitted caller, and its call's place in its tenant's account; whoever has it must end it."""
+
+    admitted: Admitted
+    hold: Hold = field(repr=False)
+
+
+class Reception:
+    """One gateway's. `counted` is told of each credential that opened nothing."""
+
+    def __init__(
+        self, *, bounds: Bounds, pulse: Pulse, default_namespace: str, counted: Counted
+    ) -> None:
+        self._default_namespace = default_namespace
+        self._clock = steady_clock()
+        self._routes = NOBODY
+        self._doorstep = Doorstep(bounds)
+        self._door = Door(pulse, counted)
+        self._tenants = Tenants()
+
+    def __repr__(self) -> str:
+        return f"<Reception {self._doorstep!r} {self._door!r} {self._tenants!r}>"
+
+    def take(self, routes: Routes) -> None:
+        """Acts on these routes from now on."""
+        self._routes = routes
+        self._door.take(routes.by_agent.values())
+
+    # --- connections ---
+
+    def arrives(self, peer: str) -> Arrival:
+        """What becomes of a connection from this address; `leaves` must follow."""
+        return self._doorstep.arrives(peer, self._clock())
+
+    def leaves(self, peer: str) -> None:
+        """It has its answer, or is gone."""
+        self._doorstep.leaves(peer)
+
+    def order_reader(self, max_head: int) -> OrderReader:
+        return OrderReader(max_head, self._default_namespace)
+
+    # --- callers ---
+
+    async def admit(self, call: str, request: Request) -> Guest | Denied:
+        """Decides about a valid upgrade: who that is, and whether its tenant may have one more call."""
+        routes, namespace = self._routes.by_agent, self._default_namespace
+        admitted = await self._door.admit(request, routes, namespace, self._clock())
+        if isinstance(admitted, Denied):
+            return admitted
+        agent, tenant = admitted.route.agent, admitted.caller.tenant
+        limits = admitted.route.access.tenancy.of(tenant)
+        hold = self._tenants.start(agent, tenant, limits, self._routes.share, self._clock())
+        if isinstance(hold, Over):
+            return _over(call, agent, hold)
+        return Guest(admitted=admitted, hold=hold)
+
+    async def mint(self, order: Order) -> Minted | Denied:
+        """A client secret or a ticket."""
+        return await self._door.mint(order, self._routes.by_agent, self._clock())
+
+    def take_slot(self, guest: Guest, free: Callable[[], int]) -> bool:
+        """Whether a guest may have one of so many free warm slots, or they are kept for others."""
+        tenancy = guest.admitted.route.access.tenancy
+        return self._tenants.take(guest.hold, tenancy, self._routes.share, free, self._clock())
+
+    def answered(self, guest: Guest, *, warm: bool) -> None:
+        """Its call has begun."""
+        self._tenants.answered(guest.hold, self._clock(), warm=warm)
+
+    def end(self, guest: Guest) -> None:
+        """Its call is over, or was never placed."""
+        self._tenants.end(guest.hold, self._clock())
+
+    # --- issuers ---
+
+    def key_ages(self) -> Mapping[str, float]:
+        """For each agent whose issuer's keys were fetched, how old they are in seconds."""
+        ages = {route.agent: self._age(route) for route in self._routes.by_agent.values()}
+        return {agent: age for agent, age in ages.items() if age is not None}
+
+    def _age(self, route: Route) -> float | None:
+        jwt = route.access.jwt
+        if jwt is None or not isinstance(jwt.source, str):
+            return None
+        return self._door.issuers.age(jwt.source)
+
+    async def close(self) -> None:
+        await self._door.close()
+
+
+def steady_clock() -> Callable[[], float]:
+    """Unix time that never steps back: the machine's clock at this moment, and the loop's from then on.
+
+    Whoever sets the machine's clock must not give a tenant its minutes anew.
+    """
+    loop = asyncio.get_running_loop()
+    offset = time.time() - loop.time()
+    return lambda: loop.time() + offset
+
+
+def _over(call: str, agent: str, over: Over) -> Denied:
+    return Denied(
+        status=429,
+        text=f"{over.why}: call again after a while\n",
+        outcome="limited",
+        agent=agent,
+        headers=(("Retry-After", str(over.retry_seconds)), (CALL_HEADER, call)),
+    )
