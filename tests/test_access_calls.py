@@ -35,6 +35,7 @@ from gateway_rig import (
     closed,
     events,
     give,
+    http,
     metric,
     on_uvloop,
     refused,
@@ -45,6 +46,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.utils import base64url_encode
 from openai import AsyncOpenAI
+from websockets.exceptions import InvalidStatus
 
 from trunkline_runtime.contract import CALL_HEADER, CLIENT_SECRETS_PATH, TICKETS_PATH, Route
 from trunkline_runtime.gateway.access.doorstep import Bounds
@@ -54,6 +56,7 @@ from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.gateway.routes import routes_from
 
 QUICK = Pulse(refresh=30, retry=(0.02, 0.1), refetch=0.3, fetch=5)
+KEYS = a_route()["access"]["apiKeys"]
 SECRET_WORDS = ("eyJ", "ek_", "tk_", KEY)
 
 
@@ -345,6 +348,23 @@ async def test_a_redirect_to_other_keys_is_not_followed() -> None:
 
 
 @on_uvloop
+async def test_what_an_agent_asks_of_tokens_may_change() -> None:
+    async with a_gateway(with_jwt()) as gateway, FakeWorker().serving(gateway):
+        good = token()
+        await talks(gateway, good)
+        access = jwt_access()
+        access["jwt"] = {**access["jwt"], "audience": "other"}
+        give(gateway, a_route(access=access), epoch=2)
+        assert await status(gateway, good) == 401
+        await talks(gateway, token(aud="other"))
+        give(gateway, with_jwt(tenants=tenants(claim="missing")), epoch=3)
+        assert await status(gateway, good) == 401
+        give(gateway, a_route(), epoch=4)
+        assert await status(gateway, good) == 401
+        assert gateway.gateway._reception._door._verifiers == {}
+
+
+@on_uvloop
 async def test_an_issuer_that_no_route_names_any_more_is_not_asked() -> None:
     pulse = Pulse(refresh=0.02, retry=(0.02, 0.02))
     async with Issuer().serving() as issuer, a_gateway(with_jwt(issuer), pulse=pulse) as gateway:
@@ -482,6 +502,44 @@ async def test_a_body_that_trickles_in_is_waited_for_and_one_that_never_ends_is_
                 assert expected in await reader.read()
             writer.close()
         await until(lambda: not gateway.gateway._open)
+
+
+def test_no_log_line_no_metric_and_no_repr_holds_what_callers_show(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    seen: list[str] = []
+
+    @on_uvloop
+    async def run() -> None:
+        async with (
+            Issuer().serving() as issuer,
+            a_gateway(keyed(**jwt_access(issuer.uri, apiKeys=KEYS)), pulse=QUICK) as gateway,
+            FakeWorker().serving(gateway) as worker,
+        ):
+            good = token()
+            secret, ticket = await minted(gateway), await minted(gateway, TICKETS_PATH, key=good)
+            for key in (KEY, good, secret, secret + "x", good + "x", "wrong-" + KEY):
+                async with contextlib.AsyncExitStack() as stack:
+                    with contextlib.suppress(InvalidStatus):
+                        await stack.enter_async_context(call(gateway, key=key))
+                    seen.append(repr(gateway.gateway._open))
+            for _ in range(2):
+                with contextlib.suppress(InvalidStatus):
+                    await (await call(gateway, key=None, query=f"&ticket={ticket}")).close()
+            shown.extend([KEY, good, secret, ticket, "m" * 64])
+            seen.extend([repr(gateway.gateway), repr(gateway.gateway._routes)])
+            seen.append(repr(gateway.gateway._reception))
+            seen.append((await http(gateway.health_port, "/metrics"))[1])
+            seen.append(str([(request.path, request.headers) for request in worker.requests]))
+
+    caplog.set_level(logging.DEBUG)
+    run()
+    ours = [record for record in caplog.records if record.name.startswith("trunkline")]
+    seen.extend(str(record.__dict__) + record.getMessage() for record in ours)
+    seen.extend(capfd.readouterr())
+    assert len(ours) > 10
+    assert not [word for word in shown if any(word in text for text in seen)]
 
 
 # --- tenants -----------------------------------------------------------------------------------------------

@@ -74,10 +74,8 @@ class Door:
         self.issuers.follow(
             jwt.source for jwt in jwts.values() if jwt and isinstance(jwt.source, str)
         )
-        for agent in list(self._verifiers):
-            jwt = jwts.get(agent)
-            if jwt is None or jwt.expected != self._verifiers[agent].expected:
-                del self._verifiers[agent]
+        for agent in [agent for agent in self._verifiers if not jwts.get(agent)]:
+            del self._verifiers[agent]
 
     async def admit(
         self, request: Request, routes: Mapping[str, Route], default_namespace: str, now: float
@@ -188,7 +186,7 @@ class Door:
         self, agent: str, jwt: JwtAccess, token: str, now: float
     ) -> Caller | Why | Unready:
         """Looks for the issuer's newest keys once where the token names one that is not known."""
-        verifier = self._verifiers.setdefault(agent, Verifier(jwt.expected))
+        verifier = self._verifier(agent, jwt)
         found: Caller | Why | UnknownKey = UnknownKey()
         for last in (False, True):
             keys = self._keys(jwt)
@@ -201,6 +199,13 @@ class Door:
         if self._keys(jwt) is None:
             return Unready("the keys of this agent's issuer cannot be read now: call again")
         return Why.SIGNING_KEY
+
+    def _verifier(self, agent: str, jwt: JwtAccess) -> Verifier:
+        """The agent's, made anew where it asks something else of tokens than before."""
+        verifier = self._verifiers.get(agent)
+        if verifier is None or verifier.expected != jwt.expected:
+            verifier = self._verifiers[agent] = Verifier(jwt.expected)
+        return verifier
 
     def _keys(self, jwt: JwtAccess) -> KeySet | None:
         return self.issuers.keys(jwt.source) if isinstance(jwt.source, str) else jwt.source

@@ -18,7 +18,7 @@ from trunkline_runtime.gateway.access.jwks import ALGORITHMS, KeySet
 LEEWAY_SECONDS: Final = 30  # between the issuer's clock and ours
 MAX_TOKEN_CHARS: Final = 8192  # a header line cannot hold more anyway
 MAX_TENANT_CHARS: Final = 128
-REMEMBERED: Final = 4096  # tokens an issuer; 1 MB
+REMEMBERED: Final = 1024  # tokens an agent; 0.5 MB
 
 _WHY: Final[dict[type[jwt.PyJWTError], Why]] = {
     jwt.ExpiredSignatureError: Why.EXPIRED,
