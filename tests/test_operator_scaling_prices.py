@@ -66,7 +66,7 @@ def test_the_reserve_follows_the_newsvendor() -> None:
     assert found.z == pytest.approx(
         1.2299, abs=0.0001
     )  # of the normal distribution, 1 - 0.175 / 1.6
-    assert found.words == "a warm slot costs $0.17 an hour, and the same at Modal $0.20"
+    assert found.words == "a warm slot costs $0.17 an hour, and its call at Modal would $0.20"
     assert (found.pod_hour, found.container_hour) == (0.70, 0.80)
 
 

@@ -129,7 +129,7 @@ def stakes(warm: Warm, burst: Burst | None, prices: Prices) -> Stakes:
         pod_hour=pod,
         container_hour=container,
         slots_per_container=burst.slots_per_container,
-        words=f"a warm slot costs ${slot:.2f} an hour, and the same at Modal ${full:.2f}",
+        words=f"a warm slot costs ${slot:.2f} an hour, and its call at Modal would ${full:.2f}",
     )
 
 
