@@ -1,123 +1,36 @@
 """The local Modal, driven by the unmodified SDK: real containers, real sockets."""
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Final
 
 import httpx
 import modal
 import modal.exception
-import modal_echo
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from modal_rig import (
+    PATIENCE,
+    START,
+    TOKEN,
+    about,
+    alive,
+    deploy,
+    dial,
+    end,
+    ended,
+    local_modal,
+    post,
+    shown,
+    standalone,
+    start,
+    stop,
+    until,
+)
 
-from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Boot, Config, Kind, some_network
-
-TOKEN: Final = {"Authorization": "Bearer wk-test.ws-test"}
-PATIENCE: Final = 30.0  # seconds for anything that must happen; containers boot in about one
-START: Final = "/_modal/sessions/start"
-END: Final = "/_modal/sessions/terminate"
-
-
-@contextlib.asynccontextmanager
-async def local_modal(
-    monkeypatch: pytest.MonkeyPatch, **settings: Any
-) -> AsyncIterator[tuple[LocalModal, modal.Client]]:
-    """A local Modal and a client that speaks to it."""
-    settings = {"clones": 1, "proxy_tokens": {"wk-test": "ws-test"}, **settings}
-    async with LocalModal(Config(**settings)) as local:
-        monkeypatch.setenv("MODAL_SERVER_URL", local.server_url)
-        client = await modal.Client.from_credentials.aio("ak-test", "as-test")
-        try:
-            yield local, client
-        finally:
-            await client.close.aio()
-
-
-async def deploy(client: modal.Client, name: str = "echo", **options: Any) -> str:
-    """Deploys the echo server; returns its URL."""
-    image = modal.Image.debian_slim().add_local_python_source("modal_echo")
-    app = modal.App(name, image=image, include_source=False)
-    settings = {
-        "max_concurrency": 2,
-        "target_concurrency": 2,
-        "max_containers": 2,
-        "scaledown_window": 2,
-        "startup_timeout": 30,
-        "exit_grace_period": 30,
-        "enable_memory_snapshot": True,
-        **options,
-    }
-    app.server(**settings)(modal.sessioned()(modal_echo.EchoServer))
-    await app.deploy.aio(client=client)
-    server = modal.Server.from_name(name, "EchoServer", client=client)
-    url = await server.get_url.aio()
-    assert url
-    return str(url)
-
-
-async def stop(client: modal.Client, name: str = "echo") -> None:
-    app = await modal.App.lookup.aio(name, client=client)
-    await app.stop.aio(client=client)
-
-
-async def post(url: str, headers: dict[str, str]) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=PATIENCE) as http:
-        return await http.post(url, headers=headers)
-
-
-async def start(url: str) -> str:
-    """The token of a new session."""
-    answer = await post(url + START, TOKEN)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["token"])
-
-
-async def end(url: str, token: str) -> int:
-    return (await post(url + END, {"x-modal-server-session-token": token})).status_code
-
-
-def dial(url: str, token: str) -> connect:
-    headers = {"Modal-Authorization": f"Bearer {token}"}
-    return connect(
-        url.replace("http", "ws", 1) + "/call",
-        additional_headers=headers,
-        max_size=None,
-        open_timeout=PATIENCE,
-        proxy=None,
-    )
-
-
-async def about(connection: ClientConnection) -> dict[str, Any]:
-    """What the container says of itself when a call begins."""
-    told: dict[str, Any] = json.loads(await connection.recv())
-    return told
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not true():
-            await asyncio.sleep(0.02)
-
-
-def ended(boot: Boot) -> bool:
-    return boot.end_t is not None
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+from trunkline_dev.modal.state import Kind, some_network
 
 
 async def test_a_call_goes_through_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +119,7 @@ async def test_cold_once_then_restored_and_to_zero_between(monkeypatch: pytest.M
         url = await deploy(client)
         await end(url, await start(url))
         await until(lambda: ended(local.boots[0]))
-        assert (await httpx_json(local, "containers"))[0]["kind"] == "cold"
+        assert (await shown(local, "containers"))[0]["kind"] == "cold"
         await until(lambda: len(local.pids) == 1)  # what is kept is no container of the user
         assert len(local.boots) == 1
 
@@ -234,11 +147,6 @@ async def test_cold_once_then_restored_and_to_zero_between(monkeypatch: pytest.M
         assert not alive(kept)
 
 
-async def httpx_json(local: LocalModal, name: str) -> Any:
-    async with httpx.AsyncClient() as http:
-        return (await http.get(f"{local.local_url}/_local/{name}")).json()
-
-
 async def test_the_same_again_is_no_deployment_and_a_change_rolls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -246,13 +154,13 @@ async def test_the_same_again_is_no_deployment_and_a_change_rolls(
         url = await deploy(client)
         old = await start(url)
         assert await deploy(client) == url
-        [app] = await httpx_json(local, "apps")
+        [app] = await shown(local, "apps")
         assert (app["version"], app["servers"][0]["sessions"]) == (1, 1)
 
         async with dial(url, old) as call:
             first = (await about(call))["container"]
             assert await deploy(client, max_containers=1) == url
-            [app] = await httpx_json(local, "apps")
+            [app] = await shown(local, "apps")
             assert app["version"] == 2
             new = await start(url)
             async with dial(url, new) as other:
@@ -382,26 +290,6 @@ async def test_what_is_not_there_says_so(
         with pytest.raises(modal.exception.AuthError, match="Token validation failed"):
             await stranger.hello.aio()
         await stranger.close.aio()
-
-
-@contextlib.asynccontextmanager
-async def standalone(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
-    """`python -m trunkline_dev.modal`, and what its first line says."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "trunkline_dev.modal",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout
-    try:
-        async with asyncio.timeout(PATIENCE):
-            yield process, json.loads(await process.stdout.readline() or "null")
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import uvloop
 
+from trunkline_dev.modal.faults import Plan, parse
+from trunkline_dev.modal.gate import WrongModal
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config
 from trunkline_runtime.process import CannotListen, configure_logging
@@ -22,6 +24,20 @@ def pair(text: str) -> tuple[str, str]:
     if not colon or not token or not secret:
         raise argparse.ArgumentTypeError("a token and its secret, as in wk-1:ws-2")
     return token, secret
+
+
+def gpus(text: str) -> tuple[str, int]:
+    name, equals, count = text.partition("=")
+    if not name or not equals or not count.isdecimal():
+        raise argparse.ArgumentTypeError("a type and how many there are, as in L4=2")
+    return name, int(count)
+
+
+def faults(text: str) -> Plan:
+    try:
+        return parse(json.loads(Path(text).read_text()))
+    except (OSError, ValueError) as error:  # FaultError is a ValueError
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
 def configuration(arguments: list[str] | None = None) -> Config:
@@ -44,6 +60,21 @@ def configuration(arguments: list[str] | None = None) -> Config:
     )
     parser.add_argument("--logs", type=Path, help="folder for a log file per container")
     parser.add_argument("--capacity", type=int, help="containers at most, of all apps together")
+    parser.add_argument(
+        "--gpus",
+        type=gpus,
+        action="append",
+        default=[],
+        metavar="TYPE=COUNT",
+        help="GPUs of this type that there are; may be given again (default: any number of any)",
+    )
+    parser.add_argument(
+        "--faults",
+        type=faults,
+        default=default.faults,
+        metavar="FILE",
+        help="JSON: what goes wrong from the start (docs/local-modal.md)",
+    )
     parser.add_argument(
         "--proxy-token",
         type=pair,
@@ -69,6 +100,8 @@ def configuration(arguments: list[str] | None = None) -> Config:
         restore_seconds=options.restore_seconds,
         logs=options.logs,
         capacity=options.capacity,
+        gpus=dict(options.gpus) or None,
+        faults=options.faults,
         proxy_tokens=dict(options.proxy_token),
         api_tokens=dict(options.token) if options.token else None,
     )
@@ -90,7 +123,7 @@ def main() -> None:
     configure_logging("modal")
     try:
         uvloop.run(serve(config))
-    except CannotListen as error:
+    except (CannotListen, WrongModal) as error:
         raise SystemExit(str(error)) from error
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import ipaddress
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from trunkline_dev.modal.faults import Fault
 from trunkline_dev.modal.process import ContainerProcess
-from trunkline_dev.modal.state import Boot, Config, State, new_id
+from trunkline_dev.modal.state import Boot, Config, Gpu, State, new_id, now
 
 
 class Addresses:
@@ -35,13 +36,29 @@ class Machine:
     state: State
     addresses: Addresses
     running: int = 0  # containers of all servers
-    capacity: int | None = None
+    gpus: Counter[str] = field(default_factory=Counter)  # in use, by type
 
-    @property
-    def room(self) -> int:
-        """Containers that may still be started."""
-        free = len(self.addresses)
-        return free if self.capacity is None else max(0, min(free, self.capacity - self.running))
+    def room(self, app: str, choices: Sequence[Gpu]) -> Gpu | None:
+        """The first choice that one more container of the app may have now; None: there is no room."""
+        capacity = self.config.capacity
+        if not len(self.addresses) or (capacity is not None and self.running >= capacity):
+            return None
+        return next((gpu for gpu in choices if self._available(app, gpu)), None)
+
+    def _available(self, app: str, gpu: Gpu) -> bool:
+        where = f"{app}/{gpu.type or 'cpu'}"
+        if self.state.faults.holds(Fault.NO_CAPACITY, where, now()):
+            return False
+        budget = self.config.gpus
+        return budget is None or self.gpus[gpu.type] + gpu.count <= budget.get(gpu.type, 0)
+
+    def take(self, gpu: Gpu) -> None:
+        self.running += 1
+        self.gpus[gpu.type] += gpu.count
+
+    def give_back(self, gpu: Gpu) -> None:
+        self.running -= 1
+        self.gpus[gpu.type] -= gpu.count
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -49,6 +66,7 @@ class Container:
     boot: Boot
     process: ContainerProcess
     port: int
+    gpu: Gpu
     ready: bool = False
     stopping: bool = False
     idle_since: float = 0.0

@@ -5,21 +5,30 @@ that the SDK uploaded first on its path. What an app asks for is kept as it was 
 """
 
 import hashlib
-import hmac
 import json
 import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import jwt
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.rpc import Message
-from trunkline_dev.modal.state import AppRecord, ServerRecord, State, digest, new_id, now
+from trunkline_dev.modal.state import (
+    AppRecord,
+    Deployment,
+    Gpu,
+    ServerRecord,
+    State,
+    digest,
+    new_id,
+    now,
+)
 
 IMAGE_BUILDER: Final = "2025.06"
 TOKEN_SECONDS: Final = 1200
@@ -32,8 +41,8 @@ DONE: Final = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_
 class Servers(Protocol):
     """What the control plane asks of the part that runs containers."""
 
-    async def url(self, app: AppRecord, name: str) -> str:
-        """Where the server of that name listens, or will."""
+    async def url(self, app: AppRecord, record: ServerRecord) -> str:
+        """Where the server listens, or will."""
 
     def deploy(self, app: AppRecord, record: ServerRecord) -> None: ...
 
@@ -62,21 +71,6 @@ class Tokens:
         return True
 
 
-def authorizer(api_tokens: Mapping[str, str] | None) -> Callable[[Mapping[str, Any]], None]:
-    """Refuses calls without a token and, where tokens are listed, with any other than those."""
-
-    def authorize(metadata: Mapping[str, Any]) -> None:
-        token, secret = metadata.get("x-modal-token-id"), metadata.get("x-modal-token-secret")
-        if not token or not secret:
-            raise GRPCError(Status.UNAUTHENTICATED, "Token missing. Could not authenticate client.")
-        if api_tokens is None:
-            return
-        if not hmac.compare_digest(api_tokens.get(token, "\0").encode(), secret.encode()):
-            raise GRPCError(Status.UNAUTHENTICATED, "Token validation failed")
-
-    return authorize
-
-
 def not_found(what: str) -> GRPCError:
     return GRPCError(Status.NOT_FOUND, f"{what} not found")
 
@@ -84,7 +78,9 @@ def not_found(what: str) -> GRPCError:
 class Control:
     """One method per call; the names are Modal's."""
 
-    def __init__(self, state: State, servers: Servers, tokens: Tokens, local_url: str) -> None:
+    def __init__(
+        self, state: State, servers: Servers, tokens: Tokens, local_url: Callable[[], str]
+    ) -> None:
         self._state, self._servers, self._tokens, self._local_url = (
             state,
             servers,
@@ -131,9 +127,13 @@ class Control:
     def AppGetByDeploymentName(self, request: Message) -> Message:
         environment = request.environment_name or "main"
         app = self._state.app_named(environment, request.name)
-        lifecycle = api_pb2.AppLifecycle(app_state=app.state) if app else None
+        before = None if app else self._state.stopped_app(environment, request.name)
+        found = app or before
         return api_pb2.AppGetByDeploymentNameResponse(
-            app_id=app.app_id if app else "", environment_name=environment, lifecycle=lifecycle
+            app_id=app.app_id if app else "",
+            previous_app_id=before.app_id if before else "",
+            environment_name=environment,
+            lifecycle=found.lifecycle() if found else None,
         )
 
     def AppGetOrCreate(self, request: Message) -> Message:
@@ -155,7 +155,7 @@ class Control:
         return api_pb2.AppCreateResponse(app_id=app.app_id, app_page_url=self._page())
 
     def _page(self) -> str:
-        return f"{self._local_url}/_local/apps"
+        return f"{self._local_url()}/_local/apps"
 
     def AppHeartbeat(self, request: Message) -> None:
         self._app(request.app_id)
@@ -188,6 +188,14 @@ class Control:
         app.functions = dict(request.function_ids)
         app.state, app.fingerprint = request.app_state, fingerprint
         app.version, app.deployed_at = app.version + 1, now()
+        app.history.append(
+            Deployment(
+                version=app.version,
+                t=app.deployed_at,
+                tag=request.deployment_tag,
+                client_version=request.client_version,
+            )
+        )
         for function_id in app.functions.values():
             record = self._server(function_id)
             record.overrides = api_pb2.AutoscalerSettings()  # a deployment resets them
@@ -196,7 +204,7 @@ class Control:
 
     def AppStop(self, request: Message) -> None:
         app = self._app(request.app_id)
-        app.state = api_pb2.APP_STATE_STOPPED
+        app.state, app.stopped_at = api_pb2.APP_STATE_STOPPED, now()
         for function_id in app.functions.values():
             self._servers.stop(function_id)
 
@@ -204,9 +212,11 @@ class Control:
 
     def ImageGetOrCreate(self, request: Message) -> Message:
         version = "{}.{}.{}".format(*sys.version_info[:3])
+        commands = " ".join(request.image.dockerfile_commands)
+        strike = self._state.faults.strike(Fault.IMAGE_BUILD_FAILS, commands, now())
         return api_pb2.ImageGetOrCreateResponse(
             image_id=self._state.named("im", digest(request.image), request.builder_version),
-            result=DONE,
+            result=build_failure(strike.rule) if strike else DONE,
             metadata=api_pb2.ImageMetadata(
                 image_builder_version=request.builder_version, python_version_info=version
             ),
@@ -264,14 +274,16 @@ class Control:
         return api_pb2.FunctionPrecreateResponse(function_id=function_id, handle_metadata=metadata)
 
     async def FunctionCreate(self, request: Message) -> Message:
-        definition = request.function
-        if request.function_data.ranked_functions:  # gpu=[…]: the first choice is always there
-            definition = request.function_data.ranked_functions[0].function
-        refuse_unsupported(definition)
+        ranked = [one.function for one in request.function_data.ranked_functions]  # gpu=[…]
+        ranked = ranked or [request.function]
+        for choice in ranked:
+            refuse_unsupported(choice)
+        definition = ranked[0]
         record = self._server(request.existing_function_id)
         record.definition = definition
-        record.definition_id = "de-" + digest(_canonical(definition))[:22]
-        record.url = await self._servers.url(self._app(record.app_id), record.name)
+        record.gpus = tuple(Gpu.of(choice) for choice in ranked)
+        record.definition_id = "de-" + digest(*map(_canonical, ranked))[:22]
+        record.url = await self._servers.url(self._app(record.app_id), record)
         return api_pb2.FunctionCreateResponse(
             function_id=record.function_id,
             function=definition,
@@ -322,6 +334,13 @@ class Control:
         for name, host, port in self._servers.ready_containers(request.function_id):
             response.containers.add(task_id=name, host=host, port=port)
         return response
+
+
+def build_failure(rule: Rule) -> Message:
+    return api_pb2.GenericResult(
+        status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE,
+        exception=rule.message or "a fault of the local Modal",
+    )
 
 
 def refuse_unsupported(definition: Message) -> None:

@@ -7,10 +7,12 @@ from typing import Final
 
 from trunkline_dev.modal.containers import Machine, Session
 from trunkline_dev.modal.control import Tokens
+from trunkline_dev.modal.faults import Fault
+from trunkline_dev.modal.gate import HANG_SECONDS
 from trunkline_dev.modal.http import Listener, Request, Response, Splice, page, text
 from trunkline_dev.modal.pool import Pool
 from trunkline_dev.modal.process import Launch
-from trunkline_dev.modal.state import ServerRecord
+from trunkline_dev.modal.state import ServerRecord, now
 
 START_PATH: Final = "/_modal/sessions/start"
 TERMINATE_PATH: Final = "/_modal/sessions/terminate"
@@ -26,11 +28,22 @@ class Edge:
         self.pool: Pool | None = None  # of the newest deployment; None: stopped
         self.retired: list[Pool] = []
         self.url = ""
+        self.app = self.region = ""
+        self._refusing = False
         self._machine, self._tokens = machine, tokens
         self._listener = Listener(self._handle)
 
     async def start(self, host: str) -> None:
         self.url = await self._listener.start(host)
+
+    async def follow_faults(self) -> None:
+        """Refuses connections while its region is down."""
+        down = self._machine.state.faults.holds(Fault.REGION_DOWN, self.region, now())
+        if down and not self._refusing:
+            await self._listener.refuse(cut=down.cut)
+        elif self._refusing and not down:
+            await self._listener.accept()
+        self._refusing = down is not None
 
     async def close(self) -> None:
         await self._listener.close()
@@ -48,6 +61,7 @@ class Edge:
         if self.pool and self.pool.definition_id == record.definition_id:
             self.pool.wake()
             return
+        self.app = app
         old, self.pool = self.pool, Pool(self._machine, record, app, launch)
         if old:
             self.pool.waiting.extend(old.waiting)
@@ -91,6 +105,8 @@ class Edge:
         if not token and bearer.startswith("wk-"):
             token, _, secret = bearer.partition(".")
         expected = self._machine.state.proxy_tokens.get(token)
+        if self._machine.state.faults.holds(Fault.TOKEN_REVOKED, token, now()):
+            expected = None
         if expected and hmac.compare_digest(expected.encode(), secret.encode()):
             return True
         return self._tokens.valid(request.header("modal-authorization").removeprefix("Bearer "))
@@ -107,6 +123,8 @@ class Edge:
     async def _start_session(self, request: Request) -> Response:
         if not self._authorized(request):
             return text(401, "modal-http: missing credentials for proxy authorization")
+        if refusal := await self._faulty():
+            return refusal
         try:
             idle_seconds = float(
                 request.header("x-modal-server-session-idle-timeout") or IDLE_SECONDS
@@ -120,6 +138,15 @@ class Edge:
             return text(503, "modal-http: no capacity for the session")
         session.keep(idle_seconds)
         return page({"session_id": session.id, "token": session.token})
+
+    async def _faulty(self) -> Response | None:
+        """Keeps a start waiting, or refuses it, as the faults want it."""
+        faults, subject = self._machine.state.faults, f"{self.app}/{self.region}"
+        if strike := faults.strike(Fault.SESSION_HANGS, subject, now()):
+            await asyncio.sleep(HANG_SECONDS if strike.seconds is None else strike.seconds)
+        if strike := faults.strike(Fault.SESSION_REFUSED, subject, now()):
+            return text(int(strike.rule.status or 503), "modal-http: a fault of the local Modal")
+        return None
 
     async def _queue(self, pool: Pool) -> Session | None:
         """Waits for a container with room. None: there was none in time, or the server was stopped."""

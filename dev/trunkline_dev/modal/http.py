@@ -8,8 +8,9 @@ import asyncio
 import http
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 log = logging.getLogger("trunkline.modal")
@@ -26,6 +27,7 @@ class Request:
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
+    body: bytes = b""  # only where the listener reads one
 
     def header(self, name: str) -> str:
         """The first of that name, or ""."""
@@ -99,6 +101,29 @@ def parse(head: bytes) -> Request:
     return Request(method=method, target=target, headers=tuple(headers))
 
 
+def body_length(request: Request, most: int) -> int:
+    """Bytes of the body that belong to the request; raises ValueError for more than `most`.
+
+    With 0, what follows the head is left for whoever the connection is spliced to.
+    """
+    length = int(request.header("content-length") or 0) if most else 0
+    if not 0 <= length <= most:
+        raise ValueError(length)
+    return length
+
+
+def reserved(host: str, port: int) -> socket.socket:
+    """A socket that keeps a port from being given away, and refuses whoever connects to it."""
+    keeper = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((host, port))
+    except OSError:
+        keeper.close()
+        raise
+    return keeper
+
+
 class _Side(asyncio.Protocol):
     """One end of a splice: what arrives here is written to the other."""
 
@@ -140,9 +165,9 @@ class _Side(asyncio.Protocol):
 class Connection(_Side):
     """A client's connection."""
 
-    def __init__(self, handler: Handler, connections: set["Connection"]) -> None:
+    def __init__(self, handler: Handler, connections: set["Connection"], max_body: int = 0) -> None:
         super().__init__()
-        self._handler, self._connections = handler, connections
+        self._handler, self._connections, self._max_body = handler, connections, max_body
         self._received = bytearray()  # while it is not known where to
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -169,14 +194,18 @@ class Connection(_Side):
         end = self._received.find(b"\r\n\r\n")
         if end < 0 and len(self._received) <= MAX_HEAD:
             return
-        if self._deadline:
-            self._deadline.cancel()
         try:
             request = parse(bytes(self._received[: max(end, 0)]))
+            length = body_length(request, self._max_body)
         except ValueError:
-            self._answer(text(400, "this is no HTTP/1.1 request, or its head is too long"))
+            self._answer(text(400, "this is no HTTP/1.1 request, or it is too long"))
             return
-        del self._received[: end + 4]
+        if len(self._received) < (start := end + 4) + length:
+            return  # the rest of the body must come before the deadline, too
+        if self._deadline:
+            self._deadline.cancel()
+        request = replace(request, body=bytes(self._received[start : start + length]))
+        del self._received[: start + length]
         self._task = asyncio.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
@@ -232,24 +261,49 @@ class Connection(_Side):
 class Listener:
     """Accepts connections at one address."""
 
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+    def __init__(self, handler: Handler, max_body: int = 0) -> None:
+        self._handler, self._max_body = handler, max_body
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
+        self._address: tuple[str, int] = ("", 0)
+        self._keeper: socket.socket | None = None  # holds the port while nothing listens
 
     async def start(self, host: str, port: int = 0) -> str:
         """The URL under which it listens."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self._handler, self._connections), host, port
+            lambda: Connection(self._handler, self._connections, self._max_body), host, port
         )
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._address = self._server.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
 
-    async def close(self) -> None:
+    async def refuse(self, *, cut: bool) -> None:
+        """Takes no more connections; with `cut`, those that are there end."""
         if self._server:
             self._server.close()
+            self._server = None
+            self._keeper = reserved(*self._address)
+        if cut:
+            await self._cut()
+
+    async def accept(self) -> None:
+        """Takes connections again, at the same address."""
+        if self._keeper:
+            self._keeper.close()
+            self._keeper = None
+            await self.start(*self._address)
+
+    async def _cut(self) -> None:
         for connection in list(self._connections):
             await connection.close()
-        if self._server:
-            await self._server.wait_closed()
+
+    async def close(self) -> None:
+        if self._keeper:
+            self._keeper.close()
+            self._keeper = None
+        server, self._server = self._server, None
+        if server:
+            server.close()
+        await self._cut()
+        if server:
+            await server.wait_closed()

@@ -9,18 +9,19 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from trunkline_dev.modal import autoscaler
+from trunkline_dev.modal.clones import Clones
 from trunkline_dev.modal.containers import Container, Machine, Session
-from trunkline_dev.modal.process import ContainerProcess, Launch
-from trunkline_dev.modal.state import Boot, Kind, ServerRecord, new_id, now
+from trunkline_dev.modal.faults import Fault, Strike
+from trunkline_dev.modal.process import ContainerProcess, Launch, listening, reached
+from trunkline_dev.modal.state import Boot, Gpu, Kind, ServerRecord, new_id, now
 
 log = logging.getLogger("trunkline.modal")
 
 TICK_SECONDS: Final = 0.25  # between looks at the clock; every change wakes the autoscaler at once
-PROBE_SECONDS: Final = 0.02  # between tries of a container's port
 EXIT_SECONDS: Final = 30.0  # for exit hooks, then SIGKILL
 SESSIONS_PER_CONTAINER: Final = 1000  # when the server sets no max_concurrency
 BACKOFF_SECONDS: Final = (0.5, 30.0)  # after a start that failed, doubled up to the second
-CLONE_FAILURES: Final = 3  # in a row, after which no more clones are made
+RESTORE_FAILED: Final = 222  # with which Modal's runtime ends a container that it cannot restore
 
 
 class Pool:
@@ -32,13 +33,17 @@ class Pool:
         self.waiting: deque[asyncio.Future[Session]] = deque()
         self.drained = asyncio.Event()
         self._machine, self._record, self._app, self._launch = machine, record, app, launch
-        self._clones: list[ContainerProcess] = []
+        self._clones = Clones(
+            machine.config.clones,
+            make=lambda: self._new_process(new_id("clone")),
+            lose=machine.addresses.give_back,
+        )
         self._snapshot = False  # a container may be restored
+        self._plain_boots = 0  # starts to come without the snapshot, after restores that crashed
         self._draining = False
-        self._failures = self._clone_failures = 0
+        self._failures = 0
         self._not_before = 0.0  # of the next start, after one that failed
         self._wake = asyncio.Event()
-        self._parking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._scale())
 
@@ -57,7 +62,7 @@ class Pool:
     def processes(self) -> list[ContainerProcess]:
         """All that live, clones included."""
         own = [container.process for container in self.containers.values()]
-        return [process for process in own + self._clones if process.pid]
+        return [process for process in own + self._clones.processes if process.pid]
 
     def wake(self) -> None:
         self._wake.set()
@@ -108,13 +113,21 @@ class Pool:
         waiting = sum(not future.done() for future in self.waiting)
         decision = autoscaler.decide(self._settings(), members, waiting, now())
         if now() >= self._not_before:
-            for _ in range(min(decision.start, self._machine.room)):
-                self._start()
+            for _ in range(decision.start):
+                gpu = self._machine.room(self._app, self._record.gpus)
+                if gpu is None:
+                    break
+                self._start(gpu)
         for name in decision.stop:
             self._stop(self.containers[name])
         calm = not waiting and all(m.ready and not m.sessions for m in members)
-        if calm and not decision.start:
-            self._park()
+        if calm and self._snapshot and not decision.start and len(self._machine.addresses):
+            self._clones.replenish()
+
+    def stop(self, name: str) -> None:
+        """Tells one container to go, as the autoscaler would."""
+        if not self.containers[name].stopping:
+            self._stop(self.containers[name])
 
     def _place(self) -> None:
         """Gives those who wait a container, the emptiest first."""
@@ -148,20 +161,29 @@ class Pool:
 
     # --- a container's life -----------------------------------------------------------------------
 
-    def _start(self) -> None:
-        kind = Kind.RESTORED if self._snapshot else Kind.COLD
+    def _start(self, gpu: Gpu) -> None:
+        plain = self._plain_boots > 0
+        kind = Kind.RESTORED if self._snapshot and not plain else Kind.COLD
         boot = Boot(
-            app=self._app, server=self._record.name, container=new_id("ta"), kind=kind, t=now()
+            app=self._app,
+            app_id=self._launch.app_id,
+            server=self._record.name,
+            container=new_id("ta"),
+            kind=kind,
+            t=now(),
+            gpu=gpu.type,
         )
-        process = self._clone() if kind is Kind.RESTORED else None
+        process = self._clones.take() if kind is Kind.RESTORED else None
         container = Container(
             boot=boot,
-            process=process or self._new_process(boot.container),
+            process=process or self._new_process(boot.container, plain=plain),
             port=self._launch.port,
+            gpu=gpu,
         )
+        self._plain_boots -= plain
         container.quiet.set()
         self.containers[boot.container] = container
-        self._machine.running += 1
+        self._machine.take(gpu)
         self._machine.state.boots.append(boot)
         self._spawn(self._live(container))
 
@@ -173,21 +195,22 @@ class Pool:
                 await process.start()
             if await self._becomes_ready(container, process):
                 self._ready(container)
-                await process.ended.wait()
+                await self._until_end(process)
         finally:
             await process.kill()
             self._ended(container)
 
-    def _clone(self) -> ContainerProcess | None:
-        """A clone at the snapshot point, or else one on its way there."""
-        alive = [clone for clone in self._clones if clone.pid]
-        clone = min(alive, key=lambda clone: not clone.at_snapshot.is_set(), default=None)
-        if clone:
-            self._clones.remove(clone)
-        return clone
+    async def _until_end(self, process: ContainerProcess) -> None:
+        strike = self._strike(Fault.CONTAINER_KILLED, self._app)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((strike.seconds or 0.0) if strike else None):
+                await process.ended.wait()
 
-    def _new_process(self, name: str) -> ContainerProcess:
-        snapshot = bool(self._launch.definition.checkpointing_enabled)
+    def _strike(self, fault: Fault, subject: str) -> Strike | None:
+        return self._machine.state.faults.strike(fault, subject, now())
+
+    def _new_process(self, name: str, *, plain: bool = False) -> ContainerProcess:
+        snapshot = bool(self._launch.definition.checkpointing_enabled) and not plain
         address = self._machine.addresses.take()
         return ContainerProcess(self._launch, address, name, snapshot=snapshot)
 
@@ -195,9 +218,14 @@ class Pool:
         boot, config = container.boot, self._machine.config
         limit = self._launch.definition.http_config.startup_timeout or 30
         least = config.cold_seconds if boot.kind is Kind.COLD else config.restore_seconds
+        subject = f"{self._app}/{boot.kind}"
+        slow = self._strike(Fault.BOOT_SLOW, subject)
         try:
             async with asyncio.timeout(limit + least):
-                if self._launch.definition.checkpointing_enabled:
+                await asyncio.sleep((slow.seconds or 0.0) if slow else 0.0)
+                if await self._crashes(container, subject, least):
+                    return False
+                if process.snapshot:
                     if not await reached(process, process.at_snapshot):
                         return False
                     process.restore(boot.container)
@@ -210,6 +238,20 @@ class Pool:
             return False
         return process.pid is not None
 
+    async def _crashes(self, container: Container, subject: str, least: float) -> bool:
+        """Ends a start as a fault wants it, after as long as a good one would have taken at least."""
+        boot = container.boot
+        strike = self._strike(Fault.BOOT_CRASHES, subject)
+        if strike is None and boot.kind is Kind.RESTORED:
+            strike = self._strike(Fault.RESTORE_CRASHES, self._app)
+        if strike is None:
+            return False
+        await asyncio.sleep(least if strike.seconds is None else strike.seconds)
+        boot.error = f"a fault of the local Modal: {strike.rule.fault}"
+        if strike.rule.fault is Fault.RESTORE_CRASHES:
+            boot.exit = RESTORE_FAILED
+        return True
+
     def _ready(self, container: Container) -> None:
         container.boot.ready_t = container.idle_since = now()
         container.ready = True
@@ -220,13 +262,16 @@ class Pool:
 
     def _ended(self, container: Container) -> None:
         boot, process = container.boot, container.process
-        boot.end_t, boot.exit = now(), process.exit_code
+        boot.end_t = now()
+        boot.exit = process.exit_code if boot.exit is None else boot.exit
         boot.error = boot.error or process.error
-        if not container.ready and not container.stopping:
+        if boot.exit == RESTORE_FAILED:
+            self._plain_boots += 1  # Modal boots it again at once, without the snapshot
+        elif not container.ready and not container.stopping:
             least, most = BACKOFF_SECONDS
             self._not_before = now() + min(most, least * 2**self._failures)
             self._failures += 1
-        self._machine.running -= 1
+        self._machine.give_back(container.gpu)
         self._machine.addresses.give_back(process.address)
         del self.containers[boot.container]
         container.ready = False
@@ -251,36 +296,6 @@ class Pool:
                     await process.ended.wait()
         await process.kill()
 
-    # --- clones -----------------------------------------------------------------------------------
-
-    def _park(self) -> None:
-        """Makes the next clone, one at a time and only while nothing else goes on."""
-        busy = self._parking is not None and not self._parking.done()
-        enough = len(self._clones) >= self._machine.config.clones
-        able = self._clone_failures < CLONE_FAILURES and len(self._machine.addresses) > 0
-        if self._snapshot and able and not busy and not enough:
-            self._parking = self._spawn(self._make_clone())
-
-    async def _make_clone(self) -> None:
-        clone = self._new_process(new_id("clone"))
-        try:
-            await clone.start()
-        except BaseException:
-            await clone.discard()
-            self._machine.addresses.give_back(clone.address)
-            raise
-        self._clones.append(clone)
-        if await reached(clone, clone.at_snapshot):
-            self._clone_failures = 0
-            if clone in self._clones:
-                clone.freeze()
-        elif clone in self._clones:
-            self._clone_failures += 1
-            log.warning("a clone failed to reach the snapshot point", extra={"error": clone.error})
-            self._clones.remove(clone)
-            self._machine.addresses.give_back(clone.address)
-        self.wake()
-
     # --- the end ----------------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -290,7 +305,7 @@ class Pool:
             self._spawn(self._drain())
 
     async def _drain(self) -> None:
-        await self._kill_clones()
+        await self._clones.close()
         for container in self.containers.values():
             if not container.stopping:
                 self._stop(container)
@@ -299,15 +314,6 @@ class Pool:
             await self._wake.wait()
         self.drained.set()
 
-    async def _kill_clones(self) -> None:
-        if self._parking:
-            self._parking.cancel()
-            await asyncio.wait([self._parking])
-        for clone in self._clones:
-            await clone.discard()
-            self._machine.addresses.give_back(clone.address)
-        self._clones.clear()
-
     async def close(self) -> None:
         """Kills everything."""
         self._draining = True
@@ -315,26 +321,5 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._kill_clones()
+        await self._clones.close()
         self.drained.set()
-
-
-async def reached(process: ContainerProcess, event: asyncio.Event) -> bool:
-    """Waits for the event; False when the process ends first."""
-    waits = [asyncio.create_task(event.wait()), asyncio.create_task(process.ended.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    return event.is_set() and not process.ended.is_set()
-
-
-async def listening(process: ContainerProcess, port: int) -> None:
-    """Returns when the process accepts connections, or has ended."""
-    while process.pid is not None:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(process.address, port)
-            writer.close()
-            return
-        await asyncio.sleep(PROBE_SECONDS)

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import grpclib.server
 from modal_proto import api_pb2
 
 from trunkline_dev.leash import leashed
-from trunkline_dev.modal.rpc import Message, service
+from trunkline_dev.modal.rpc import Message, Service, Tally, service
 from trunkline_dev.modal.state import new_id
 from trunkline_runtime.contract import ENV_HOST, ENV_PORT
 
 # What a container sees of this machine; all else comes from the app's secrets.
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "OMP_NUM_THREADS")
+PROBE_SECONDS: Final = 0.02  # between tries of a container's port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Launch:
     definition: Message  # api_pb2.Function
     layout: Message  # api_pb2.AppLayout
     secrets: dict[str, str]
+    tally: Tally  # of the containers' calls
     root: Path  # holds the uploaded files as a container would see them
     scratch: Path  # for sockets and arguments
     logs: Path
@@ -58,11 +59,11 @@ class ContainerProcess:
         self.ended = asyncio.Event()
         self.exit_code: int | None = None
         self.error = ""  # what a hook raised
-        self._launch, self._snapshot = launch, snapshot
+        self._launch, self.snapshot = launch, snapshot
         self._folder = launch.scratch / new_id("p")
         self._restore_file = self._folder / "restore.json"
         self._process: asyncio.subprocess.Process | None = None
-        self._service: grpclib.server.Server | None = None
+        self._service: Service | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -78,8 +79,8 @@ class ContainerProcess:
     async def start(self) -> None:
         self._folder.mkdir(parents=True)
         socket = self._folder / "s"  # a socket's path has room for 107 bytes
-        self._service = service(_Calls(self), self.name)
-        await self._service.start(path=str(socket))
+        self._service = service([_Calls(self)], self.name, self._launch.tally)
+        await self._service.start_at(str(socket))
         arguments = self._folder / "arguments"
         arguments.write_bytes(self._arguments().SerializeToString())
         with self._log_file(self.name).open("ab") as output:
@@ -100,7 +101,7 @@ class ContainerProcess:
     def _arguments(self) -> Message:
         definition = api_pb2.Function()
         definition.CopyFrom(self._launch.definition)
-        definition.is_checkpointing_function = self._snapshot
+        definition.is_checkpointing_function = self.snapshot
         definition._experimental_enable_gpu_snapshot = False  # would want gVisor's /proc files
         return api_pb2.ContainerArguments(
             task_id=self.name,
@@ -109,7 +110,7 @@ class ContainerProcess:
             function_def=definition,
             environment_name=self._launch.environment,
             app_layout=self._launch.layout,
-            checkpoint_id=new_id("ch") if self._snapshot else "",
+            checkpoint_id=new_id("ch") if self.snapshot else "",
         )
 
     def _environment(self, socket: Path, arguments: Path) -> dict[str, str]:
@@ -125,7 +126,7 @@ class ContainerProcess:
             "MODAL_ENVIRONMENT": launch.environment,
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(arguments),
             "MODAL_RESTORE_STATE_PATH": str(self._restore_file),
-            "MODAL_ENABLE_SNAP_RESTORE": "1" if self._snapshot else "0",
+            "MODAL_ENABLE_SNAP_RESTORE": "1" if self.snapshot else "0",
             # Containers here share one network, so each has an address of its own.
             ENV_HOST: self.address,
             ENV_PORT: str(launch.port),
@@ -137,8 +138,7 @@ class ContainerProcess:
 
     async def _clear(self) -> None:
         if self._service:
-            self._service.close()
-            await self._service.wait_closed()
+            await self._service.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         self.ended.set()
 
@@ -199,3 +199,24 @@ class _Calls:
 
     def VolumeCommit(self, _: Message) -> Message:
         return api_pb2.VolumeCommitResponse()
+
+
+async def reached(process: ContainerProcess, event: asyncio.Event) -> bool:
+    """Waits for the event; False when the process ends first."""
+    waits = [asyncio.create_task(event.wait()), asyncio.create_task(process.ended.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set() and not process.ended.is_set()
+
+
+async def listening(process: ContainerProcess, port: int) -> None:
+    """Returns when the process accepts connections, or has ended."""
+    while process.pid is not None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(process.address, port)
+            writer.close()
+            return
+        await asyncio.sleep(PROBE_SECONDS)

@@ -1,19 +1,25 @@
 """The local Modal as a whole: the API for the SDK, an edge per server, and pages that show what is going on."""
 
+import asyncio
+import contextlib
+import importlib.metadata
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from trunkline_dev.modal.containers import Addresses, Machine
-from trunkline_dev.modal.control import Control, Tokens, authorizer
+from trunkline_dev.modal.control import Control, Tokens
 from trunkline_dev.modal.edge import Edge
-from trunkline_dev.modal.http import Listener, Request, Response, page, text
+from trunkline_dev.modal.faults import Fault, Plan, Rule
+from trunkline_dev.modal.gate import Gate, refuse_version
+from trunkline_dev.modal.http import Listener
+from trunkline_dev.modal.inspection import Inspection
+from trunkline_dev.modal.pages import MAX_BODY, Pages
 from trunkline_dev.modal.process import Launch
 from trunkline_dev.modal.rpc import service
-from trunkline_dev.modal.state import AppRecord, Boot, Config, ServerRecord, State
+from trunkline_dev.modal.state import AppRecord, Boot, Config, ServerRecord, State, now
 from trunkline_runtime.process import listening
 
 
@@ -25,19 +31,29 @@ class LocalModal:
     """
 
     def __init__(self, config: Config) -> None:
+        """Raises WrongModal where another version of the SDK is installed."""
+        refuse_version(importlib.metadata.version("modal"))
         self.config = config
         self.state = State(config.proxy_tokens)
         self.machine = Machine(
             config=config,
             state=self.state,
             addresses=Addresses(config.addresses),
-            capacity=config.capacity,
         )
         self.server_url = self.local_url = ""
         self._tokens = Tokens()
         self._edges: dict[tuple[str, str, str], Edge] = {}  # by environment, app and server
         self._by_function: dict[str, Edge] = {}
-        self._local = Listener(self._page)
+        self._local = Listener(Pages(self.state, self, self.set_faults).answer, MAX_BODY)
+        control = Control(self.state, self, self._tokens, lambda: self.local_url)
+        self._api = service(
+            [control, Inspection(self.state, self._stop_container)],
+            "sdk",
+            self.state.sdk_calls,
+            Gate(config.api_tokens, self.state.faults).admit,
+        )
+        self._faults_changed, self._applying = asyncio.Event(), asyncio.Lock()
+        self._follower: asyncio.Task[None] | None = None
         self._folder = Path()
 
     async def __aenter__(self) -> Self:
@@ -54,13 +70,11 @@ class LocalModal:
         config = self.config
         with listening(config.host, config.local_port, "pages", "--local-port"):
             self.local_url = await self._local.start(config.host, config.local_port)
-        control = Control(self.state, self, self._tokens, self.local_url)
-        self._api = service(control, "sdk", authorizer(config.api_tokens))
         with listening(config.host, config.port, "the API", "--port"):
-            await self._api.start(config.host, config.port)
-        # grpclib keeps its listening server to itself, and with port 0 it alone knows the port.
-        port = self._api._server.sockets[0].getsockname()[1]
+            port = await self._api.start(config.host, config.port)
         self.server_url = f"http://{config.host}:{port}"
+        await self.set_faults(config.faults)
+        self._follower = asyncio.create_task(self._follow_faults())
 
     async def __aexit__(
         self,
@@ -68,20 +82,55 @@ class LocalModal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._api.close()
-        await self._api.wait_closed()
+        if self._follower:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self._api.close()
         await self._local.close()
         for edge in self._edges.values():
             await edge.close()
         shutil.rmtree(self._folder)
 
+    # --- faults -------------------------------------------------------------------------------------
+
+    async def inject(self, *rules: Rule, seed: int = 0) -> None:
+        """From now on these faults and no others; without rules, none."""
+        await self.set_faults(Plan(seed=seed, rules=rules))
+
+    async def set_faults(self, plan: Plan) -> None:
+        """From now on this plan, with its counts and windows begun anew; returns when it has effect."""
+        self.state.faults.replace(plan, now())
+        await self._apply_faults()
+        self._faults_changed.set()
+
+    async def _follow_faults(self) -> None:
+        """Does what the states among the faults ask for, whenever one begins or ends."""
+        while True:
+            self._faults_changed.clear()
+            await self._apply_faults()
+            change = self.state.faults.next_change(now())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if change is None else change - now()):
+                    await self._faults_changed.wait()
+
+    async def _apply_faults(self) -> None:
+        async with self._applying:
+            if self.state.faults.holds(Fault.CONTROL_PLANE_DOWN, "", now()):
+                await self._api.refuse()
+            else:
+                await self._api.accept()
+            for edge in list(self._edges.values()):
+                await edge.follow_faults()
+
     # --- what Control asks for ----------------------------------------------------------------------
 
-    async def url(self, app: AppRecord, name: str) -> str:
-        key = app.environment, app.name, name
+    async def url(self, app: AppRecord, record: ServerRecord) -> str:
+        key = app.environment, app.name, record.name
         if key not in self._edges:
             self._edges[key] = Edge(self.machine, self._tokens)
             await self._edges[key].start(self.config.host)
+        self._edges[key].region = next(iter(record.definition.http_config.proxy_regions), "")
+        self._faults_changed.set()
         return self._edges[key].url
 
     def deploy(self, app: AppRecord, record: ServerRecord) -> None:
@@ -108,6 +157,12 @@ class LocalModal:
             if container.ready
         ]
 
+    def _stop_container(self, name: str) -> None:
+        for edge in self._edges.values():
+            for pool in edge.pools:
+                if name in pool.containers:
+                    pool.stop(name)
+
     def _launch(self, app: AppRecord, record: ServerRecord) -> Launch:
         root = self._folder / record.definition_id
         (root / "root").mkdir(parents=True, exist_ok=True)
@@ -129,6 +184,7 @@ class LocalModal:
             definition=record.definition,
             layout=self.state.layout(app),
             secrets=secrets,
+            tally=self.state.container_calls,
             root=root,
             scratch=self._folder,
             logs=logs.absolute(),
@@ -148,30 +204,7 @@ class LocalModal:
         pids = [process.pid for pool in pools for process in pool.processes]
         return [pid for pid in pids if pid is not None]
 
-    async def _page(self, request: Request) -> Response:
-        match request.method, request.path:
-            case "GET", "/_local/containers":
-                return page([asdict(boot) for boot in self.boots])
-            case "GET", "/_local/apps":
-                return page([self._describe(app) for app in self.state.apps.values()])
-            case "GET", "/_local/processes":
-                return page(self.pids)
-        return text(404, "there are /_local/containers, /_local/apps and /_local/processes")
-
-    def _describe(self, app: AppRecord) -> dict[str, Any]:
-        return {
-            "app_id": app.app_id,
-            "name": app.name,
-            "environment": app.environment,
-            "state": "deployed" if app.deployed else "stopped",
-            "version": app.version,
-            "tags": app.tags,
-            "servers": [
-                self._describe_server(function_id) for function_id in app.functions.values()
-            ],
-        }
-
-    def _describe_server(self, function_id: str) -> dict[str, Any]:
+    def describe_server(self, function_id: str) -> dict[str, Any]:
         record, edge = self.state.servers[function_id], self._by_function[function_id]
         return {
             "name": record.name,

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from modal_proto import api_pb2
 
-from trunkline_dev.modal.rpc import Message
+from trunkline_dev.modal.faults import Plan, Schedule
+from trunkline_dev.modal.rpc import Message, Tally
 
 ALPHABET: Final = string.ascii_letters + string.digits
 MAX_BOOTS: Final = 10_000  # remembered starts; a demo makes tens
+MAX_HISTORY: Final = 100  # remembered versions of an app
 
 
 def some_network() -> ipaddress.IPv4Network:
@@ -45,7 +47,22 @@ class Config:
     proxy_tokens: Mapping[str, str] = field(default_factory=dict)  # wk-… → ws-…
     api_tokens: Mapping[str, str] | None = None  # ak-… → as-…; None takes any
     capacity: int | None = None  # containers of all servers together, like a plan's limit
+    gpus: Mapping[str, int] | None = None  # of each type, all servers together; None: no limit
+    faults: Plan = field(default_factory=Plan)  # what goes wrong from the start
     python: str = sys.executable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """What one container takes of a budget. A container without a GPU has type ""."""
+
+    type: str = ""
+    count: int = 0
+
+    @classmethod
+    def of(cls, definition: Message) -> Self:
+        config = definition.resources.gpu_config
+        return cls(type=config.gpu_type, count=(config.count or 1) if config.gpu_type else 0)
 
 
 class Kind(StrEnum):
@@ -60,10 +77,12 @@ class Boot:
     """One container, from its start to its end. Times are seconds since the epoch."""
 
     app: str
+    app_id: str
     server: str
     container: str
     kind: Kind
     t: float
+    gpu: str = ""
     ready_t: float | None = None
     end_t: float | None = None
     exit: int | None = None
@@ -78,6 +97,7 @@ class ServerRecord:
     app_id: str
     name: str
     url: str = ""
+    gpus: tuple[Gpu, ...] = (Gpu(),)  # the first that is there is taken
     definition: Message = None
     definition_id: str = ""
     overrides: Message = field(default_factory=api_pb2.AutoscalerSettings)
@@ -112,6 +132,16 @@ class ServerRecord:
         return data
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One version of an app. The time is seconds since the epoch."""
+
+    version: int
+    t: float
+    tag: str
+    client_version: str
+
+
 @dataclass(slots=True, kw_only=True)
 class AppRecord:
     app_id: str
@@ -122,7 +152,19 @@ class AppRecord:
     functions: dict[str, str] = field(default_factory=dict)  # name → id
     version: int = 0
     fingerprint: str = ""
+    created_at: float = field(default_factory=lambda: now())
     deployed_at: float = 0.0
+    stopped_at: float = 0.0
+    history: deque[Deployment] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+
+    def lifecycle(self) -> Message:
+        return api_pb2.AppLifecycle(
+            app_state=self.state,
+            created_at=self.created_at,
+            deployed_at=self.deployed_at,
+            stopped_at=self.stopped_at,
+            version=self.version,
+        )
 
     @property
     def deployed(self) -> bool:
@@ -130,7 +172,7 @@ class AppRecord:
 
 
 class State:
-    """All of it in memory, and in the hands of `Control` alone, but for the record of boots."""
+    """All of it in memory. Only `Control` changes the apps; pools add boots, the pages set faults."""
 
     def __init__(self, proxy_tokens: Mapping[str, str]) -> None:
         self.apps: dict[str, AppRecord] = {}
@@ -141,6 +183,8 @@ class State:
         self.names: dict[tuple[str, ...], str] = {}  # of content-addressed and named objects
         self.proxy_tokens = dict(proxy_tokens)
         self.boots: deque[Boot] = deque(maxlen=MAX_BOOTS)
+        self.faults = Schedule()
+        self.sdk_calls, self.container_calls = Tally(), Tally()
 
     def named(self, prefix: str, *key: str) -> str:
         """The id of the object with this key, made on first use: the same content has the same id."""
@@ -152,6 +196,15 @@ class State:
             if app.deployed and (app.environment, app.name) == (environment, name):
                 return app
         return None
+
+    def stopped_app(self, environment: str, name: str) -> AppRecord | None:
+        """The app of that name which was stopped last."""
+        stopped = [
+            app
+            for app in self.apps.values()
+            if app.stopped_at and (app.environment, app.name) == (environment, name)
+        ]
+        return max(stopped, key=lambda app: app.stopped_at, default=None)
 
     def layout(self, app: AppRecord) -> Message:
         objects = [
