@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from trunkline_dev.kube import Api, ApiError
-from trunkline_operator import spec
+from trunkline_operator import parsing, spec
+from trunkline_operator.rules import AGENT_RULES, BURST_RULES
 from trunkline_operator.status import Condition
 from trunkline_runtime import contract
 
@@ -38,7 +39,7 @@ CLASSES: dict[str, type] = {
     "policy": spec.VoiceAgent,
     "slo": spec.VoiceAgent,
 }
-"""Group of `spec.FIELDS` → the dataclass that it fills."""
+"""Group of `parsing.FIELDS` → the dataclass that it fills."""
 
 Json = dict[str, Any]
 
@@ -257,7 +258,7 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         stored = await api.create(agents, body)
         metadata = {k: stored["metadata"][k] for k in ("name", "namespace", "uid", "generation")}
         assert stored["spec"] != body["spec"]
-        assert spec.parsed(stored) == spec.parsed({**body, "metadata": metadata})
+        assert parsing.parsed(stored) == parsing.parsed({**body, "metadata": metadata})
 
 
 @pytest.mark.parametrize(
@@ -282,11 +283,11 @@ async def test_where_keys_come_from_is_trusted_alike_by_server_and_operator(
     metadata = {"name": "an-agent", "namespace": "n", "uid": "u", "generation": 1}
     if fine:
         await api.create(agents, body)
-        assert spec.parsed({**body, "metadata": metadata}).access.jwt
+        assert parsing.parsed({**body, "metadata": metadata}).access.jwt
     else:
         assert "access.jwt.jwksUri must be an https URL" in await refusal(api, agents, body)
         with pytest.raises(spec.SpecError, match=r"jwksUri must be an https URL"):
-            spec.parsed({**body, "metadata": metadata})
+            parsing.parsed({**body, "metadata": metadata})
 
 
 @pytest.mark.parametrize(
@@ -304,12 +305,12 @@ def test_a_jwks_that_is_none_or_holds_a_private_key_is_told_of(jwks: str, said: 
     access = {"jwt": {"issuer": "i", "audience": "a", "jwks": jwks}}
     metadata = {"name": "an-agent", "namespace": "n", "uid": "u", "generation": 1}
     with pytest.raises(spec.SpecError, match=said):
-        spec.parsed({**an_agent(access=access), "metadata": metadata})
+        parsing.parsed({**an_agent(access=access), "metadata": metadata})
 
 
 async def test_amounts_may_be_numbers_or_text(api: Api, agents: str) -> None:
     amounts = {"requests": {"cpu": 2, "memory": "1.5Gi"}, "limits": {"memory": "2Gi"}}
-    agent = spec.parsed(await api.create(agents, an_agent(warm__resources=amounts)))
+    agent = parsing.parsed(await api.create(agents, an_agent(warm__resources=amounts)))
     assert agent.warm.resources.requests == {"cpu": "2", "memory": "1.5Gi"}
     assert agent.warm.resources.limits == {"memory": "2Gi"}
 
@@ -323,7 +324,7 @@ async def test_examples_are_accepted(api: Api, agents: str, namespace: str, exam
             await api.create(f"/api/v1/namespaces/{namespace}/secrets", document)
         else:
             stored = await api.create(agents, document)
-            assert spec.parsed(stored).name == example.stem
+            assert parsing.parsed(stored).name == example.stem
 
 
 async def test_scale_writes_and_reads_replicas(api: Api, agents: str) -> None:
@@ -333,7 +334,7 @@ async def test_scale_writes_and_reads_replicas(api: Api, agents: str) -> None:
     await api.patch(f"{agents}/an-agent/scale", {"spec": {"replicas": 3}})
     scale = await api.get(f"{agents}/an-agent/scale")
     assert (scale["spec"], scale["status"]) == ({"replicas": 3}, status)
-    assert spec.parsed(await api.get(f"{agents}/an-agent")).warm.replicas == 3
+    assert parsing.parsed(await api.get(f"{agents}/an-agent")).warm.replicas == 3
 
 
 # --- the text itself ------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ def schema_at(path: str) -> Json:
 
 def table() -> Iterator[tuple[str, str, Json, Any]]:
     """(group, path of a field, its schema, its default in the dataclass)."""
-    for group, entries in spec.FIELDS.items():
+    for group, entries in parsing.FIELDS.items():
         defaults = {field.name: field for field in fields(CLASSES[group])}
         for path, (name, _) in entries.items():
             field = defaults[name]
@@ -386,7 +387,7 @@ def test_it_is_the_resource_of_the_contract() -> None:
 def test_every_rule_has_a_test_and_the_operator_says_the_same() -> None:
     tested = {*REFUSED, NAME_RULE, ENVIRONMENT_RULE}
     assert sorted(rules(SCHEMA)) == sorted(tested)
-    assert {*spec.AGENT_RULES, *spec.BURST_RULES} <= tested
+    assert {*AGENT_RULES, *BURST_RULES} <= tested
 
 
 def test_everything_is_described_in_a_sentence() -> None:
@@ -417,7 +418,7 @@ def test_defaults_are_the_same_in_both() -> None:
 
 def test_bounds_are_the_same_in_both() -> None:
     for group, path, schema, _ in table():
-        read = spec.FIELDS[group][path.removeprefix(f"{group}.")][1]
+        read = parsing.FIELDS[group][path.removeprefix(f"{group}.")][1]
         for fine, wrong in edges(schema):
             read(JWKS.ljust(len(fine)) if path == "access.jwt.jwks" else fine, path)
             with pytest.raises(spec.SpecError, match=re.escape(path)):

@@ -10,7 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
 from trunkline_operator.manifests import Installation, burst_app, burst_hash
-from trunkline_operator.plan import (
+from trunkline_operator.plan import Plan, planned, rfc3339
+from trunkline_operator.routes import Keys, route
+from trunkline_operator.scaling import Memory
+from trunkline_operator.spec import VoiceAgent, epoch
+from trunkline_operator.steps import (
     AddFinalizer,
     CreatePod,
     DeletePod,
@@ -18,18 +22,12 @@ from trunkline_operator.plan import (
     Drain,
     EnsureSecret,
     IssueCertificate,
-    Plan,
     RemoveFinalizer,
     Requeue,
     Step,
     StopBurst,
     Undrain,
-    planned,
-    rfc3339,
 )
-from trunkline_operator.routes import Keys, route
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import VoiceAgent, epoch
 from trunkline_operator.world import (
     BurstFacts,
     Phase,

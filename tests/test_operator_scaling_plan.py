@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from worlds import BURST, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.plan import Drain, planned
+from trunkline_operator.plan import planned
 from trunkline_operator.prices import GpuPrice, Prices
 from trunkline_operator.scaling import Memory
 from trunkline_operator.staffing import Count, Flow
+from trunkline_operator.steps import Drain
 from trunkline_operator.world import PodFacts
 
 SETTLED = Memory(wish=0, refused=0)

@@ -6,15 +6,8 @@ from typing import Any
 import pytest
 from worlds import BURST, an_agent, an_object
 
-from trunkline_operator.spec import (
-    Autoscaling,
-    EngineType,
-    Reply,
-    Snapshot,
-    SpecError,
-    epoch,
-    parsed,
-)
+from trunkline_operator.parsing import parsed
+from trunkline_operator.spec import Autoscaling, EngineType, Reply, Snapshot, SpecError, epoch
 
 
 def test_every_group_is_read() -> None:

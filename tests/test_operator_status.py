@@ -16,9 +16,10 @@ from worlds import (
     pending,
 )
 
+from trunkline_operator.parsing import parsed
 from trunkline_operator.plan import planned
 from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import SpecError, VoiceAgent, parsed
+from trunkline_operator.spec import SpecError, VoiceAgent
 from trunkline_operator.status import Condition, Reason, only_numbers_differ, rejected, reported
 from trunkline_operator.world import BurstFacts, Phase, PodFacts, World
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import INSTALLATION, NOW, a_pod, a_world, an_agent
 
-from trunkline_operator.plan import Drain, planned
+from trunkline_operator.plan import planned
 from trunkline_operator.prices import Stakes
 from trunkline_operator.scaling import Memory
 from trunkline_operator.simulation import traces
@@ -26,6 +26,7 @@ from trunkline_operator.simulation.peers import Hpa, knative
 from trunkline_operator.simulation.scalers import Fixed, Trunkline, externally
 from trunkline_operator.simulation.traces import HOUR, Call, Trace
 from trunkline_operator.spec import VoiceAgent
+from trunkline_operator.steps import Drain
 
 MODAL: dict[str, Any] = {"credentialsSecretRef": {"name": "modal"}, "slotsPerContainer": 2}
 

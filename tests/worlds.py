@@ -4,7 +4,8 @@ import copy
 from typing import Any
 
 from trunkline_operator.manifests import Installation, template_hash
-from trunkline_operator.spec import VoiceAgent, parsed
+from trunkline_operator.parsing import parsed
+from trunkline_operator.spec import VoiceAgent
 from trunkline_operator.world import BurstFacts, Phase, PodFacts, Traffic, WorkerFacts, World
 from trunkline_runtime.contract import FINALIZER
 

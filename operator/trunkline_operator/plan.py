@@ -6,9 +6,6 @@ Rules
 - A draining pod is no capacity. When load returns, a drain is taken back before a pod is made.
 - A name that is still in use, even by a pod that is going, is not used again.
 - At rest there are no steps.
-
-Whoever carries out a step must expect that it was carried out before: a create finds the name taken, a
-delete finds the uid gone, both are fine.
 """
 
 import itertools
@@ -31,7 +28,21 @@ from trunkline_operator.manifests import (
 from trunkline_operator.policy import ladder
 from trunkline_operator.prices import stakes
 from trunkline_operator.scaling import Decision, Demand, Memory, decided
-from trunkline_operator.spec import Json, ScaleDown, VoiceAgent
+from trunkline_operator.spec import ScaleDown, VoiceAgent
+from trunkline_operator.steps import (
+    AddFinalizer,
+    CreatePod,
+    DeletePod,
+    DeployBurst,
+    Drain,
+    EnsureSecret,
+    IssueCertificate,
+    RemoveFinalizer,
+    Requeue,
+    Step,
+    StopBurst,
+    Undrain,
+)
 from trunkline_operator.world import Phase, PodFacts, World
 from trunkline_runtime.contract import FINALIZER
 
@@ -45,101 +56,6 @@ CREDENTIALS_LOOK: Final = 30.0
 LAST_CALL_LOOK: Final = 2.0
 # A wait that ended by rounding must not become a busy loop.
 SOONEST: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class AddFinalizer:
-    """Before anything else is made."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveFinalizer:
-    """The last step of a deletion."""
-
-    left_behind: str = (
-        ""  # the app that could not be stopped by the deadline, for an Event and the log
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EnsureSecret:
-    """Make the agent's own Secret with new random keys, unless it exists (`manifests.secret`)."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class IssueCertificate:
-    """Put a new certificate for the workers into the agent's own Secret (`authority.issued`)."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class CreatePod:
-    name: str
-    manifest: Json
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Annotate the pod (`ANNOTATION_DRAINING` = since), and list it in the route's drain list."""
-
-    name: str
-    uid: str
-    since: str  # RFC 3339
-
-
-@dataclass(frozen=True, slots=True)
-class Undrain:
-    """Remove the annotation, and the name from the route's drain list."""
-
-    name: str
-    uid: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeletePod:
-    """With the uid as precondition; the pod's own grace period stays."""
-
-    name: str
-    uid: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeployBurst:
-    app: str  # its name at Modal
-    hash: str  # to be kept as `BurstFacts.hash` once deployed, as `failed_hash` if it fails
-
-
-@dataclass(frozen=True, slots=True)
-class StopBurst:
-    """Stop the app; one that does not exist counts as stopped."""
-
-    app: str
-
-
-@dataclass(frozen=True, slots=True)
-class Requeue:
-    """Look again after so many seconds, though nothing may have happened by then."""
-
-    after: float
-
-
-Step = (
-    AddFinalizer
-    | RemoveFinalizer
-    | EnsureSecret
-    | IssueCertificate
-    | CreatePod
-    | Drain
-    | Undrain
-    | DeletePod
-    | DeployBurst
-    | StopBurst
-    | Requeue
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,13 @@ from trunkline_operator.manifests import (
     secret_name,
     secret_strings,
 )
-from trunkline_operator.plan import (
+from trunkline_operator.parsing import parsed
+from trunkline_operator.plan import Plan, planned
+from trunkline_operator.routes import Keys, route
+from trunkline_operator.scaling import Memory
+from trunkline_operator.spec import Burst, Json, SpecError, VoiceAgent
+from trunkline_operator.status import only_numbers_differ, rejected, reported
+from trunkline_operator.steps import (
     AddFinalizer,
     CreatePod,
     DeletePod,
@@ -37,18 +43,12 @@ from trunkline_operator.plan import (
     Drain,
     EnsureSecret,
     IssueCertificate,
-    Plan,
     RemoveFinalizer,
     Requeue,
     Step,
     StopBurst,
     Undrain,
-    planned,
 )
-from trunkline_operator.routes import Keys, route
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import Burst, Json, SpecError, VoiceAgent, parsed
-from trunkline_operator.status import only_numbers_differ, rejected, reported
 from trunkline_operator.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
 from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER, LABEL_AGENT
 

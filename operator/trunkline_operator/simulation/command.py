@@ -118,8 +118,9 @@ def declared(path: Path, name: str) -> "VoiceAgent":
 
     import yaml
 
+    from trunkline_operator.parsing import parsed
     from trunkline_operator.policy import ladder
-    from trunkline_operator.spec import SpecError, parsed
+    from trunkline_operator.spec import SpecError
     from trunkline_runtime.contract import KIND
 
     try:

@@ -1,0 +1,93 @@
+"""Rules across an agent's fields: what must hold, and the sentence when it does not.
+
+In the CRD's words; the CRD's other rules are about policy (policy.py) and about changes.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from trunkline_operator.spec import Autoscaling, Burst, Session, Snapshot, VoiceAgent
+
+MAX_SECONDS_WITH_BURST: Final = 3600
+"""Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
+
+KEYS_ADDRESS: Final = re.compile(
+    r"https://[^/]+/|http://([a-z0-9.-]+[.]svc([.][a-z0-9.-]+)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
+)
+
+AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
+    "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
+        lambda agent: agent.warm.max_pods >= agent.warm.min_pods
+    ),
+    "warm.schedule asks for more pods than warm.maxPods: raise maxPods or lower minPods there": (
+        lambda agent: all(window.min_pods <= agent.warm.max_pods for window in agent.warm.schedule)
+    ),
+    "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": (
+        lambda agent: (
+            agent.warm.autoscaling is Autoscaling.INTERNAL or agent.warm.replicas is not None
+        )
+    ),
+    "warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count": (
+        lambda agent: (
+            agent.warm.gpu.resource not in agent.warm.resources.requests
+            and agent.warm.gpu.resource not in agent.warm.resources.limits
+        )
+    ),
+    "no call could ever be placed: raise warm.maxPods or add burst.modal": (
+        lambda agent: agent.warm.max_pods > 0 or agent.burst is not None
+    ),
+    "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
+    "other": (
+        lambda agent: (
+            agent.access.public
+            != (bool(agent.access.api_keys_secret) or agent.access.jwt is not None)
+        )
+    ),
+    "access.jwt needs exactly one of jwksUri and jwks: set one and remove the other": (
+        lambda agent: (
+            agent.access.jwt is None
+            or bool(agent.access.jwt.jwks_uri) != bool(agent.access.jwt.jwks)
+        )
+    ),
+    "access.jwt.jwksUri must be an https URL, or http to a Service of the cluster "
+    "(http://name.namespace.svc/…): over plain http anybody on the way could give keys": (
+        lambda agent: (
+            agent.access.jwt is None
+            or not agent.access.jwt.jwks_uri
+            or KEYS_ADDRESS.match(agent.access.jwt.jwks_uri) is not None
+        )
+    ),
+    "access.tenants guarantees more slots than there can be: lower guaranteedSlots, or raise "
+    "warm.maxPods or warm.slotsPerPod": (
+        lambda agent: (
+            sum(each.limits.get("guaranteed_slots", 0) for each in agent.access.tenants.overrides)
+            <= agent.warm.max_pods * agent.warm.slots_per_pod
+        )
+    ),
+}
+
+BURST_RULES: Final[Mapping[str, Callable[[Burst, Session], bool]]] = {
+    "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers": (
+        lambda burst, _: burst.max_containers >= burst.min_containers
+    ),
+    "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu": (
+        lambda burst, _: burst.snapshot is not Snapshot.GPU or bool(burst.gpu)
+    ),
+    "burst.modal.startDeadlineSeconds is above session.answerSeconds, so callers would be refused "
+    "before it: lower startDeadlineSeconds or raise answerSeconds": (
+        lambda burst, session: burst.start_deadline_seconds <= session.answer_seconds
+    ),
+    "session.maxSeconds is at most 3600 with burst, because Modal lets a container finish its calls for "
+    "one hour: lower maxSeconds or remove burst": (
+        lambda _, session: session.max_seconds <= MAX_SECONDS_WITH_BURST
+    ),
+}
+
+
+def broken(agent: VoiceAgent) -> Iterator[str]:
+    """The sentences of the rules that the agent breaks."""
+    yield from (sentence for sentence, holds in AGENT_RULES.items() if not holds(agent))
+    if burst := agent.burst:
+        rules = BURST_RULES.items()
+        yield from (sentence for sentence, holds in rules if not holds(burst, agent.session))
