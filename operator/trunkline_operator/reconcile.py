@@ -16,9 +16,14 @@ from typing import Final
 
 from trunkline_operator import metrics
 from trunkline_operator.authority import Authority, new_certificate, why_issue
-from trunkline_operator.burst import Credentials
 from trunkline_operator.cluster import ApiError, Cluster, path
-from trunkline_operator.deployments import Account, Deployments, described
+from trunkline_operator.credentials import (
+    account_of,
+    caller_keys_missing,
+    credentials_missing,
+    proxy_token,
+)
+from trunkline_operator.deployments import Deployments, described
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.manifests import (
     TICKET_KEY,
@@ -33,7 +38,7 @@ from trunkline_operator.parsing import parsed
 from trunkline_operator.plan import Plan, planned
 from trunkline_operator.routes import Keys, route
 from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import Burst, Json, SpecError, VoiceAgent
+from trunkline_operator.spec import Json, SpecError, VoiceAgent
 from trunkline_operator.status import only_numbers_differ, rejected, reported
 from trunkline_operator.steps import (
     AddFinalizer,
@@ -377,43 +382,6 @@ class Reconciler:
                 raise
         notes.told_at = now
         return []
-
-
-# --- facts from Secrets ------------------------------------------------------------------------------------
-
-
-def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) -> str:
-    """What keeps callers from being recognised, as a sentence; "" = nothing."""
-    name = agent.access.api_keys_secret
-    if not name:
-        return ""
-    if callers is None:
-        return f"Secret {name} of access.apiKeysSecretRef does not exist: create it in {agent.namespace}"
-    if not any(callers.values()):
-        return f"Secret {name} of access.apiKeysSecretRef has no keys: each entry is one key"
-    return ""
-
-
-def credentials_missing(burst: Burst, account: Mapping[str, str] | None) -> str:
-    """What keeps the operator from logging in at Modal, as a sentence; "" = nothing."""
-    name = burst.credentials_secret
-    if account is None:
-        return f"Secret {name} of burst.modal.credentialsSecretRef does not exist: create it"
-    lacking = [entry for entry in ("token-id", "token-secret") if not account.get(entry)]
-    if lacking:
-        return f"Secret {name} of burst.modal.credentialsSecretRef lacks {' and '.join(lacking)}"
-    return ""
-
-
-def account_of(burst: Burst, account: Mapping[str, str]) -> Account:
-    credentials = Credentials(token_id=account["token-id"], token_secret=account["token-secret"])
-    return Account(credentials=credentials, environment=burst.environment)
-
-
-def proxy_token(account: Mapping[str, str]) -> str:
-    """Modal's proxy token as gateways present it; "" where the Secret has none."""
-    token, key = account.get("proxy-token-id", ""), account.get("proxy-token-secret", "")
-    return f"{token}.{key}" if token and key else ""
 
 
 def words(step: Step) -> str:

@@ -20,8 +20,8 @@ from typing import Final
 from trunkline_operator.burst import CALL_SECONDS, Burst, BurstError, BurstReason
 from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
 from trunkline_operator.config import ConfigError, parse_name
+from trunkline_operator.credentials import account_of, credentials_missing
 from trunkline_operator.manifests import app_name, secret_strings
-from trunkline_operator.reconcile import account_of, credentials_missing
 from trunkline_operator.spec import Burst as BurstSpec
 from trunkline_operator.spec import Json
 from trunkline_runtime.contract import FINALIZER
