@@ -11,6 +11,9 @@ from trunkline_dev import binaries
 from trunkline_dev.controlplane import ControlPlane, to_stderr
 from trunkline_dev.kube import Api
 
+# moshi reads it when it is imported, by whichever test comes first: without it a first step compiles for 20 s.
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
 _numbers = itertools.count(1)
 
 

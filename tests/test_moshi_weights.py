@@ -310,6 +310,18 @@ def test_loading_ends_at_100_percent_of_both_models_and_the_codec(written: Path)
     assert list(progress.seconds) == [Phase.BUILD, Phase.READ, Phase.FINISH, Phase.VERIFY]
 
 
+@pytest.mark.parametrize("place", [[8, 24], [2, 18], [0, 12], [16, 16]])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(tmp_path: Path, place: list[int]) -> None:
+    path = tmp_path / "x.safetensors"
+    sides = {"dtype": "F32", "shape": [4]}
+    header = {"a": sides | {"data_offsets": [0, 16]}, "b": sides | {"data_offsets": place}}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(max(16, place[1])))
+    with pytest.raises(ModelError, match="its header makes no sense"):
+        reading.layout(path)
+
+
 def test_the_header_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")

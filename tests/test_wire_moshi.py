@@ -211,6 +211,10 @@ def test_a_packet_that_spans_pages_counts_once() -> None:
     assert meter.feed(first + page([long[255:], bytes([31 << 3])], flags=1)) == pytest.approx(0.04)
 
 
+def test_a_packet_of_several_segments_counts_once() -> None:
+    assert OggMeter().feed(page([bytes([31 << 3]) + bytes(299)])) == pytest.approx(0.02)
+
+
 def test_the_meter_holds_no_more_than_a_page() -> None:
     with pytest.raises(NotOgg):
         OggMeter().feed(b"OggX")
