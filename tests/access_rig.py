@@ -99,6 +99,8 @@ class Issuer:
         self.text = jwks()
         self.status = "200 OK"
         self.silent = False
+        self.endless = False
+        self.sent = 0  # of a document without end
         self.asked = 0
         self.headers = ""
         self._server: asyncio.Server | None = None
@@ -122,6 +124,12 @@ class Issuer:
             self.asked += 1
             if self.silent:
                 await reader.read()
+            if self.endless:
+                writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+                while self.sent < 2**26:
+                    writer.write(bytes(2**16))
+                    await writer.drain()
+                    self.sent += 2**16
             body = self.text.encode()
             head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(body)}\r\n{self.headers}"
             writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)

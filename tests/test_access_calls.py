@@ -337,6 +337,17 @@ async def test_keys_that_could_not_be_renewed_for_long_are_no_longer_trusted() -
 
 
 @on_uvloop
+async def test_a_document_without_end_is_read_no_further_than_its_bound() -> None:
+    async with Issuer().serving() as issuer:
+        issuer.endless = True
+        pulse = Pulse(retry=(60, 60))
+        async with a_gateway(with_jwt(issuer), pulse=pulse) as gateway:
+            found = gateway.gateway._reception._door.issuers._issuers[issuer.uri]
+            await until(lambda: found.delay > 0)
+            assert issuer.sent < 2**25, "the rest is in the sockets' buffers at most"
+
+
+@on_uvloop
 async def test_a_redirect_to_other_keys_is_not_followed() -> None:
     async with Issuer().serving() as evil, Issuer().serving() as issuer:
         evil.text = jwks(jwk(key=STRANGER))
