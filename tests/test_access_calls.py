@@ -566,7 +566,10 @@ async def test_a_tenant_over_its_calls_is_told_429_and_others_are_not() -> None:
             assert int(answer.headers["Retry-After"]) > 0
             assert answer.headers[CALL_HEADER]
             assert b"at once" in (answer.body or b"")
-            await talks(gateway, token(org="other"))
+            with events("trunkline.calls") as lines:
+                await talks(gateway, token(org="other"))
+                await until(lambda: lines[-1]["message"] == "ended")
+            assert lines[-1]["tenant"] == "other"
             async with call(gateway, key=token(org="big")):
                 await talks(gateway, token(org="big"))
         await until(lambda: not worker.live)

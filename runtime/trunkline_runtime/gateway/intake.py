@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from websockets.http11 import Request, Response
@@ -132,7 +133,7 @@ class Intake(asyncio.Protocol):
         elif end >= 0:
             self._cancel_timer()
             head, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
-            self._task = self._loop.create_task(self._answer(self._decide(head)))
+            self._task = self._loop.create_task(self._answer(partial(self._decide, head)))
         elif len(self._buffer) > MAX_HEAD_BYTES:
             self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
 
@@ -143,11 +144,12 @@ class Intake(asyncio.Protocol):
                 self._deny(denied)
             case Order() as order:
                 self._cancel_timer()
-                self._task = self._loop.create_task(self._answer(self._mint(order)))
+                self._task = self._loop.create_task(self._answer(partial(self._mint, order)))
 
-    async def _answer(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _answer(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`work` is begun in here: a caller that leaves in the same turn leaves no coroutine behind."""
         try:
-            await work
+            await work()
         except Exception:  # the boundary of a caller's request: nobody above would see it
             log.exception("a caller could not be answered")
             if self._answered:

@@ -180,6 +180,7 @@ class Ledger:
             extra={
                 "call": facts.call,
                 "agent": agent,
+                "tenant": facts.tenant,
                 "rung": facts.placement.rung,
                 "worker": facts.placement.worker,
                 "admission_ms": round(facts.placement.ms, 1),
