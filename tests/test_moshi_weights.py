@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from trunkline_runtime.engine.moshi import reading
 from trunkline_runtime.engine.moshi.checkpoint import MOSHI_FOLDER, STT_FOLDER, write_tiny
 from trunkline_runtime.engine.moshi.integrity import sha256
-from trunkline_runtime.engine.moshi.loading import Wanted, load
+from trunkline_runtime.engine.moshi.loading import Wanted, check_room, load
 from trunkline_runtime.engine.moshi.models import ModelError
 from trunkline_runtime.engine.moshi.progress import Phase, Progress
 from trunkline_runtime.engine.moshi.source import DEFAULT_NAMES, FolderSource, HubSource, parse
@@ -204,6 +204,25 @@ def test_without_a_gpu_cuda_is_refused_with_what_to_do(folder: Path) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(ModelError, match="no CUDA device is visible: ask for a GPU"):
         load(Wanted(moshi=FolderSource(folder)))
+
+
+def test_weights_without_room_are_refused_with_the_arithmetic() -> None:
+    check_room({"Moshi": 15_380_000_000, "STT": 1_970_000_000}, 17_350_000_000, 0, "L4")
+    with pytest.raises(
+        ModelError,
+        match=r"take 17\.35 GB \(Moshi 15\.38 GB, STT 1\.97 GB\) and 15\.70 of 16\.90 GB are free on T4",
+    ):
+        check_room(
+            {"Moshi": 15_380_000_000, "STT": 1_970_000_000}, 15_700_000_000, 16_900_000_000, "T4"
+        )
+
+
+def test_a_tensor_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None:
+    huge = reading.Placed("x", torch.int8, (2**60,), 8, 8 + 2**60)
+    with pytest.raises(
+        ModelError, match=r"cpu is out of memory: x\.safetensors takes 1152921504\.61 GB"
+    ):
+        reading.Destination(reading.Layout(tmp_path / "x.safetensors", (huge,)))
 
 
 def test_a_codec_of_other_models_is_refused(written: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from worker_rig import PATIENCE, FakeGateway, append, closed, next_message, work
 from trunkline_runtime import contract
 from trunkline_runtime.contract import Close
 from trunkline_runtime.engine import EngineError
+from trunkline_runtime.engine.moshi.checkpoint import write_tiny
+from trunkline_runtime.engine.moshi.configured import moshi_engine
 from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.moshi.models import ModelError
 from trunkline_runtime.engine.moshi.tiny import tiny
@@ -104,6 +107,18 @@ async def test_readiness_tells_how_far_the_loading_is() -> None:
     engine = MoshiEngine(models, Knobs(slots=1), lambda: "loading 43 %")
     host = WorkerHost(worker_config(slots=1), engine)
     assert host.why_unready() == "loading 43 %"
+
+
+async def test_metrics_tell_how_long_each_phase_of_loading_took(tmp_path: Path) -> None:
+    write_tiny(tmp_path, 1)
+    engine = moshi_engine(1, model=str(tmp_path / "moshi"), device="cpu")
+    async with (
+        FakeGateway().serving() as gateway,
+        worker(gateway, engine=engine, slots=1) as running,
+    ):
+        _, metrics = await running.health(contract.METRICS_PATH)
+    for phase in ("build", "read", "finish", "verify"):
+        assert f'trunkline_engine_load_seconds{{phase="{phase}"}}' in metrics
 
 
 def test_the_environment_of_the_engine() -> None:

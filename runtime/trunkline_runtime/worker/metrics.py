@@ -5,7 +5,7 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from trunkline_runtime.engine import Engine
@@ -20,6 +20,14 @@ class Counting(Protocol):
 
     def totals(self) -> Mapping[str, int]:
         """Totals by name, such as `late_frames`; they never fall."""
+
+
+@runtime_checkable
+class Loading(Protocol):
+    """An engine that loads weights."""
+
+    def load_seconds(self) -> Mapping[str, float]:
+        """How long each finished phase of loading took, by its name."""
 
 
 class WorkerMetrics:
@@ -68,6 +76,8 @@ class WorkerMetrics:
     def watch_engine(self, engine: Engine) -> None:
         if isinstance(engine, Counting):
             self.registry.register(_EngineTotals(engine))
+        if isinstance(engine, Loading):
+            self.registry.register(_LoadSeconds(engine))
 
 
 def _count(switchboard: Switchboard, state: State) -> float:
@@ -83,3 +93,16 @@ class _EngineTotals(Collector):
             yield CounterMetricFamily(
                 f"trunkline_engine_{name}", f"Total of the engine: {name}.", value=value
             )
+
+
+class _LoadSeconds(Collector):
+    def __init__(self, engine: Loading) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        seconds = GaugeMetricFamily(
+            "trunkline_engine_load_seconds", "Loading of weights, by phase.", labels=["phase"]
+        )
+        for phase, value in self._engine.load_seconds().items():
+            seconds.add_metric([phase], value)
+        yield seconds

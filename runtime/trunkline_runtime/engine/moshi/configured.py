@@ -40,4 +40,4 @@ def moshi_engine(
             log.info("loaded", extra={"phase": str(phase), "seconds": round(seconds, 3)})
         return models
 
-    return MoshiEngine(make, knobs, lambda: str(progress))
+    return MoshiEngine(make, knobs, lambda: str(progress), lambda: progress.seconds)

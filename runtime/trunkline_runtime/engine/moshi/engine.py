@@ -58,11 +58,13 @@ class MoshiEngine:
         make_models: Callable[[], Models],
         knobs: Knobs,
         loading: Callable[[], str] = lambda: "loading",
+        load_seconds: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """`make_models` runs in `load`; `loading` says how far it has come."""
+        """`make_models` runs in `load`; `loading` says how far it has come, `load_seconds` what took how long."""
         self._make_models = make_models
         self._knobs = knobs
         self.loading = loading
+        self.load_seconds = load_seconds
         self._offered = knobs.slots
         self._models: Models | None = None
         self._stepper: Stepper | None = None

@@ -74,7 +74,10 @@ def load(wanted: Wanted, progress: Progress | None = None) -> Models:
             parts = _built(moshi, stt, wanted)
             for part in parts:
                 _check(part)
-            _check_room(parts, device)
+            if device.type == "cuda":
+                sizes = {part.name: part.layout.bytes for part in parts}
+                free, total = torch.cuda.mem_get_info(device)
+                check_room(sizes, free, total, torch.cuda.get_device_name(device))
         with progress.phase(Phase.READ, sum(part.layout.bytes for part in parts)):
             for part in parts:
                 _fill(part, read(part.layout, device, arrived=progress.add))
@@ -237,17 +240,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_room(parts: Sequence[_Part], device: torch.device) -> None:
-    if device.type != "cuda":
-        return
-    needed = sum(part.layout.bytes for part in parts)
-    free, total = torch.cuda.mem_get_info(device)
+def check_room(sizes: Mapping[str, int], free: int, total: int, gpu: str) -> None:
+    """Raises `ModelError` with the arithmetic where weights of these bytes do not fit."""
+    needed = sum(sizes.values())
     if needed > free:
-        sizes = ", ".join(f"{part.name} {part.layout.bytes / 1e9:.2f} GB" for part in parts)
+        each = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items())
         raise ModelError(
-            f"the weights take {needed / 1e9:.2f} GB ({sizes}) and {free / 1e9:.2f} of"
-            f" {total / 1e9:.2f} GB are free on {torch.cuda.get_device_name(device)}: take a larger GPU, or"
-            " int8 weights"
+            f"the weights take {needed / 1e9:.2f} GB ({each}) and {free / 1e9:.2f} of {total / 1e9:.2f} GB"
+            f" are free on {gpu}: take a larger GPU, or int8 weights"
         )
 
 

@@ -34,7 +34,7 @@ class Progress:
         self._phase: Phase | None = None
         self._done = 0
         self._total = 0
-        self.seconds: dict[Phase, float] = {}
+        self.seconds: dict[str, float] = {}  # by the name of the phase
 
     def __repr__(self) -> str:
         return f"<Progress {self}: {self._done} of {self._total} bytes, {self.seconds}>"
