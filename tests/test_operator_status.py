@@ -168,7 +168,7 @@ def test_keys_that_cannot_be_read_are_told() -> None:
         assert condition(status, kind) == (
             "False",
             Reason.KEYS_MISSING,
-            "no key opens a call: Secret callers does not exist",
+            "no key is good: Secret callers does not exist",
         )
 
 

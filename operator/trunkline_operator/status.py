@@ -148,7 +148,7 @@ def _accepted(agent: VoiceAgent, world: World) -> Verdict:
     if agent.deleted_at is not None:
         return Condition.ACCEPTED, True, Reason.DELETING, "no new call is taken"
     if world.access:
-        return Condition.ACCEPTED, False, Reason.KEYS_MISSING, f"no key opens a call: {world.access}"
+        return Condition.ACCEPTED, False, Reason.KEYS_MISSING, f"no key is good: {world.access}"
     message = "; ".join((allowed.words, *allowed.warnings))
     return Condition.ACCEPTED, True, Reason.ACCEPTED, message
 
