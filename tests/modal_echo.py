@@ -43,3 +43,13 @@ class EchoServer:
     def leave(self) -> None:
         print("exit hook", flush=True)
         self.server.shutdown()
+
+
+class Plain:
+    """Without a snapshot."""
+
+    @modal.enter()  # type: ignore[untyped-decorator]  # mypy skips modal
+    def begin(self) -> None:
+        address = os.environ["TRUNKLINE_HOST"], int(os.environ["TRUNKLINE_PORT"])
+        self.server: Server = serve(lambda connection: None, *address)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
