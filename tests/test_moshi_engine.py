@@ -2,6 +2,7 @@
 
 import queue
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,6 +23,8 @@ from trunkline_runtime.engine import (
     Watched,
 )
 from trunkline_runtime.engine.moshi.capacity import WINDOW_STEPS
+from trunkline_runtime.engine.moshi.checkpoint import MOSHI_FOLDER, STT_FOLDER, write_tiny
+from trunkline_runtime.engine.moshi.configured import moshi_engine
 from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.moshi.models import ModelError
 from trunkline_runtime.engine.moshi.policy import Rules
@@ -182,6 +185,22 @@ def test_order_and_context() -> None:
     near.load()
     assert near._models is not None
     assert near._models.context_frames == 5
+
+
+def test_an_engine_on_a_checkpoint_says_what_one_in_memory_says(tmp_path: Path) -> None:
+    write_tiny(tmp_path, 0, context_frames=CONTEXT_FRAMES, mimi_context=CONTEXT_FRAMES)
+    folders = {name: str(tmp_path / name) for name in (MOSHI_FOLDER, STT_FOLDER)}
+    loaded = moshi_engine(1, model=folders["moshi"], stt=folders["stt"], device="cpu")
+    with closing(loaded):
+        loaded.load()
+        loaded.prepare()
+        told: list[Event] = []
+        conversation = loaded.open({}, told.append)
+        for frame in call(3)[:12]:
+            conversation.hear(frame)
+            loaded.tick()
+        assert len(audio(told)) > 5
+        assert same(audio(told), expected(3)[:12])
 
 
 def test_capacity_is_measured_before_the_first_call_and_leaves_nothing_behind() -> None:
