@@ -327,6 +327,20 @@ async def test_without_any_keys_yet_a_caller_is_told_to_come_back() -> None:
 
 
 @on_uvloop
+async def test_callers_bring_the_first_keys_as_soon_as_the_issuer_is_there() -> None:
+    pulse = Pulse(retry=(60, 60), refetch=60, first=0.05, fetch=5)
+    async with Issuer().serving() as issuer, a_gateway(pulse=pulse) as gateway:
+        issuer.status = "503 No"
+        give(gateway, with_jwt(issuer))
+        assert [await status(gateway, token()) for _ in range(2)] == [503, 503]
+        issuer.status = "200 OK"
+        async with asyncio.timeout(SECONDS):
+            while (answer := await status(gateway, token(aud="other"))) == 503:
+                pass
+        assert answer == 401
+
+
+@on_uvloop
 async def test_keys_that_could_not_be_renewed_for_long_are_no_longer_trusted() -> None:
     pulse = Pulse(refresh=30, retry=(0.02, 0.1), refetch=60, trust=0.2, fetch=5)
     async with Issuer().serving() as issuer, a_gateway(with_jwt(issuer), pulse=pulse) as gateway:

@@ -40,7 +40,7 @@ UNAUTHORIZED: Final = (
     f"`{KEY_SUBPROTOCOL}<key>` beside `{SUBPROTOCOL}`, and check the model\n"
 )
 CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="trunkline"'),)
-RETRY_SECONDS: Final = "5"  # an issuer is asked again each minute at least
+RETRY_SECONDS: Final = "5"  # a caller that comes back has the issuer asked again
 PUBLIC: Final = "public"
 """The tenant of a public agent's callers, all of them."""
 

@@ -22,6 +22,7 @@ log = logging.getLogger("trunkline.access")
 REFRESH_SECONDS: Final = 300.0  # issuers announce a key hours before they use it
 RETRY_SECONDS: Final = (1.0, 60.0)
 REFETCH_SECONDS: Final = 30.0
+FIRST_SECONDS: Final = 1.0  # between two fetches for callers' sake while there are no keys at all
 TRUST_SECONDS: Final = 86_400.0
 FETCH_SECONDS: Final = 5.0  # a caller may wait for so long, within its answerSeconds
 MAX_CONNECTIONS: Final = 16
@@ -34,6 +35,7 @@ class Pulse:
     refresh: float = REFRESH_SECONDS
     retry: tuple[float, float] = RETRY_SECONDS
     refetch: float = REFETCH_SECONDS
+    first: float = FIRST_SECONDS
     trust: float = TRUST_SECONDS
     fetch: float = FETCH_SECONDS
 
@@ -95,7 +97,8 @@ class Issuers:
         if issuer is None:
             return
         now = asyncio.get_running_loop().time()
-        if issuer.fetching is None and now - issuer.asked_at >= self._pulse.refetch:
+        pause = self._pulse.first if self.keys(uri) is None else self._pulse.refetch
+        if issuer.fetching is None and now - issuer.asked_at >= pause:
             issuer.asked_at = now
             self._begin(uri, issuer)
         if issuer.fetching is not None:
