@@ -41,8 +41,8 @@ class Pool:
         self._snapshot = False  # a container may be restored
         self._plain_boots = 0  # starts to come without the snapshot, after restores that crashed
         self._draining = False
-        self.failures = 0  # starts in a row that failed, as the app's own do
-        self._not_before = 0.0  # of the next start, after one that failed
+        self._failures = 0
+        self.not_before = 0.0  # of the next start, after one that failed
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._scale())
@@ -112,7 +112,7 @@ class Pool:
         ]
         waiting = sum(not future.done() for future in self.waiting)
         decision = autoscaler.decide(self._settings(), members, waiting, now())
-        if now() >= self._not_before:
+        if now() >= self.not_before:
             for _ in range(decision.start):
                 gpu = self._machine.room(self._app, self._record.gpus)
                 if gpu is None:
@@ -255,7 +255,7 @@ class Pool:
     def _ready(self, container: Container) -> None:
         container.boot.ready_t = container.idle_since = now()
         container.ready = True
-        self.failures = 0
+        self._failures = 0
         self._snapshot = bool(self._launch.definition.checkpointing_enabled)
         log.info("container ready", extra=asdict(container.boot))
         self.wake()
@@ -269,8 +269,8 @@ class Pool:
             self._plain_boots += 1  # Modal boots it again at once, without the snapshot
         elif not container.ready and not container.stopping:
             least, most = BACKOFF_SECONDS
-            self._not_before = now() + min(most, least * 2**self.failures)
-            self.failures += 1
+            self.not_before = now() + min(most, least * 2**self._failures)
+            self._failures += 1
         self._machine.give_back(container.gpu)
         self._machine.addresses.give_back(process.address)
         del self.containers[boot.container]
