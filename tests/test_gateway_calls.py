@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import os
+import time
 from typing import cast
 
 import pytest
@@ -435,19 +436,48 @@ async def test_a_worker_that_breaks_the_protocol_is_lost() -> None:
 
 
 @on_uvloop
-async def test_a_silent_worker_is_dead_after_three_seconds_and_its_calls_are_lost() -> None:
-    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
+async def test_a_silent_worker_gets_no_new_call_and_later_its_calls_are_lost() -> None:
+    patience = Patience(reserve=10, dial=10, silence=5.0)
+    async with (
+        a_gateway(a_route(), patience=patience) as gateway,
+        FakeWorker().serving(gateway) as worker,
+    ):
         caller = await call(gateway)
+        worker.mute = True
+        await until(lambda: not worker.row(gateway))
+        assert (await refused(call(gateway))).status_code == 503
+        # A call that brings something keeps all of them; silence ends them.
         await caller.send("hi")
         assert await caller.recv() == "hi"
-        worker.mute = True
+        began = time.monotonic()
         assert await closed(caller) == (1011, "worker lost: call again")
+        assert time.monotonic() - began > 3
+
+
+@on_uvloop
+async def test_a_worker_that_comes_back_in_time_keeps_its_calls() -> None:
+    patience = Patience(reserve=10, dial=10, silence=4.0)
+    async with (
+        a_gateway(a_route(), patience=patience) as gateway,
+        FakeWorker().serving(gateway) as worker,
+    ):
+        caller = await call(gateway)
+        worker.mute = True
         await until(lambda: not worker.row(gateway))
+        worker.mute = False
+        async with worker.linked(gateway):
+            await asyncio.sleep(2)  # past the moment in which its calls would have been given up
+            await caller.send("still here")
+            assert await caller.recv() == "still here"
 
 
 @on_uvloop
 async def test_a_lost_control_link_ends_no_call_and_the_next_one_takes_over() -> None:
-    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
+    patience = Patience(reserve=10, dial=10, silence=4.0)
+    async with (
+        a_gateway(a_route(), patience=patience) as gateway,
+        FakeWorker().serving(gateway) as worker,
+    ):
         caller = await call(gateway)
         worker.links[0].transport.abort()
         await until(lambda: not worker.row(gateway))

@@ -114,11 +114,14 @@ def test_a_pod_may_do_no_more_than_it_must() -> None:
     }
 
 
-def test_a_gpu_is_a_limit_and_none_is_nothing() -> None:
-    assert container(an_agent(warm__gpu={"count": 2}))["resources"] == {
+def test_a_gpu_is_a_limit_and_a_worker_has_a_share_of_the_processors() -> None:
+    share = {"requests": {"cpu": "250m", "memory": "256Mi"}}
+    assert container(an_agent(warm__gpu={"count": 2}))["resources"] == share | {
         "limits": {"nvidia.com/gpu": "2"}
     }
-    assert container(an_agent(warm__gpu={"count": 0}))["resources"] == {}
+    assert container(an_agent(warm__gpu={"count": 0}))["resources"] == share
+    none = {"requests": {}}
+    assert container(an_agent(warm__gpu={"count": 0}, warm__resources=none))["resources"] == {}
     own = {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}}
     assert container(an_agent(warm={"gpu": {"count": 1}, "resources": own}))["resources"] == {
         "requests": {"cpu": "1"},

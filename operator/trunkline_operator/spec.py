@@ -73,7 +73,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    requests: Mapping[str, str] = field(default_factory=dict)
+    requests: Mapping[str, str] = field(default_factory=lambda: {"cpu": "250m", "memory": "256Mi"})
     limits: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +95,7 @@ class Warm:
     resources: Resources = field(default_factory=Resources)
     autoscaling: Autoscaling = Autoscaling.INTERNAL
     replicas: int | None = None
-    scale_down_delay_seconds: int = 120
+    scale_down_delay_seconds: int = 60
     scale_down_mode: ScaleDown = ScaleDown.DRAIN
     startup_seconds_hint: int = 60
     schedule: tuple[Window, ...] = ()

@@ -81,7 +81,9 @@ BURST_SETTINGS_TYPE: Final = "trunkline.settings"
 """The type of the first message on a burst data link, gateway to worker: `{type, settings}`."""
 
 HEARTBEAT_SECONDS: Final = 1.0
-DEAD_AFTER_SECONDS: Final = 3.0
+DEAD_AFTER_SECONDS: Final = (
+    3.0  # silent for so long, a worker gets no new call, and a link is dialled anew
+)
 PROTOCOL_VERSION: Final = 1
 
 # The longest control message: 1,000 agents' routes of 8 KiB each fit.

@@ -98,7 +98,7 @@ class Gateway:
             counted=self._ledger.unopened,
         )
         self._burst = BurstSessions()
-        self.workers = WorkerLinks(self._table, self._by_agent, self._changed)
+        self.workers = WorkerLinks(self._table, self._by_agent, self._changed, terms.patience)
         self.operator = OperatorLink(identity.operator_token, self._from_operator, self.load)
         self._placer = Placer(
             table=self._table,

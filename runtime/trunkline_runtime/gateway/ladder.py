@@ -26,9 +26,11 @@ class Patience:
     reserve: float = 0.25  # a worker answers in 0.2 ms; one that is silent so long is stuck
     dial: float = 1.0  # inside a cluster
     tries: int = 3  # two stuck workers then cost 2.5 s, and the last one what is left
-    stall: float = (
-        30.0  # for a caller or a worker that reads nothing: it holds the other for nobody
-    )
+    # For a caller or a worker that reads nothing: it holds the other for nobody.
+    stall: float = 30.0
+    # For a worker that is silent on all its links, before its calls are given up. More than the three seconds
+    # after which it gets no new one: a machine short of processors kept a healthy worker from its second so long.
+    silence: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from trunkline_runtime.contract import (
     Settings,
 )
 from trunkline_runtime.gateway.access.wish import bearers
+from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.leg import Failed, Leg
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Row, Table
@@ -143,6 +144,15 @@ class WorkerLink:
         return True
 
 
+@dataclass(slots=True)
+class _Silence:
+    """Of a worker whose link was cut: its calls are given up at `until`, unless it is heard again."""
+
+    row: Row
+    until: float
+    passed: int  # bytes that its calls had brought by then
+
+
 class WorkerLinks:
     """All control links of workers.
 
@@ -154,12 +164,15 @@ class WorkerLinks:
         table: Table,
         routes: Callable[[], Mapping[str, Route]],
         changed: Callable[[str], None],
+        patience: Patience,
     ) -> None:
         self._table = table
         self._routes = routes
         self._changed = changed
+        self._patience = patience
         self._links: dict[Row, WorkerLink] = {}
         self._legs: dict[_Process, set[Leg]] = {}  # they outlive a link, and meet the next one
+        self._silent: dict[_Process, _Silence] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -220,17 +233,38 @@ class WorkerLinks:
         broadcast([link.connection for link in self._links.values()], '{"type":"beat"}')
 
     def sweep(self, now: float) -> None:
-        """A worker that was silent for three seconds is dead, whatever TCP says."""
+        """A worker that was silent for three seconds gets no new call; its calls have longer."""
         for link in list(self._links.values()):
             unread = link.connection.transport.get_write_buffer_size()
             if now - link.seen > DEAD_AFTER_SECONDS or unread > MAX_UNREAD_BYTES:
                 log.warning(
-                    "a worker is silent or deaf: its calls are lost",
+                    "a worker is silent or deaf: it gets no new call",
                     extra={"agent": link.row.agent, "worker": link.row.worker},
                 )
-                for leg in tuple(self._legs.get(_process(link.row), ())):
-                    leg.abort()
+                process = _process(link.row)
+                until = now + self._patience.silence - DEAD_AFTER_SECONDS
+                self._silent[process] = _Silence(link.row, until, self._passed(process))
                 link.connection.transport.abort()
+        for process in list(self._silent):
+            self._give_up(process, now)
+
+    def _give_up(self, process: _Process, now: float) -> None:
+        """Ends the calls of a worker that has let neither its link nor any call be heard of for too long."""
+        silence, passed = self._silent[process], self._passed(process)
+        if passed > silence.passed:
+            silence.until, silence.passed = now + self._patience.silence, passed
+        elif now > silence.until:
+            del self._silent[process]
+            if legs := tuple(self._legs.get(process, ())):
+                log.warning(
+                    "a worker is silent: its calls are lost",
+                    extra={"agent": silence.row.agent, "worker": silence.row.worker},
+                )
+                for leg in legs:
+                    leg.abort()
+
+    def _passed(self, process: _Process) -> int:
+        return sum(leg.passed for leg in self._legs.get(process, ()))
 
     async def close(self) -> None:
         """Waits for the links that were told to go."""
@@ -244,6 +278,7 @@ class WorkerLinks:
         if old is not None:
             self._links[old].connection.transport.abort()
         self._links[row] = link
+        self._silent.pop(_process(row), None)
         route = self._routes().get(hello.agent)
         link.bar(route is not None and hello.worker in route.draining)
         log.info(
