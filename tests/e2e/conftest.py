@@ -175,7 +175,11 @@ def gpus(cluster: Cluster | None) -> Callable[[int], Awaitable[None]] | None:
 def values(modal_url: str, address: str) -> Json:
     """What a test of minutes needs: callers from outside, the local Modal, and short graces."""
     return {
-        "gateway": {"service": {"type": "NodePort"}, "defaultNamespace": AGENTS},
+        "gateway": {
+            "service": {"type": "NodePort"},
+            "defaultNamespace": AGENTS,
+            "resources": {"requests": {"cpu": "100m"}},  # up to five at once on two processors
+        },
         "operator": {"modalServerUrl": modal_url},
         "networkPolicy": {
             "agentNamespaces": [AGENTS],

@@ -38,7 +38,9 @@ ECHO: Final = "echo"
 GPUS: Final = 3
 TRUNK: Final = "trunk"
 """A loopback agent of one pod with two slots, and containers of four."""
-NOBODY: Final = {"gpu": {"count": 0}}
+SMALL: Final = {"resources": {"requests": {"cpu": "100m"}}}
+"""Of a worker that echoes, on a node of two processors."""
+NOBODY: Final = SMALL | {"gpu": {"count": 0}}
 
 
 # --- in
@@ -99,7 +101,7 @@ async def test_scale_up(site: Site) -> None:
     if site.gpus:
         await site.gpus(GPUS)
     warm = {"slotsPerPod": 4, "minPods": 1, "maxPods": GPUS, "bufferSlots": 1, "gpu": {"count": 1}}
-    await site.agent(ECHO, warm=warm | {"scaleDown": {"delaySeconds": 5}})
+    await site.agent(ECHO, warm=SMALL | warm | {"scaleDown": {"delaySeconds": 5}})
     await site.kubectl.condition(ECHO, "Ready")
     assert len(await site.pods(ECHO)) == 1
     held = [await site.call(ECHO) for _ in range(4)]

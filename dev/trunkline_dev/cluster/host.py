@@ -209,10 +209,17 @@ def taken_range(routes: str) -> str | None:
     return None
 
 
+SHARES: Final = {"cpu.shares": "4096", "cpu.weight": "400"}
+"""Four times the usual: without, all pods together get what one process of this machine gets."""
+
+
 def add_cgroups(name: str) -> None:
-    """A cgroup in every hierarchy."""
+    """A cgroup in every hierarchy, with as much of the processors as a few busy processes beside it."""
     for hierarchy in hierarchies(mounts()):
         (hierarchy / name).mkdir(exist_ok=True)
+        for file, share in SHARES.items():
+            with contextlib.suppress(OSError):  # Each is in one hierarchy of one version.
+                (hierarchy / name / file).write_text(share)
 
 
 def remove_cgroups(name: str) -> None:
