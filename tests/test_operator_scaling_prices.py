@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from worlds import a_pod, a_world, an_agent
 
+from trunkline_operator.__main__ import configured
 from trunkline_operator.advice import Day, advice, watched
 from trunkline_operator.assembly import known_prices
 from trunkline_operator.config import ConfigError
@@ -18,12 +19,10 @@ WARM = Warm(slots_per_pod=4, gpu=Gpu(count=1))
 BURST = Burst(credentials_secret="modal", slots_per_container=4, scaledown_window_seconds=180)
 
 
-def test_the_shipped_prices_can_be_read_and_overridden(tmp_path: Path) -> None:
+def test_the_shipped_prices_can_be_read_and_overridden() -> None:
     shipped = read()
     assert shipped.gpus["L4"].modal == 0.80
-    own = tmp_path / "prices.yaml"
-    own.write_text("gpus: {L4: {cluster: 0.2, modal: 0.5}, Own: {cluster: 1, modal: 2}}")
-    found = read(own)
+    found = read("gpus: {L4: {cluster: 0.2, modal: 0.5}, Own: {cluster: 1, modal: 2}}")
     assert found.gpus["L4"] == GpuPrice(cluster=0.2, modal=0.5)
     assert found.gpus["Own"].modal == 2.0
     assert found.gpus["H100"] == shipped.gpus["H100"]
@@ -38,25 +37,28 @@ def test_the_shipped_prices_can_be_read_and_overridden(tmp_path: Path) -> None:
         ("gpus: {L4: {cluster: cheap, modal: 1}}", "gpus.L4.cluster must be a number"),
         ("gpus: [L4]", "gpus must name GPUs"),
         ("warmAnswer: true", "warmAnswer must be a number"),
-        ("modalRegion: 1", "no entry modalRegion: remove it"),
-        ("[]", "prices must be a mapping"),
+        ("modalRegion: 1", "prices have no entry modalRegion: remove it"),
+        ("[1]", "prices must be a mapping"),
         ("a: b: c", "prices are no YAML"),
     ],
 )
-def test_what_is_wrong_with_prices_is_told(tmp_path: Path, text: str, said: str) -> None:
-    own = tmp_path / "prices.yaml"
-    own.write_text(text)
-    if text == "[]":
-        own.write_text("[1]")
+def test_what_is_wrong_with_prices_is_told(text: str, said: str) -> None:
     with pytest.raises(PricesError, match=said):
-        read(own)
-    with pytest.raises(ConfigError, match=said):
-        known_prices(own)
+        read(text)
+    with pytest.raises(ConfigError, match=f"TRUNKLINE_PRICES: {said}"):
+        known_prices(text)
 
 
-def test_prices_that_are_not_there_are_told() -> None:
-    with pytest.raises(ConfigError, match="No such file"):
-        known_prices(Path("/nowhere/prices.yaml"))
+def test_the_operator_takes_prices_from_a_file_or_else_from_its_environment(tmp_path: Path) -> None:
+    own = tmp_path / "prices.yaml"
+    own.write_text("warmAnswer: 1")
+    needed = ["--gateways=g", "--worker-image=w"]
+    env = {"TRUNKLINE_OPERATOR_TOKEN": "t", "TRUNKLINE_PRICES": "warmAnswer: 2"}
+    assert configured([*needed, f"--prices={own}"], env).prices == "warmAnswer: 1"
+    assert configured(needed, env).prices == "warmAnswer: 2"
+    assert configured(needed, env | {"TRUNKLINE_PRICES": ""}).prices == ""
+    with pytest.raises(ConfigError, match=r"--prices: .* No such file"):
+        configured([*needed, "--prices=/nowhere/prices.yaml"], env)
 
 
 def test_the_reserve_follows_the_newsvendor() -> None:

@@ -39,6 +39,10 @@ def test_the_highest_of_all_windows_counts_also_past_midnight() -> None:
     early = replace(NIGHT, start="0 6 * * *", duration_seconds=3600, min_pods=1)
     assert floor([NIGHT, OFFICE], at("2026-11-27 05:00"), 0.0).pods == 2
     assert floor([NIGHT, early], at("2026-11-27 06:30"), 0.0).pods == 1
+    for both in ([OFFICE, NIGHT, early], [early, NIGHT, OFFICE]):
+        assert floor(both, at("2026-11-27 08:00"), 0.0).pods == 5
+        late = [replace(window, duration_seconds=12 * 3600) for window in both]
+        assert floor(late, at("2026-11-27 08:00"), 0.0).pods == 5
     assert floor([], 0.0, 60.0) == Floor(0, None)
 
 

@@ -218,6 +218,15 @@ def test_nobody_is_below_the_floor_without_overflow() -> None:
     assert outcome.pod_hours > packed(trace, 2, 100)
 
 
+def test_at_no_more_overflow_fewer_hours_than_an_hpa_needs() -> None:
+    """A small piece of bench/scaling.py, so that a change that gives the gain away is seen."""
+    trace, agent = traces.diurnal(0.3), an_agent_of(burst={}, slotsPerPod=4, maxPods=100)
+    ours = run(agent, trace, Trunkline(agent.warm, Stakes(z=2.2), 60.0))
+    theirs = run(agent, trace, Hpa(agent.warm, 0.7, whole=True))
+    assert ours.overflow <= theirs.overflow
+    assert ours.pod_hours <= 0.90 * theirs.pod_hours
+
+
 # --- the fixed traces ---------------------------------------------------------------------------------------
 
 

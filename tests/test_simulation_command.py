@@ -76,6 +76,16 @@ def test_a_built_in_trace_needs_no_file(tmp_path: Path) -> None:
     assert "of spike, for desk" in done.stdout
 
 
+def test_only_settings_that_there_are_can_be_drawn(tmp_path: Path) -> None:
+    png = tmp_path / "out.png"
+    for name, status in (("Knative's KPA", 0), ("KPA", 2)):
+        done = invoked(tmp_path, "--plot", str(png), "--draw", name)
+        assert done.exit_code == status
+        assert png.exists() == (status == 0)
+        assert ("there is no setting 'KPA'" in done.output) == (status == 2)
+        png.unlink(missing_ok=True)
+
+
 def test_prices_are_the_users(tmp_path: Path) -> None:
     own, out = tmp_path / "prices.yaml", tmp_path / "out.json"
     own.write_text("gpus: {L4: {cluster: 10, modal: 20}}\nmodalRegionFactor: 2")

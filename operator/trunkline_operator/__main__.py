@@ -19,6 +19,7 @@ from trunkline_operator.logs import configure_logging
 from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, HEALTH_PORT
 
 ENV_LOG_LEVEL = "TRUNKLINE_LOG_LEVEL"
+ENV_PRICES = "TRUNKLINE_PRICES"
 
 
 def main() -> None:
@@ -79,8 +80,18 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         default_namespace=flags.default_namespace,
         status_seconds=flags.status_seconds,
         ca_dir=flags.ca_dir,
-        prices=flags.prices,
+        prices=prices_of(flags.prices, env),
     )
+
+
+def prices_of(file: Path | None, env: Mapping[str, str]) -> str:
+    """The text of --prices, or else that of the environment."""
+    if file is None:
+        return env.get(ENV_PRICES, "")
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prices: {error}") from error
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
 import kopf
@@ -154,12 +153,12 @@ def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
     )
 
 
-def known_prices(file: Path | None) -> Prices:
+def known_prices(own: str) -> Prices:
     """The prices that the operator decides by, or a ConfigError."""
     try:
-        return prices.read(file)
-    except (OSError, prices.PricesError) as error:
-        raise ConfigError(f"--prices {file}: {error}") from error
+        return prices.read(own)
+    except prices.PricesError as error:
+        raise ConfigError(f"--prices or TRUNKLINE_PRICES: {error}") from error
 
 
 async def require_agents(cluster: Cluster) -> None:

@@ -33,7 +33,7 @@ class OperatorConfig:
     default_namespace: str = "default"
     status_seconds: float = STATUS_SECONDS
     ca_dir: Path | None = None  # None: plain links
-    prices: Path | None = None  # None: those that come with Trunkline
+    prices: str = ""  # YAML over the prices that come with Trunkline
 
     def __post_init__(self) -> None:
         parse_gateways(self.gateways)

@@ -9,7 +9,6 @@ while its slots cost less than the same slots at Modal.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -57,10 +56,10 @@ class Stakes:
     words: str = ""
 
 
-def read(path: Path | None = None) -> Prices:
-    """The prices that come with Trunkline, with those of a file laid over them."""
+def read(own: str = "") -> Prices:
+    """The prices that come with Trunkline, with those of a YAML text laid over them."""
     shipped = _parsed((files("trunkline_operator") / "prices.yaml").read_text(), Prices())
-    return shipped if path is None else _parsed(path.read_text(), shipped)
+    return _parsed(own, shipped)
 
 
 def _parsed(text: str, below: Prices) -> Prices:

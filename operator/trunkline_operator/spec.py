@@ -19,6 +19,12 @@ class SpecError(ValueError):
 class EngineType(StrEnum):
     LOOPBACK = "loopback"
     SPEECH = "speech"
+    MOSHI = "moshi"
+
+
+class Quantization(StrEnum):
+    NONE = "none"
+    INT8 = "int8"
 
 
 class Autoscaling(StrEnum):
@@ -63,6 +69,12 @@ class Engine:
     greeting: str = ""
     replies: tuple[Reply, ...] = ()
     fallback: str = "I did not catch that. Please say it again."
+    # Of moshi alone.
+    model: str = ""
+    stt: str = ""
+    token_secret: str = ""
+    quantization: Quantization = Quantization.NONE
+    context_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

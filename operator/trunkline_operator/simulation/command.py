@@ -50,7 +50,11 @@ def simulate(
         Path | None, typer.Option("--json", help="Write all numbers there.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw a PNG of these settings and the cheapest others.")
+        Path | None, typer.Option(help="Draw a PNG of these settings and the two cheapest others.")
+    ] = None,
+    draw: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting to draw instead, as the table names it; repeatable."),
     ] = None,
     prices: Annotated[Path | None, typer.Option(help="Your prices of GPUs.")] = None,
     gpu: Annotated[
@@ -78,7 +82,7 @@ def simulate(
 
     subject = declared(agent, name)
     try:
-        known = read(prices)
+        known = read(prices.read_text() if prices else "")
         calls = read_trace(trace, subject.name, scale)
     except (TraceError, PricesError, OSError) as error:
         raise _fail(str(error)) from error
@@ -92,9 +96,8 @@ def simulate(
     if plot is not None:
         from trunkline_operator.simulation.plot import plotted
 
-        plotted(
-            plot, calls, [(bill.setting, bill.outcome) for bill in (bills[0], *best(bills)[:2])]
-        )
+        panels = [bills[0], *(named(bills, draw) if draw else best(bills)[:2])]
+        plotted(plot, calls, [(bill.setting, bill.outcome) for bill in panels])
 
 
 simulate.__doc__ = f"{simulate.__doc__}\n{EXAMPLES}"
@@ -186,6 +189,14 @@ def _progress(total: int) -> Iterator[Callable[[float, str], None]]:
             bar.update(task, completed=done, description=name, visible=visible)
 
         yield advance
+
+
+def named(bills: "Sequence[Bill]", names: Sequence[str]) -> "list[Bill]":
+    """The bills of these settings; ends the program if there is no such setting."""
+    known = {bill.setting: bill for bill in bills}
+    if unknown := [name for name in names if name not in known]:
+        raise _fail(f"--draw: there is no setting {unknown[0]!r}, only: {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def best(bills: "Sequence[Bill]") -> "list[Bill]":

@@ -34,10 +34,6 @@ class Pod:
     draining: bool = False
     busy: int = 0
 
-    @property
-    def active(self) -> bool:
-        return not self.draining
-
 
 @dataclass(slots=True, eq=False)
 class Container:
@@ -263,19 +259,20 @@ class Simulation:
     def _look(self) -> None:
         self._look_at, self._looked = math.inf, self.now
         seen = self.seen
-        serving = [pod for pod in self.pods if pod.ready and pod.active]
-        seen.active = sum(pod.active for pod in self.pods)
+        active = [pod for pod in self.pods if not pod.draining]
+        serving = [pod for pod in active if pod.ready]
+        seen.active = len(active)
         seen.serving = len(serving)
         seen.loads = tuple(pod.busy for pod in serving)
         wanted, again = self._scaler.asked(seen, self.now)
-        self._steer(wanted)
+        if wanted != len(active):
+            self._steer(active, wanted)
         waits = [wait for wait in (again, self._scaler.period) if wait is not None]
         if waits:
             self._look_by(self.now + min(waits))
 
-    def _steer(self, wanted: int) -> None:
+    def _steer(self, active: list[Pod], wanted: int) -> None:
         """As `plan.py`: drains are taken back first, then pods are made; victims lose the fewest calls."""
-        active = [pod for pod in self.pods if pod.active]
         if len(active) < wanted:
             draining = [pod for pod in self.pods if pod.draining]
             draining.sort(key=lambda pod: (not pod.ready, -pod.busy, pod.ordinal))
