@@ -191,8 +191,7 @@ class MoshiEngine:
     def _measured(self, slots: int) -> float:
         """The p99 of a step in seconds, all slots busy, from the frames' upload to the answers' download.
 
-        It also warms everything up, and finds weights that make no sense before a caller does. On a CPU
-        the time is the thread's own: what else runs on the machine now may not run later.
+        It also warms everything up, and finds weights that make no sense before a caller does.
         """
         stepper = self._stepper
         if stepper is None or stepper.slots != slots:
@@ -201,7 +200,7 @@ class MoshiEngine:
         draw = np.random.default_rng(0)
         noise = draw.integers(-9_000, 9_000, FRAME_SAMPLES).astype("<i2").tobytes()
         frames = dict.fromkeys(range(slots), noise)
-        clock = time.thread_time if self._on_cpu else time.perf_counter
+        clock = self._step_clock
         seconds = []
         for number in range(WARM_UP_STEPS + MEASURED_STEPS):
             began = clock()
@@ -213,6 +212,11 @@ class MoshiEngine:
             stepper.join(slot)
         stepper.settle()
         return p99(seconds)
+
+    @property
+    def _step_clock(self) -> Callable[[], float]:
+        """What a step costs, in seconds. On a CPU the thread's own time: what else runs there will end."""
+        return time.thread_time if self._on_cpu else time.perf_counter
 
     @property
     def _on_cpu(self) -> bool:
@@ -237,11 +241,12 @@ class MoshiEngine:
         due = time.monotonic() + FRAME_SECONDS
         try:
             while not self._stop.wait(max(0.0, due - time.monotonic())):
-                began = time.monotonic()
+                clock = self._step_clock
+                began = clock()
                 stepped = self.tick()
-                ended = time.monotonic()
+                seconds, ended = clock() - began, time.monotonic()
                 if stepped:
-                    self._judge(ended - began, late=ended - due > FRAME_SECONDS)
+                    self._judge(seconds, late=ended - due > FRAME_SECONDS)
                 due, skipped = next_due(due, ended)
                 self._totals["skipped_ticks"] += skipped
         except Exception as error:  # the boundary of the thread; see the module
@@ -309,8 +314,13 @@ class MoshiEngine:
         self._totals["late_steps"] += late
         self._totals["step_microseconds"] += round(1e6 * seconds)
         if self._strain.add(seconds):
-            log.warning("steps are too slow" if self._strain.strained else "steps are fast again")
-            self._room(0 if self._strain.strained else self._offered)
+            strained = self._strain.strained
+            log.warning(
+                "steps are too slow: no further call is taken"
+                if strained
+                else "steps are fast again"
+            )
+            self._room(0 if strained else self._offered)
 
     def _closed(self, conversation: MoshiConversation) -> None:
         counts = conversation.counts()
