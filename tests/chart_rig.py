@@ -25,7 +25,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
         "image": {"registry": "mirror.example/trunkline"},
         "operator": {"image": "registry.example/operator@sha256:0123"},
         "gateway": {"image": "edge"},
-        "worker": {"image": "registry.example/worker-moshi:1"},
+        "worker": {"image": "registry.example/worker:1", "moshiImage": "registry.example/moshi:1"},
     },
     "own token": {"operatorToken": {"existingSecret": "mine"}},
     "plain": {"tls": {"enabled": False}},

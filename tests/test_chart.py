@@ -154,7 +154,7 @@ def test_images() -> None:
     objects = rendered(SWITCHES["other registry"])
     assert container(objects, "gateway")["image"] == "mirror.example/trunkline/edge:0.1.0"
     assert container(objects, "operator")["image"] == "registry.example/operator@sha256:0123"
-    image = "--worker-image=registry.example/worker-moshi:1"
+    image = "--worker-image=registry.example/worker:1"
     assert image in container(objects, "operator")["args"]
 
 

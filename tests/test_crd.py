@@ -109,6 +109,11 @@ TENANTS: Json = {
 }
 
 REFUSED: dict[str, Json] = {
+    "engine.type moshi needs engine.model: name a Hugging Face repository (owner/name), a folder in the "
+    "pod, or tiny": {"engine": {"type": "moshi"}},
+    "engine.model is for engine.type moshi: remove it or set the type": {
+        "engine__model": "kyutai/moshiko-pytorch-bf16"
+    },
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": {
         "warm": {"minPods": 3, "maxPods": 2}
     },
@@ -224,7 +229,7 @@ async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"engine__type": "moshi"}, 'Unsupported value: "moshi": supported values: "loopback", "speech"'),
+        ({"engine__type": "echo"}, 'Unsupported value: "echo": supported values: "loopback", "speech", "moshi"'),
         ({"engine": None}, "spec.engine: Required value"),
         ({"access": None}, "spec.access: Required value"),
         ({"warm__slotsPerPod": 0}, "should be greater than or equal to 1"),
@@ -253,6 +258,7 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         ("with-burst", BURST),
         ("secured", secured),
         ("planned", planned),
+        ("moshi", {"engine": {"type": "moshi", "model": "tiny"}}),
     ):
         body = an_agent(name, **changes)
         stored = await api.create(agents, body)

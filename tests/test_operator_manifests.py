@@ -11,6 +11,8 @@ from trunkline_dev.kube import Api
 from trunkline_operator.manifests import (
     burst_app,
     burst_hash,
+    engine_environment,
+    image_of,
     secret,
     secret_strings,
     template_hash,
@@ -103,6 +105,40 @@ def test_a_pod_belongs_to_its_agent_and_outlives_its_last_call() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] == 660
 
 
+def test_a_moshi_worker_is_told_of_its_model() -> None:
+    engine = {
+        "type": "moshi",
+        "model": "kyutai/moshiko-pytorch-bf16@1a2b",
+        "stt": "kyutai/stt-1b-en_fr",
+        "quantization": "int8",
+        "contextSeconds": 120,
+        "tokenSecretRef": {"name": "hub"},
+    }
+    agent = an_agent(engine=engine)
+    env = {entry["name"]: entry for entry in container(agent)["env"]}
+    told = {name: env[name]["value"] for name in engine_environment(agent.engine)}
+    assert told == {
+        contract.ENV_ENGINE: "moshi",
+        contract.ENV_MODEL: "kyutai/moshiko-pytorch-bf16@1a2b",
+        contract.ENV_STT_MODEL: "kyutai/stt-1b-en_fr",
+        contract.ENV_INT8: "1",
+        contract.ENV_CONTEXT_SECONDS: "120",
+    }
+    token = env[contract.ENV_HUB_TOKEN]["valueFrom"]["secretKeyRef"]
+    assert token == {"name": "hub", "key": "token"}
+    plain = {entry["name"] for entry in container(an_agent())["env"]}
+    assert plain.isdisjoint({contract.ENV_MODEL, contract.ENV_HUB_TOKEN})
+
+
+def test_moshi_has_an_image_of_its_own() -> None:
+    moshi, other = an_agent(engine={"type": "moshi", "model": "tiny"}), an_agent()
+    both = replace(INSTALLATION, moshi_image="worker-moshi:1")
+    assert image_of(moshi, both) == "worker-moshi:1"
+    assert image_of(other, both) == image_of(moshi, INSTALLATION) == INSTALLATION.worker_image
+    assert template_hash(moshi, both) != template_hash(moshi, INSTALLATION)
+    assert template_hash(other, both) == template_hash(other, INSTALLATION)
+
+
 def test_a_pod_may_do_no_more_than_it_must() -> None:
     pod = worker_pod(an_agent(), 0, INSTALLATION)["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -120,7 +156,7 @@ def test_a_gpu_is_a_limit_and_a_worker_has_a_share_of_the_processors() -> None:
         "limits": {"nvidia.com/gpu": "2"}
     }
     assert container(an_agent(warm__gpu={"count": 0}))["resources"] == share
-    none = {"requests": {}}
+    none: dict[str, Any] = {"requests": {}}
     assert container(an_agent(warm__gpu={"count": 0}, warm__resources=none))["resources"] == {}
     own = {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}}
     assert container(an_agent(warm={"gpu": {"count": 1}, "resources": own}))["resources"] == {

@@ -69,9 +69,10 @@ def test_burst_without_modal_is_no_burst() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"engine": {}}, "engine.type must be one of: loopback, speech"),
-        ({"engine__type": "moshi"}, "engine.type must be one of: loopback, speech"),
-        ({"engine": []}, "engine.type must be one of: loopback, speech"),
+        ({"engine": {}}, "engine.type must be one of: loopback, speech, moshi"),
+        ({"engine__type": "echo"}, "engine.type must be one of: loopback, speech, moshi"),
+        ({"engine__type": "moshi"}, "engine.type moshi needs engine.model"),
+        ({"engine": []}, "engine.type must be one of: loopback, speech, moshi"),
         ({"warm__slotsPerPod": 0}, "warm.slotsPerPod must be a whole number from 1 to 256"),
         ({"access__public": "yes"}, "access.public must be true or false"),
         ({"burst__modal": {}}, "credentialsSecretRef.name must name a Secret"),

@@ -72,6 +72,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         operator_token=token,
         gateways=flags.gateways,
         worker_image=flags.worker_image,
+        moshi_image=flags.moshi_image,
         namespaces=tuple(dict.fromkeys(flags.namespace)),
         routes_secret=parse_name("--routes-secret", flags.routes_secret),
         lease=parse_name("--lease", flags.lease),
@@ -105,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     add("--namespace", action="append", default=[], metavar="NS", help="repeatable; none means all")
     add("--gateways", required=True, metavar="HOST:PORT,…", help="control addresses of gateways")
     add("--worker-image", required=True, metavar="IMAGE", help="for agents that name none")
+    add("--moshi-image", default="", metavar="IMAGE", help="likewise, for the Moshi engine")
     add("--routes-secret", default="", metavar="NS/NAME", help="keeps the routes for gateways")
     add("--lease", default="", metavar="NS/NAME", help="of several operators, who has it acts")
     add("--host", default="0.0.0.0", help="address of the health port")

@@ -141,6 +141,7 @@ def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
     return Settings(
         installation=Installation(
             worker_image=config.worker_image,
+            moshi_image=config.moshi_image,
             gateways=config.gateways,
             build=version("trunkline"),
             ca=authority.identity if authority else "",

@@ -25,6 +25,7 @@ class OperatorConfig:
     operator_token: str
     gateways: str
     worker_image: str
+    moshi_image: str = ""  # "": the same
     namespaces: tuple[str, ...] = ()
     routes_secret: tuple[str, str] | None = None
     lease: tuple[str, str] | None = None

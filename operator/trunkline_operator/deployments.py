@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trunkline_operator.burst import Burst, BurstApp, BurstError, Credentials
+from trunkline_operator.manifests import engine_environment
 from trunkline_operator.metrics import DEPLOYMENTS
 from trunkline_operator.spec import Burst as BurstSpec
 from trunkline_operator.spec import Snapshot, VoiceAgent
@@ -158,7 +159,7 @@ def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -
     return BurstApp(
         name=name,
         agent=agent.key,
-        engine=agent.engine.type.value,
+        engine=engine_environment(agent.engine),
         ticket_key=ticket_key,
         environment=burst.environment,
         tags={GROUP: agent.key},

@@ -12,20 +12,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trunkline_operator.prices import Prices
-from trunkline_operator.spec import Json, VoiceAgent
+from trunkline_operator.spec import Engine, EngineType, Json, Quantization, VoiceAgent
 from trunkline_operator.world import CONTAINER
 from trunkline_runtime.contract import (
     ANNOTATION_CA,
     ANNOTATION_TEMPLATE,
     CA_CERT_FILE,
     ENV_AGENT,
+    ENV_CONTEXT_SECONDS,
     ENV_ENGINE,
     ENV_GATEWAYS,
     ENV_HEALTH_PORT,
     ENV_HOST,
+    ENV_HUB_TOKEN,
+    ENV_INT8,
     ENV_MAX_SECONDS,
+    ENV_MODEL,
     ENV_PORT,
     ENV_SLOTS,
+    ENV_STT_MODEL,
     ENV_TLS_CA,
     ENV_TLS_CERT,
     ENV_TLS_KEY,
@@ -64,6 +69,7 @@ class Installation:
     """What all agents of one operator share."""
 
     worker_image: str  # for agents that name none
+    moshi_image: str = ""  # likewise, for the Moshi engine; "" = the same
     gateways: str  # host:port,… ; handed to workers as it is
     build: str  # version of this distribution; a new one redeploys burst
     ca: str = ""  # identity of the CA of all links; "" = plain links
@@ -157,7 +163,7 @@ def _metadata(agent: VoiceAgent, name: str) -> Json:
 def _container(agent: VoiceAgent, installation: Installation) -> Json:
     return {
         "name": CONTAINER,
-        "image": agent.warm.image or installation.worker_image,
+        "image": image_of(agent, installation),
         "env": _environment(agent, installation),
         "ports": [
             {"name": "data", "containerPort": WORKER_PORT},
@@ -177,10 +183,17 @@ def _container(agent: VoiceAgent, installation: Installation) -> Json:
     }
 
 
+def image_of(agent: VoiceAgent, installation: Installation) -> str:
+    """What its pods run."""
+    if agent.engine.type is EngineType.MOSHI and installation.moshi_image:
+        return agent.warm.image or installation.moshi_image
+    return agent.warm.image or installation.worker_image
+
+
 def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
     plain = {
         ENV_AGENT: agent.key,
-        ENV_ENGINE: agent.engine.type.value,
+        **engine_environment(agent.engine),
         ENV_SLOTS: str(agent.warm.slots_per_pod),
         ENV_PORT: str(WORKER_PORT),
         ENV_HEALTH_PORT: str(HEALTH_PORT),
@@ -188,10 +201,13 @@ def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
         ENV_MAX_SECONDS: str(agent.session.max_seconds),
     }
     own = {ENV_WORKER: "metadata.name", ENV_HOST: "status.podIP"}
-    kept = {ENV_WORKER_KEY: WORKER_KEY}
-    if installation.ca:
-        kept |= {ENV_TLS_CA: CA_CERT_FILE, ENV_TLS_CERT: TLS_CERT_FILE, ENV_TLS_KEY: TLS_KEY_FILE}
     secret = secret_name(agent)
+    kept = {ENV_WORKER_KEY: (secret, WORKER_KEY)}
+    if installation.ca:
+        files = {ENV_TLS_CA: CA_CERT_FILE, ENV_TLS_CERT: TLS_CERT_FILE, ENV_TLS_KEY: TLS_KEY_FILE}
+        kept |= {name: (secret, file) for name, file in files.items()}
+    if agent.engine.token_secret:
+        kept |= {ENV_HUB_TOKEN: (agent.engine.token_secret, "token")}
     return [
         *({"name": name, "value": value} for name, value in plain.items()),
         *(
@@ -200,9 +216,22 @@ def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
         ),
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": entry}}}
-            for name, entry in kept.items()
+            for name, (secret, entry) in kept.items()
         ),
     ]
+
+
+def engine_environment(engine: Engine) -> dict[str, str]:
+    """What a worker must know of its engine to load it, in a pod and at Modal alike."""
+    known = {ENV_ENGINE: engine.type.value}
+    if engine.type is EngineType.MOSHI:
+        known |= {
+            ENV_MODEL: engine.model,
+            ENV_STT_MODEL: engine.stt,
+            ENV_INT8: "1" if engine.quantization is Quantization.INT8 else "0",
+            ENV_CONTEXT_SECONDS: str(engine.context_seconds),
+        }
+    return known
 
 
 def _probe(path: str, *, period: int, failures: int) -> Json:
@@ -230,8 +259,8 @@ def template_hash(agent: VoiceAgent, installation: Installation) -> str:
     warm = agent.warm
     return digest(
         {
-            "image": warm.image or installation.worker_image,
-            "engine": agent.engine.type,
+            "image": image_of(agent, installation),
+            "engine": engine_environment(agent.engine),
             "slots": warm.slots_per_pod,
             "resources": _resources(agent),
         }
@@ -259,7 +288,7 @@ def burst_hash(agent: VoiceAgent, installation: Installation) -> str:
         {
             "app": burst_app(agent),
             "build": installation.build,
-            "engine": agent.engine.type,
+            "engine": engine_environment(agent.engine),
             "maxSeconds": agent.session.max_seconds,
             "gpu": burst.gpu,
             "region": burst.region,

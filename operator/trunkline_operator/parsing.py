@@ -25,6 +25,7 @@ from trunkline_operator.spec import (
     Limits,
     Override,
     Percent,
+    Quantization,
     Region,
     Reply,
     Resources,
@@ -57,7 +58,7 @@ def parsed(obj: Json) -> VoiceAgent:
 def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
     metadata = obj["metadata"]
     engine = _required(
-        _fields(spec, "engine"), "type", "engine.type must be one of: loopback, speech"
+        _fields(spec, "engine"), "type", "engine.type must be one of: loopback, speech, moshi"
     )
     agent = VoiceAgent(
         namespace=metadata["namespace"],
@@ -224,6 +225,11 @@ FIELDS: Final[Mapping[str, Table]] = {
         "greeting": ("greeting", _text(1024)),
         "replies": ("replies", _many(64, _reply)),
         "fallback": ("fallback", _text(1024)),
+        "model": ("model", _text(512)),
+        "stt": ("stt", _text(512)),
+        "tokenSecretRef.name": ("token_secret", _text(253)),
+        "quantization": ("quantization", _one_of(Quantization)),
+        "contextSeconds": ("context_seconds", _number(0, 3600)),
     },
     "warm": {
         "image": ("image", _text(1024)),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from trunkline_operator.spec import Autoscaling, Burst, Session, Snapshot, VoiceAgent
+from trunkline_operator.spec import Autoscaling, Burst, EngineType, Session, Snapshot, VoiceAgent
 
 MAX_SECONDS_WITH_BURST: Final = 3600
 """Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
@@ -17,6 +17,13 @@ KEYS_ADDRESS: Final = re.compile(
 )
 
 AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
+    "engine.type moshi needs engine.model: name a Hugging Face repository (owner/name), a folder in the "
+    "pod, or tiny": (
+        lambda agent: agent.engine.type is not EngineType.MOSHI or bool(agent.engine.model)
+    ),
+    "engine.model is for engine.type moshi: remove it or set the type": (
+        lambda agent: agent.engine.type is EngineType.MOSHI or not agent.engine.model
+    ),
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
         lambda agent: agent.warm.max_pods >= agent.warm.min_pods
     ),

@@ -65,6 +65,7 @@ ENV_TLS_KEY: Final = "TRUNKLINE_TLS_KEY"
 # Of a worker with the Moshi engine.
 ENV_MODEL: Final = "TRUNKLINE_MODEL"  # tiny, owner/name[@revision] at Hugging Face, or a folder
 ENV_STT_MODEL: Final = "TRUNKLINE_STT_MODEL"  # likewise; empty for no transcript
+ENV_HUB_TOKEN: Final = "HF_TOKEN"  # Hugging Face's own name for it
 ENV_DEVICE: Final = "TRUNKLINE_DEVICE"  # cuda | cpu
 ENV_INT8: Final = "TRUNKLINE_INT8"  # 1: quantise Moshi's linear layers
 ENV_CONTEXT_SECONDS: Final = "TRUNKLINE_CONTEXT_SECONDS"  # 0: as far back as the model can look

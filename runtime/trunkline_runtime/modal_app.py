@@ -41,7 +41,7 @@ EXIT_SECONDS: Final = (
     25.0  # of the 30 that Modal gives exit hooks; calls have had their grace before
 )
 # The extra that brings an engine's packages; the loopback engine needs none.
-EXTRAS: Final[Mapping[str, str]] = {"loopback": "", "speech": "speech"}
+EXTRAS: Final[Mapping[str, str]] = {"loopback": "", "speech": "speech", "moshi": "moshi"}
 
 
 class HostedWorker:
@@ -150,7 +150,7 @@ class BurstApp:
 
     name: str  # of the app, at most 64 of A-Z a-z 0-9 - . _
     agent: str  # namespace/name
-    engine: str  # as in ENV_ENGINE
+    engine: Mapping[str, str]  # environment: ENV_ENGINE, and what that engine must know
     ticket_key: str = field(
         repr=False
     )  # checks gateways' tickets; reaches the container as a Secret
@@ -185,7 +185,7 @@ def build_app(options: BurstApp) -> modal.App:
         name=SERVER,
         env={
             ENV_AGENT: options.agent,
-            ENV_ENGINE: options.engine,
+            **options.engine,
             ENV_SLOTS: str(options.slots),
             ENV_MAX_SECONDS: str(options.max_seconds),
         },
@@ -213,7 +213,7 @@ def _image(options: BurstApp) -> Any:
         return modal.Image.from_registry(options.image)
     return (
         modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
-        .pip_install(*requirements(EXTRAS.get(options.engine, options.engine)))
+        .pip_install(*requirements(EXTRAS[options.engine[ENV_ENGINE]]))
         .add_local_python_source("trunkline_runtime")
     )
 
