@@ -19,6 +19,8 @@ from helm_python import Chart, Config, HelmError
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError
+from trunkline_operator.routes_secret import routes_secret
+from trunkline_runtime.contract import Routes
 
 Values = dict[str, Any]
 NO_JOB: Final[Values] = {"uninstall": {"stopModalApps": False}}
@@ -115,8 +117,9 @@ async def test_install_upgrade_rollback_uninstall(helm: Helm) -> None:
     kept = await helm.kept()
     # As the operator does.
     routes = f"/api/v1/namespaces/{helm.namespace}/secrets/trunkline-routes"
-    filled = {"apiVersion": "v1", "kind": "Secret", "data": {"routes.json": "e30="}}
-    await helm.api.apply(routes, filled | {"metadata": {"name": "trunkline-routes"}})
+    document = Routes(type="routes", version=1, epoch=1, routes=[])
+    filled = routes_secret("trunkline-routes", document)
+    await helm.api.apply(routes, filled, "trunkline-operator")
 
     helm.upgrade({"gateway": {"replicas": 3}})
     gateway = await helm.get("/apis/apps/v1", "deployments", "gateway")

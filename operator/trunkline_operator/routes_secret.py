@@ -10,7 +10,8 @@ from typing import Final
 
 from trunkline_operator.cluster import ApiError, Cluster, path
 from trunkline_operator.fleet import Fleet
-from trunkline_runtime.contract import LABEL_MANAGED_BY, MANAGED_BY, Routes
+from trunkline_operator.spec import Json
+from trunkline_runtime.contract import Routes
 
 KEY: Final = "routes.json"
 # A kubelet brings a changed Secret into pods within a minute, so haste would gain nothing.
@@ -67,11 +68,17 @@ class RoutesSecret:
             await asyncio.sleep(GAP_SECONDS)
 
     async def _write(self, routes: Routes) -> None:
-        document = json.dumps(routes, separators=(",", ":"))
-        body = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": self._name, "labels": {LABEL_MANAGED_BY: MANAGED_BY}},
-            "data": {KEY: base64.b64encode(document.encode()).decode()},
-        }
-        await self._cluster.apply(path("Secret", self._namespace, self._name), body)
+        await self._cluster.apply(
+            path("Secret", self._namespace, self._name), routes_secret(self._name, routes)
+        )
+
+
+def routes_secret(name: str, routes: Routes) -> Json:
+    """The Secret's body. No labels: those are Helm's, which refuses an upgrade over fields of another's."""
+    document = json.dumps(routes, separators=(",", ":"))
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "data": {KEY: base64.b64encode(document.encode()).decode()},
+    }
