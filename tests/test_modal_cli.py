@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from modal_rig import (
     until,
 )
 
+from trunkline_dev.modal.faults import parse
 from trunkline_dev.modal.server import LocalModal
 
 TESTS: Final = Path(__file__).parent
@@ -110,6 +112,57 @@ async def test_the_command_line_deploys_shows_and_stops(
         assert await listed(local, "container", "list") == []
         assert local.state.sdk_calls.unimplemented == {}
         assert local.state.container_calls.unimplemented == {}
+
+
+def examples(language: str) -> list[str]:
+    """The blocks of that language in the documentation."""
+    text = (TESTS.parent / "docs" / "local-modal.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+async def test_the_documented_app_is_deployed_and_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Written with decorators at the top of a module, unlike what Trunkline itself deploys."""
+    [code] = [block for block in examples("python") if block.startswith("# voice.py")]
+    file = tmp_path / "voice.py"
+    file.write_text(code)
+    async with local_modal(monkeypatch) as (local, client):
+        await cli(local, "deploy", str(file))
+        url = await modal.Server.from_name("voice", "Voice", client=client).get_url.aio()
+        assert url
+        async with dial(url, await start(url)) as call:
+            await call.send("hello")
+            assert await call.recv() == "hello"
+
+
+def test_the_documented_faults_can_be_read() -> None:
+    blocks = examples("json")
+    assert len(blocks) == 4
+    for block in blocks:
+        assert parse(json.loads(block)).rules
+
+
+async def test_a_container_that_dies_says_with_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "voice.py"
+    file.write_text(
+        "import modal\n"
+        "app = modal.App('voice')\n"
+        "@app.server(min_containers=1)\n"
+        "@modal.sessioned()\n"
+        "class Voice:\n"
+        "    @modal.enter()\n"
+        "    def begin(self): ...\n"
+        "if not modal.is_local():\n"
+        "    raise LookupError('no such accelerator')\n"
+    )
+    async with local_modal(monkeypatch) as (local, _):
+        await cli(local, "deploy", str(file))
+        await until(lambda: local.boots and ended(local.boots[0]))
+        assert local.boots[0].exit == 1
+        assert local.boots[0].error == "LookupError: no such accelerator"
 
 
 async def test_the_sdk_and_containers_make_no_call_that_is_not_there(

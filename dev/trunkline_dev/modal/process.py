@@ -25,6 +25,7 @@ from trunkline_runtime.contract import ENV_HOST, ENV_PORT
 
 # What a container sees of this machine; all else comes from the app's secrets.
 INHERITED: Final = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "OMP_NUM_THREADS")
+MAX_LINE: Final = 1000  # bytes of a log that tell why a container ended
 PROBE_SECONDS: Final = 0.02  # between tries of a container's port
 
 
@@ -134,6 +135,8 @@ class ContainerProcess:
 
     async def _reap(self, process: asyncio.subprocess.Process) -> None:
         self.exit_code = await process.wait()
+        if self.exit_code and not self.error:
+            self.error = last_line(self._log_file(self.name))
         await self._clear()
 
     async def _clear(self) -> None:
@@ -220,3 +223,14 @@ async def listening(process: ContainerProcess, port: int) -> None:
             writer.close()
             return
         await asyncio.sleep(PROBE_SECONDS)
+
+
+def last_line(log: Path) -> str:
+    """The end of a log: of a Python program that failed, the exception."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - MAX_LINE))
+            lines = file.read().decode(errors="replace").split("\n")
+    except FileNotFoundError:  # a clone's log goes with it
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -207,14 +207,16 @@ class State:
         return max(stopped, key=lambda app: app.stopped_at, default=None)
 
     def layout(self, app: AppRecord) -> Message:
-        objects = [
-            api_pb2.Object(
-                object_id=function_id,
-                function_handle_metadata=self.servers[function_id].metadata(),
+        """What the app consists of; a container finds there what its module names: images, secrets."""
+        objects = {}
+        for function_id in app.functions.values():
+            server = self.servers[function_id]
+            for needed in server.definition.object_dependencies if server.definition else ():
+                objects[needed.object_id] = api_pb2.Object(object_id=needed.object_id)
+            objects[function_id] = api_pb2.Object(
+                object_id=function_id, function_handle_metadata=server.metadata()
             )
-            for function_id in app.functions.values()
-        ]
-        return api_pb2.AppLayout(objects=objects, function_ids=app.functions)
+        return api_pb2.AppLayout(objects=objects.values(), function_ids=app.functions)
 
 
 def new_id(prefix: str) -> str:
