@@ -148,6 +148,7 @@ async def test_a_container_that_dies_says_with_what(
 ) -> None:
     file = tmp_path / "voice.py"
     file.write_text(
+        "import os\n"
         "import modal\n"
         "app = modal.App('voice')\n"
         "@app.server(min_containers=1)\n"
@@ -156,13 +157,13 @@ async def test_a_container_that_dies_says_with_what(
         "    @modal.enter()\n"
         "    def begin(self): ...\n"
         "if not modal.is_local():\n"
-        "    raise LookupError('no such accelerator')\n"
+        "    print('no such accelerator')\n"
+        "    os._exit(3)\n"
     )
     async with local_modal(monkeypatch) as (local, _):
         await cli(local, "deploy", str(file))
         await until(lambda: local.boots and ended(local.boots[0]))
-        assert local.boots[0].exit == 1
-        assert local.boots[0].error == "LookupError: no such accelerator"
+        assert (local.boots[0].exit, local.boots[0].error) == (3, "no such accelerator")
 
 
 async def test_the_sdk_and_containers_make_no_call_that_is_not_there(
