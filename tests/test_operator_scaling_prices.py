@@ -83,8 +83,9 @@ def test_a_pod_that_costs_more_than_modal_does_not_pay() -> None:
     dear = Prices(gpus={"L4": GpuPrice(cluster=0.90, modal=0.80)})
     assert not stakes(WARM, BURST, dear).pays
     assert stakes(WARM, BURST, replace(dear, modal_region_factor=1.5)).pays
-    dearest = Prices(gpus={"L4": GpuPrice(cluster=90, modal=0.80)})
-    assert stakes(WARM, BURST, dearest).z == 0
+    for cluster in (4.0, 90.0):  # a slot for 1 $/h, and for more than its call at Modal
+        dearest = Prices(gpus={"L4": GpuPrice(cluster=cluster, modal=0.80)})
+        assert stakes(WARM, BURST, dearest).z == 0
 
 
 def test_what_is_not_known_decides_nothing() -> None:

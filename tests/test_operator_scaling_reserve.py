@@ -137,8 +137,11 @@ def test_a_pod_whose_calls_cost_less_at_modal_is_not_kept() -> None:
 
 
 def test_silent_gateways_are_no_news_for_the_rates() -> None:
-    decision = decide(flow=STEADY, known=False, arrivals=10_000)
-    assert decision.memory.flow == STEADY
+    facts: dict[str, Any] = {"busy": 9, "burst": 0, "refused": 0, "active": 26, "serving": 26}
+    for known in (True, False):
+        demand = Demand(arrivals=10_000, known=known, **facts)
+        decision = decided(WARM, demand, 1010.0, Memory(flow=STEADY))
+        assert (decision.memory.flow == STEADY) == (not known)
 
 
 @pytest.mark.parametrize(

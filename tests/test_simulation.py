@@ -122,8 +122,8 @@ def test_a_call_that_would_wait_past_the_deadline_is_refused_and_the_container_s
     None
 ):
     agent = an_agent_of(burst={"startDeadlineSeconds": 7}, maxPods=0, minPods=0)
-    outcome = run(agent, of((0, 50.0), (4, 50.0)), Fixed(0), boot_seconds=10.0)
-    assert (outcome.burst, outcome.refused) == (1, 1)
+    outcome = run(agent, of((0, 50.0), (2, 50.0), (4, 50.0)), Fixed(0), boot_seconds=10.0)
+    assert (outcome.burst, outcome.refused) == (1, 2)
 
 
 def test_at_max_containers_calls_are_refused() -> None:
@@ -147,6 +147,10 @@ def test_the_decider_looks_at_once_when_the_last_slot_is_taken() -> None:
     late = of((100.0, 900.0), (160.5, 900.0))
     assert run(agent, late).refused == 0
     assert run(an_agent_of(bufferSlots=2), early).refused == 0
+    # Three tenths of a second after its last look, it does not wait for the second to end.
+    again = of((100.0, 900.0), (100.3, 900.0), (160.6, 900.0))
+    two = an_agent_of(minPods=2, slotsPerPod=1)
+    assert run(two, again, Trunkline(two.warm, Stakes(z=0), 60.0)).refused == 0
 
 
 def test_the_same_inputs_give_the_same_result_to_the_bit() -> None:

@@ -57,6 +57,8 @@ def test_pods_that_are_not_ready_dampen_an_increase_as_if_they_used_nothing() ->
     assert pods_replicas(4, [2.0] * 4, 0, 1.0) == 8
     assert pods_replicas(6, [2.0] * 4, 2, 1.0) == 8  # 4 x 2 over 6 pods is 1.33 of the target
     assert pods_replicas(8, [2.0] * 4, 4, 1.0) == 8  # exactly the target: nothing is done
+    assert pods_replicas(8, [2.1] * 4, 4, 1.0) == 8  # within the tolerance of it: nothing is done
+    assert pods_replicas(8, [2.4] * 4, 4, 1.0) == 10
     assert (
         pods_replicas(12, [2.0] * 4, 8, 1.0) == 12
     )  # it would turn the direction: nothing is done

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trunkline_operator.spec import VoiceAgent
 
 MISUSED: Final = 2
+CENT: Final = 0.01
 # Shorter runs need no bar.
 PATIENCE_SECONDS: Final = 2.0
 
@@ -181,7 +182,9 @@ def _progress(total: int) -> Iterator[Callable[[float, str], None]]:
     from rich.progress import Progress
 
     began = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True, disable=False) as bar:
+    console = Console(stderr=True)
+    # Where nobody watches, an empty bar would still leave an empty line.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, visible=False)
 
         def advance(done: float, name: str) -> None:
@@ -208,7 +211,7 @@ def best(bills: "Sequence[Bill]") -> "list[Bill]":
         (bill.dollars, bill)
         for bill in others
         if bill.dollars is not None
-        and bill.dollars < own.dollars
+        and bill.dollars < own.dollars - CENT
         and bill.outcome.refused <= own.outcome.refused
     ]
     return [bill for _, bill in sorted(cheaper, key=lambda pair: pair[0])]

@@ -9,6 +9,7 @@ from trunkline_operator.simulation.traces import HOUR, Trace
 
 INK: Final = {"calls": "#1f2933", "slots": "#2f6fb0", "burst": "#d1495b", "grid": "#d9dee3"}
 INCHES: Final = (9.0, 2.6)
+HEADROOM: Final = 1.05
 
 
 def plotted(path: Path, trace: Trace, runs: Sequence[tuple[str, Outcome]]) -> None:
@@ -24,7 +25,11 @@ def plotted(path: Path, trace: Trace, runs: Sequence[tuple[str, Outcome]]) -> No
     )
     for panel, (name, outcome) in zip(panels[:, 0], runs, strict=True):
         _panel(panel, name, outcome)
-    panels[0, 0].legend(loc="upper left", frameon=False, ncols=3, fontsize=9)
+    tops = [max(sample.slots, sample.calls) for _, outcome in runs for sample in outcome.curve]
+    panels[0, 0].set_ylim(0, max(tops, default=1) * HEADROOM + 1)
+    panels[0, 0].legend(
+        loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=3, fontsize=9
+    )
     panels[-1, 0].set_xlabel(f"hours of {trace.name}")
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -53,4 +58,3 @@ def _panel(panel: Any, name: str, outcome: Outcome) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     panel.margins(x=0)
-    panel.set_ylim(bottom=0)
