@@ -110,7 +110,7 @@ async def test_the_answer_has_one_deadline_over_all_rungs() -> None:
 @pytest.mark.parametrize("fault", ["status", "refusing", "gone"])
 def test_a_modal_that_fails_is_passed_over_and_told_of(fault: str) -> None:
     whys = {
-        "status": "Modal in us-east refused a session with HTTP 503",
+        "status": "Modal in us-east has no container free for a session (HTTP 503)",
         "refusing": "Modal in us-east refused its data link with HTTP 403",
         "gone": "Modal in us-east cannot be reached: All connection attempts failed",
     }
@@ -142,6 +142,36 @@ def test_a_modal_that_fails_is_passed_over_and_told_of(fault: str) -> None:
                 await refused(call(gateway))
                 assert agent_load(gateway)["burstError"] == whys[fault]
                 assert await metric(gateway, "trunkline_burst_failures_total", agent=AGENT) == 2
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (401, "does not know the proxy token (HTTP 401)"),
+        (403, "does not let the proxy token into the app's environment (HTTP 403)"),
+        (404, "has no such server: its app is stopped (HTTP 404)"),
+        (429, "has reached a limit of the workspace (HTTP 429)"),
+        (503, "has no container free for a session (HTTP 503)"),
+        (500, "refused a session (HTTP 500)"),
+    ],
+)
+def test_each_refusal_of_modal_has_its_reason(status: int, why: str) -> None:
+    @on_uvloop
+    async def run() -> None:
+        async with FakeModal().serving() as bad, FakeModal().serving() as good:
+            bad.status = status
+            async with a_gateway(with_burst(bad, good)) as gateway:
+                with events("trunkline.calls") as lines:
+                    async with call(gateway):
+                        pass
+                (placed,) = (line for line in lines if line["message"] == "placed")
+                assert placed["rung"] == "burst/eu-west"
+                assert [step["why"] for step in placed["passed_over"]] == ["no free slot", why]
+                give(gateway, a_route(rungs=[bad.rung()]), epoch=2)
+                await refused(call(gateway))
+                assert agent_load(gateway)["burstError"] == f"Modal in us-east {why}"
 
     run()
 

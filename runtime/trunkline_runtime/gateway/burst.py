@@ -9,7 +9,7 @@ import logging
 import ssl
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -30,6 +30,13 @@ ABANDONED_SECONDS: Final = 5.0  # how long an answer that nobody waits for may s
 TERMINATE_TRIES: Final = 3
 CLOSE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 1000  # sessions being started at once
+REFUSALS: Final[Mapping[int, str]] = {
+    401: "does not know the proxy token",
+    403: "does not let the proxy token into the app's environment",
+    404: "has no such server: its app is stopped",
+    429: "has reached a limit of the workspace",
+    503: "has no container free for a session",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ class BurstSessions:
         except httpx.HTTPError as error:
             return Failed(f"cannot be reached: {error or type(error).__name__}")
         if response.status_code != 200:
-            return Failed(f"refused a session with HTTP {response.status_code}")
+            return Failed(refusal(response.status_code))
         try:
             body = response.json()
             return Session(rung, str(body["session_id"]), str(body["token"]))
@@ -145,6 +152,11 @@ class BurstSessions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def refusal(status: int) -> str:
+    """Why Modal gave no session, in words that say who must act; the status is Modal's answer."""
+    return f"{REFUSALS.get(status, 'refused a session')} (HTTP {status})"
 
 
 def ticket(rung: BurstRung, agent: str, call: str) -> str:
