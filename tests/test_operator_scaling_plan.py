@@ -61,7 +61,7 @@ def test_the_middle_of_the_measured_starts_is_believed() -> None:
         plan = planned(agent, a_world([*pods, pending(agent, 9)]), NOW, memory, INSTALLATION)
         assert plan.scaling is not None
         wanted.append(plan.scaling.pods)
-    assert wanted == [16, 20, 20, 40]  # 2 x sqrt(2 x 0.5 x T), of the hint of 60 s first
+    assert wanted == [15, 20, 20, 40]  # 2 x sqrt(2 x 0.5 x T), of the hint of 60 s first
 
 
 def test_prices_of_the_installation_decide_how_much_is_kept_free() -> None:

@@ -144,6 +144,22 @@ def test_silent_gateways_are_no_news_for_the_rates() -> None:
         assert (decision.memory.flow == STEADY) == (not known)
 
 
+def test_an_agent_that_may_have_no_pods_has_none_some_minutes_after_its_last_call() -> None:
+    warm = replace(WARM, min_pods=0, buffer_slots=0)
+    memory, wanted = Memory(wish=0, refused=0), []
+    for minute in range(30):
+        calls = 1 if minute == 1 else 0
+        demand = Demand(
+            busy=calls, burst=0, arrivals=min(minute, 1), refused=0, known=True, active=1, serving=1
+        )
+        decision = decided(warm, demand, minute * 60.0, memory)
+        memory = decision.memory
+        wanted.append(decision.pods)
+    assert wanted[:2] == [0, 1]
+    assert wanted[2] == 1  # where one has called, another may
+    assert wanted[12:] == [0] * 18
+
+
 @pytest.mark.parametrize(
     ("percent", "calls", "kept"), [(25, 75, 25), (25, 76, 26), (50, 7, 7), (0, 9, 0), (99, 1, 99)]
 )

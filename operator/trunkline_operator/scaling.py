@@ -163,7 +163,8 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
         return 0, f"{demand.stakes.words}, so none beside warm.minPods"
     start = start_seconds(warm, demand)
     free, why = spare(warm, demand.calls), "spare slots"
-    if (need := math.ceil(reserve(flow, start, demand.stakes.z))) > free:
+    # Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever.
+    if (need := math.floor(reserve(flow, start, demand.stakes.z) + 0.5)) > free:
         free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
     wish = -(-(demand.calls + free) // warm.slots_per_pod)
     return wish, (
