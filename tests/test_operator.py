@@ -107,6 +107,12 @@ async def test_pods_follow_the_load_and_none_goes_with_a_call_on_it(world: World
         f"Drain {NAME}-1",
         f"DeletePod {NAME}-1",
     ]
+    told = [
+        line for line in (world.logs / "operator.log").read_text().splitlines() if "wanted" in line
+    ]
+    assert any(
+        "2 pods are wanted: 4 warm and 0 burst calls and 1 spare slots" in one for one in told
+    )
 
 
 async def test_a_crashed_operator_that_comes_back_changes_nothing(world: World) -> None:

@@ -247,6 +247,11 @@ class Reconciler:
 
     async def _act(self, seen: _Seen, plan: Plan) -> list[ApiError]:
         """Takes the steps; those that the API refused."""
+        if plan.scaling and any(
+            isinstance(step, CreatePod | Drain | Undrain) for step in plan.steps
+        ):
+            why = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
+            log.info("%s: %s", seen.agent.key, why, extra={"agent": seen.agent.key})
         failures = []
         for step in plan.steps:
             try:
