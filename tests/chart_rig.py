@@ -53,6 +53,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
         "gateway": {
             "replicas": 3,
             "graceSeconds": 7200,
+            "leaveSeconds": 0,
             "defaultNamespace": "sales",
             "service": {
                 "type": "LoadBalancer",

@@ -159,8 +159,12 @@ def test_images() -> None:
 
 
 def test_calls_outlive_a_rollout() -> None:
-    spec = rendered({"gateway": {"graceSeconds": 100}})["Deployment", "trunkline-gateway"]["spec"]
-    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > 100
+    values = {"gateway": {"graceSeconds": 100, "leaveSeconds": 7}}
+    objects = rendered(values)
+    spec = objects["Deployment", "trunkline-gateway"]["spec"]
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > 107
+    # The process is told to go only then; until then it takes what a load balancer still sends.
+    assert container(objects, "gateway")["lifecycle"] == {"preStop": {"sleep": {"seconds": 7}}}
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
