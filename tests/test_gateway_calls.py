@@ -466,7 +466,11 @@ async def test_a_worker_that_comes_back_in_time_keeps_its_calls() -> None:
         await until(lambda: not worker.row(gateway))
         worker.mute = False
         async with worker.linked(gateway):
-            await asyncio.sleep(2)  # past the moment in which its calls would have been given up
+            with pytest.raises(
+                TimeoutError
+            ):  # No close comes when its calls would have been given up.
+                async with asyncio.timeout(2):
+                    await caller.recv()
             await caller.send("still here")
             assert await caller.recv() == "still here"
 
