@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from grpclib import GRPCError
 
 from trunkline_runtime.modal_app import SERVER, BurstApp, build_app
 
-__all__ = ["Burst", "BurstApp", "BurstError", "BurstReason", "Credentials", "Deployed"]
+__all__ = ["Burst", "BurstApp", "BurstError", "BurstReason", "Credentials", "Deployed", "Starts"]
 
 CALL_SECONDS: Final = 20.0  # for anything but a deployment and a warm-up
 DEPLOY_SECONDS: Final = 900.0  # an image with a model in it takes minutes to build
@@ -41,6 +42,7 @@ class BurstReason(StrEnum):
     DEPLOY_FAILED = "DeployFailed"
     WARM_UP_FAILED = "WarmUpFailed"
     STOP_FAILED = "StopFailed"
+    STATS_FAILED = "StatsFailed"
 
 
 # The first that fits; what fits none has the reason of the work that failed.
@@ -76,6 +78,14 @@ class Credentials:
 class Deployed:
     app_id: str
     url: str  # where sessions are started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starts:
+    """Containers that came up, and those that ended in an error, while starting or later."""
+
+    good: int
+    bad: int
 
 
 class Burst:
@@ -121,6 +131,21 @@ class Burst:
             async with asyncio.timeout(self._call_seconds):
                 await server.sessions.terminate.aio(session.token)
         return seconds
+
+    async def starts(
+        self, app_name: str, environment: str, credentials: Credentials, since: float, until: float
+    ) -> Starts:
+        """How the containers of an app started between two moments, in seconds since the epoch."""
+        async with self._failing(BurstReason.STATS_FAILED, credentials):
+            client = await self._client(credentials)
+            async with asyncio.timeout(self._call_seconds):
+                stats = await self._server(app_name, environment, client).stats.aio(
+                    since=datetime.fromtimestamp(since, UTC),
+                    until=datetime.fromtimestamp(until, UTC),
+                )
+        bad = stats.container_error_count
+        # Modal boots anew what it could not restore, and that start says nothing of restores.
+        return Starts(good=max(stats.container_started_count - bad, 0), bad=bad)
 
     async def stop(self, app_name: str, environment: str, credentials: Credentials) -> None:
         """Stops the app; one that is not there is stopped already."""

@@ -97,6 +97,29 @@ class Inspection:
         self._stop_container(request.task_id)
         return api_pb2.ContainerStopResponse()
 
+    def ServerGetTimeRangeStats(self, request: Message) -> Message:
+        """Containers alone: what passes through a session is not counted here."""
+        since, until = request.since.ToNanoseconds() / 1e9, request.until.ToNanoseconds() / 1e9
+        boots = [
+            boot
+            for boot in self._state.boots
+            if boot.function_id == request.function_id
+            and (not request.container_id or request.container_id == boot.container)
+        ]
+        failed = [boot for boot in boots if boot.failed and since <= (boot.end_t or 0.0) < until]
+        return api_pb2.ServerGetTimeRangeStatsResponse(
+            since=request.since,
+            until=request.until,
+            container_started_count=sum(since <= (boot.ready_t or 0.0) < until for boot in boots),
+            container_error_count=len(failed),
+            container_creating_at_end_count=sum(
+                boot.ready_t is None and boot.end_t is None for boot in boots
+            ),
+            container_total_count=sum(
+                boot.t < until and (boot.end_t is None or boot.end_t >= since) for boot in boots
+            ),
+        )
+
     def _apps(self, environment: str) -> list[AppRecord]:
         environment = environment or "main"
         return [app for app in self._state.apps.values() if app.environment == environment]

@@ -167,6 +167,7 @@ class Pool:
         boot = Boot(
             app=self._app,
             app_id=self._launch.app_id,
+            function_id=self._launch.function_id,
             server=self._record.name,
             container=new_id("ta"),
             kind=kind,

@@ -78,6 +78,7 @@ class Boot:
 
     app: str
     app_id: str
+    function_id: str
     server: str
     container: str
     kind: Kind
@@ -87,6 +88,11 @@ class Boot:
     end_t: float | None = None
     exit: int | None = None
     error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """It ended otherwise than it was told to."""
+        return self.end_t is not None and (bool(self.error) or self.exit not in (0, None))
 
 
 @dataclass(slots=True, kw_only=True)
