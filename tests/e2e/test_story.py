@@ -303,7 +303,7 @@ async def test_an_image_that_is_not_there(site: Site) -> None:
 
 
 async def test_gpus_that_are_not_there(site: Site) -> None:
-    await site.agent("greedy", warm={"maxPods": 1, "gpu": {"count": 99}})
+    await site.agent("greedy", warm={"maxPods": 1, "gpu": {"count": 8}})
     told = await says(site, "greedy", "WarmReady", "nvidia.com/gpu")
     assert told["status"] == "False"
     await site.kubectl("delete", "va/greedy", namespace=AGENTS)
