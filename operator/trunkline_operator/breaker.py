@@ -57,6 +57,11 @@ def following(breaker: Breaker, asked: Snapshot) -> Breaker:
     return breaker if breaker.asked is asked else Breaker.of(asked)
 
 
+def recovered(asked: Snapshot, deployed: Snapshot, now: float) -> Breaker:
+    """For a new operator that finds this level deployed, where another is asked for."""
+    return Breaker(asked=asked, level=deployed, since=now, trips=int(deployed is not asked))
+
+
 def noted(breaker: Breaker, good: int, bad: int, now: float) -> Breaker:
     """After starts that went well and others that did not, in an order that nobody knows.
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from trunkline_operator.breaker import Breaker, noted
 from trunkline_operator.burst import Burst, BurstApp, BurstError, Credentials
 from trunkline_operator.manifests import engine_environment
 from trunkline_operator.metrics import DEPLOYMENTS
@@ -22,6 +23,8 @@ from trunkline_runtime.contract import GROUP
 
 # The first boot of an app loads its model: minutes, where it is not in the image.
 WARM_UP_SECONDS: Final = 900.0
+# Modal tells of a week at most; starts of an hour ago say little of the next.
+LONGEST_STATS: Final = 3600.0
 
 Outcome = Callable[[], Awaitable[BurstFacts]]
 """Work at Modal, and what is known after it."""
@@ -42,6 +45,8 @@ class _App:
     facts: BurstFacts
     account: Account | None = None
     task: asyncio.Task[None] | None = None
+    watch: asyncio.Task[None] | None = None
+    counted: float = field(default_factory=time.time)  # starts until then are known
 
 
 class Deployments:
@@ -66,13 +71,19 @@ class Deployments:
     def remember(self, agent: str, account: Account) -> None:
         self._apps[agent].account = account
 
+    def keep(self, agent: str, breaker: Breaker) -> None:
+        """What its containers start from, for the looks to come."""
+        self._apps[agent].facts = replace(self._apps[agent].facts, breaker=breaker)
+
     def forget(self, agent: str) -> None:
         app = self._apps.pop(agent, None)
-        if app and app.task:
-            app.task.cancel()
+        for task in (app.task, app.watch) if app else ():
+            if task:
+                task.cancel()
 
     async def close(self) -> None:
-        tasks = [app.task for app in self._apps.values() if app.task]
+        apps = self._apps.values()
+        tasks = [task for app in apps for task in (app.task, app.watch) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,13 +113,41 @@ class Deployments:
                 app.name, app.environment, account.credentials, WARM_UP_SECONDS
             )
             log.info("%s: first session after %.1f s", agent, seconds, extra={"agent": agent})
+        self._apps[agent].counted = time.time()  # the first start makes the snapshot
         return BurstFacts(
             app=app.name,
             app_id=deployed.app_id,
             url=deployed.url,
             hash=build,
             snapshot=app.snapshot,
+            breaker=self._apps[agent].facts.breaker,
         )
+
+    def watch(self, agent: str, name: str) -> None:
+        """Asks Modal how the app's containers have started, and tells the breaker."""
+        app = self._apps[agent]
+        if app.account is not None and app.watch is None:
+            app.watch = asyncio.create_task(self._watched(agent, app, app.account, name))
+
+    async def _watched(self, agent: str, app: _App, account: Account, name: str) -> None:
+        now = time.time()
+        since = max(app.counted, now - LONGEST_STATS)
+        try:
+            starts = await self._burst.starts(
+                name, account.environment, account.credentials, since, now
+            )
+        except BurstError as error:  # the next look asks for this time as well
+            log.warning("%s: no news of starts: %s", agent, error, extra={"agent": agent})
+        else:
+            app.counted = now
+            if before := app.facts.breaker:
+                self.keep(agent, after := noted(before, starts.good, starts.bad, now))
+                if after.level is not before.level:
+                    log.warning("%s: snapshot %s", agent, after.level, extra={"agent": agent})
+        finally:
+            app.watch = None
+            app.facts = replace(app.facts, watched=now)
+        self._changed(agent)
 
     async def _stopped(self, agent: str, name: str) -> BurstFacts:
         account = self._apps[agent].account

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trunkline_operator.prices import Prices
-from trunkline_operator.spec import Engine, EngineType, Json, Quantization, VoiceAgent
+from trunkline_operator.spec import Engine, EngineType, Json, Quantization, Snapshot, VoiceAgent
 from trunkline_operator.world import CONTAINER
 from trunkline_runtime.contract import (
     ANNOTATION_CA,
@@ -279,13 +279,18 @@ def app_name(namespace: str, name: str, uid: str) -> str:
     return head[: LONGEST_APP_NAME - len(tail)] + tail
 
 
-def burst_hash(agent: VoiceAgent, installation: Installation) -> str:
-    """Of all that a deployment at Modal depends on; "" without burst."""
+def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | None = None) -> str:
+    """Of all that a deployment at Modal depends on; "" without burst.
+
+    `level` is the snapshot that the breaker leaves of what is asked for; None = all of it.
+    """
     burst = agent.burst
     if burst is None:
         return ""
+    fallen = {} if level in (None, burst.snapshot) else {"level": level}
     return digest(
-        {
+        fallen
+        | {
             "app": burst_app(agent),
             "build": installation.build,
             "engine": engine_environment(agent.engine),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from trunkline_operator.breaker import probe_at
 from trunkline_operator.manifests import (
     GRACE_BEYOND_LAST_CALL,
     Installation,
@@ -28,7 +29,7 @@ from trunkline_operator.manifests import (
 from trunkline_operator.policy import ladder
 from trunkline_operator.prices import stakes
 from trunkline_operator.scaling import Decision, Demand, Memory, decided
-from trunkline_operator.spec import ScaleDown, VoiceAgent
+from trunkline_operator.spec import ScaleDown, Snapshot, VoiceAgent
 from trunkline_operator.steps import (
     AddFinalizer,
     CreatePod,
@@ -42,6 +43,7 @@ from trunkline_operator.steps import (
     Step,
     StopBurst,
     Undrain,
+    WatchBurst,
 )
 from trunkline_operator.world import Phase, PodFacts, World
 from trunkline_runtime.contract import FINALIZER
@@ -54,6 +56,8 @@ STOP_TRIES: Final = 5
 # Nothing tells the operator of a Secret that it does not own, nor of a last call that it cannot see.
 CREDENTIALS_LOOK: Final = 30.0
 LAST_CALL_LOOK: Final = 2.0
+# While calls go to burst. One request at Modal; a restore that crashes costs its caller 10 s or more.
+WATCH_LOOK: Final = 10.0
 # A wait that ended by rounding must not become a busy loop.
 SOONEST: Final = 0.05
 
@@ -296,13 +300,27 @@ def _burst(view: View) -> Iterator[Step]:
         if facts.app:
             yield from _stop(view, facts.app, late=False)
         return
-    goal = burst_hash(view.agent, view.installation)
+    level = facts.breaker.level if facts.breaker else None
+    goal = burst_hash(view.agent, view.installation, level)
     if facts.app and facts.hash == goal:
+        yield from _watch(view)
         return
     if facts.credentials:
         yield Requeue(CREDENTIALS_LOOK)
     else:
         yield _retried(view, DeployBurst(burst_app(view.agent), goal), about=goal)
+
+
+def _watch(view: View) -> Iterator[Step]:
+    """How containers start is asked while calls go there; a level that has fallen is tried again in time."""
+    facts, breaker = view.world.burst, view.world.burst.breaker
+    if breaker is None or facts.credentials:
+        return
+    if view.world.traffic.burst and breaker.level is not Snapshot.NONE:
+        wait = facts.watched + WATCH_LOOK - view.now
+        yield Requeue(wait) if wait > 0 else WatchBurst(facts.app)
+    if breaker.fallen:
+        yield Requeue(probe_at(breaker) - view.now)
 
 
 def _retried(view: View, step: Step, about: str) -> Step:

@@ -16,6 +16,7 @@ from typing import Final
 
 from trunkline_operator import metrics
 from trunkline_operator.authority import Authority, new_certificate, why_issue
+from trunkline_operator.breaker import LEVELS, Breaker, following, probed, recovered
 from trunkline_operator.cluster import ApiError, Cluster, path
 from trunkline_operator.credentials import (
     account_of,
@@ -29,6 +30,7 @@ from trunkline_operator.manifests import (
     TICKET_KEY,
     WORKER_KEY,
     Installation,
+    burst_hash,
     encoded,
     secret,
     secret_name,
@@ -53,6 +55,7 @@ from trunkline_operator.steps import (
     Step,
     StopBurst,
     Undrain,
+    WatchBurst,
 )
 from trunkline_operator.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
 from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER, LABEL_AGENT
@@ -184,7 +187,7 @@ class Reconciler:
             traffic=self._traffic(agent.key),
             secret_exists=own is not None,
             certificate=self._certificate(own or {}, agent, now),
-            burst=self._burst_facts(obj, agent, account),
+            burst=self._burst_facts(obj, agent, account, now),
             access=caller_keys_missing(agent, callers),
         )
         keys = Keys(
@@ -225,7 +228,7 @@ class Reconciler:
         )
 
     def _burst_facts(
-        self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None
+        self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None, now: float
     ) -> BurstFacts:
         # Without the finalizer nobody looked after the app, and `release` may have stopped it.
         status = obj.get("status") or {} if FINALIZER in agent.finalizers else {}
@@ -241,7 +244,21 @@ class Reconciler:
             missing = ""
         elif agent.burst is None and facts.app and not remembered:
             missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
-        return replace(facts, credentials=missing)
+        breaker = self._breaker(agent, facts, now)
+        return replace(facts, credentials=missing, breaker=breaker)
+
+    def _breaker(self, agent: VoiceAgent, facts: BurstFacts, now: float) -> Breaker | None:
+        """The one that is kept, or what the deployed app tells of an earlier operator's."""
+        if agent.burst is None:
+            return None
+        asked = agent.burst.snapshot
+        known = facts.breaker
+        if known is None:
+            levels = {burst_hash(agent, self._settings.installation, at): at for at in LEVELS}
+            known = recovered(asked, levels.get(facts.hash, asked), now)
+        known = probed(following(known, asked), now)
+        self._deployments.keep(agent.key, known)
+        return known
 
     # --- act ----------------------------------------------------------------------------------------
 
@@ -298,6 +315,8 @@ class Reconciler:
                 await cluster.delete(path("Pod", agent.namespace, step.name), step.uid)
             case DeployBurst():
                 await self._deploy(seen, step)
+            case WatchBurst():
+                self._deployments.watch(agent.key, step.app)
             case StopBurst():
                 self._deployments.stop(agent.key, step.app)
             case Requeue():
@@ -332,6 +351,8 @@ class Reconciler:
             return
         keys = await self._own_keys(seen)
         app = described(seen.agent, burst, step.app, keys.ticket)
+        if breaker := seen.world.burst.breaker:
+            app = replace(app, snapshot=breaker.level.value)
         self._deployments.deploy(seen.agent.key, app, step.hash)
 
     # --- route and report ---------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     BURST_OFF = "BurstOff"  # none is asked for, or policy forbids it
     BURST_DEPLOYING = "BurstDeploying"
     BURST_FAILING = "BurstFailing"
+    SNAPSHOT_FALLBACK = "SnapshotFallback"  # calls are taken, by containers that start slower
     CREDENTIALS_MISSING = "CredentialsMissing"
     ANSWERING = "Answering"
     NO_CAPACITY = "NoCapacity"
@@ -191,6 +192,12 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
         words = "the first container starts" if facts.app else "the app is being deployed"
         return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, words
     words = f"app {facts.app} takes calls in {burst.region}"
+    if (breaker := facts.breaker) and breaker.fallen:
+        words += (
+            f"; its containers start with snapshot {breaker.level} because restores from "
+            f"{breaker.asked} failed, tried again after {breaker.wait / 60:g} minutes"
+        )
+        return Condition.BURST_READY, True, Reason.SNAPSHOT_FALLBACK, words
     return Condition.BURST_READY, True, Reason.BURST_READY, words
 
 

@@ -75,6 +75,13 @@ class DeployBurst:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchBurst:
+    """Ask Modal how the app's containers have started, for the breaker of snapshots."""
+
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopBurst:
     """Stop the app; one that does not exist counts as stopped."""
 
@@ -98,6 +105,7 @@ Step = (
     | Undrain
     | DeletePod
     | DeployBurst
+    | WatchBurst
     | StopBurst
     | Requeue
 )

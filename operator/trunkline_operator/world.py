@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from trunkline_operator.breaker import Breaker
 from trunkline_operator.spec import Json, epoch
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
@@ -182,6 +183,8 @@ class BurstFacts:
     failed_hash: str = ""  # what the last failure was about; "" = the stop
     message: str = ""  # the last failure in words
     credentials: str = ""  # "" = present; else the sentence that says what is missing
+    breaker: Breaker | None = None  # what containers start from; None = what is asked for
+    watched: float = 0.0  # when Modal was last asked how they start
 
     @classmethod
     def of(cls, status: Json) -> Self:
