@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 PINS := uv pip compile -q --python-version 3.11 --no-emit-index-url --no-header --no-emit-package trunkline
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pins images e2e e2e-tools clean
+.PHONY: help demo test check format pins images e2e e2e-tools bench clean
 
 help:  ## This list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ e2e: .venv/dev.stamp $(if $(TRUNKLINE_E2E_KUBECONFIG),,images)  ## The chart on 
 e2e-tools: .venv/dev.stamp  ## As root: the Debian packages and programs that e2e needs.
 	$(BIN)/python -m trunkline_dev.cluster install
 	$(MAKE) images FLAGS=--install
+
+bench: .venv/dev.stamp  ## All benchmarks that need no GPU, into docs/benchmarks. Takes half an hour; leave the machine alone.
+	$(BIN)/python bench/every.py
 
 clean:  ## Removes what the commands above made in this folder.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
