@@ -125,7 +125,6 @@ class Stepper:
     def leave(self, slot: int) -> None:
         """The caller is gone; nothing of the call is left in the slot after the next step or `settle`."""
         self._left.add(slot)
-        self._forget.discard(slot)
 
     def forget_transcript(self, slot: int) -> None:
         """Lets the STT of this slot begin anew; it does not hear the next frame (80 ms)."""
