@@ -134,6 +134,7 @@ async def _introduce(machine: Any, story: Any) -> None:
         f"\nexport KUBECONFIG={machine.kubeconfig}\n"
         f"gateway    {url}\n"
         f"Modal API  {machine.modal_url}   (MODAL_SERVER_URL)\n"
+        f"Modal      {machine.modal_local_url}/_local/containers   (and faults: docs/local-modal.md)\n"
         f"logs       {machine.logs}\n\n"
         "Try, in another terminal:\n"
         f"  kubectl --kubeconfig {machine.kubeconfig} get va\n"
