@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline_operator.scaling import Decision, Demand, Memory, decided, spare
@@ -73,18 +73,21 @@ def needed(warm: Warm, demand: Demand) -> int:
     return min(-(-calls // warm.slots_per_pod), warm.max_pods)
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_never_outside_min_and_max(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
     for _, _, decision in looked(warm, sequence):
         assert warm.min_pods <= decision.pods <= warm.max_pods
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_never_below_what_the_load_needs(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
     for _, demand, decision in looked(warm, sequence):
         assert decision.pods >= needed(warm, demand)
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_falls_only_below_wishes_older_than_the_delay(
     warm: Warm, sequence: list[tuple[float, Demand]]
@@ -98,6 +101,7 @@ def test_falls_only_below_wishes_older_than_the_delay(
                 assert decision.pods >= earlier.memory.wish
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_memory_is_bounded_and_ordered(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
     for _, _, decision in looked(warm, sequence):
@@ -107,6 +111,7 @@ def test_memory_is_bounded_and_ordered(warm: Warm, sequence: list[tuple[float, D
         assert times == sorted(times)
 
 
+@settings(deadline=None)
 @given(warms, looks, demands, st.integers(0, 20), st.integers(0, 20))
 def test_more_load_never_wants_fewer_pods(
     warm: Warm,
@@ -122,6 +127,7 @@ def test_more_load_never_wants_fewer_pods(
     assert more.pods >= less.pods
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_it_falls_when_it_said_it_would(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
     """At rest it only falls, and it ends: each fall of the reserve may bring one more."""
@@ -138,6 +144,7 @@ def test_it_falls_when_it_said_it_would(warm: Warm, sequence: list[tuple[float, 
     assert decision.memory.peaks == ()
 
 
+@settings(deadline=None)
 @given(warms, looks, demands, st.integers(1, 100))
 def test_more_arrivals_never_want_fewer_pods(
     warm: Warm, sequence: list[tuple[float, Demand]], demand: Demand, more: int
@@ -151,6 +158,7 @@ def test_more_arrivals_never_want_fewer_pods(
     assert decided(warm, heavier, now + 1, last.memory).pods >= less.pods
 
 
+@settings(deadline=None)
 @given(warms, looks)
 def test_an_open_window_is_a_floor(warm: Warm, sequence: list[tuple[float, Demand]]) -> None:
     for autoscaling in Autoscaling:

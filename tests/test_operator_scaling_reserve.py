@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline_operator.prices import Stakes
@@ -85,6 +85,7 @@ def test_the_reserve_is_growth_and_the_root_of_what_arrives_while_a_pod_starts()
     assert reserve(crowd, 60.0, 0.0) == pytest.approx(crowd.growth * 60)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 50), st.floats(0, 50), st.floats(0, 3600), st.floats(0, 3))
 def test_the_reserve_is_never_below_nothing(
     arriving: float, leaving: float, start: float, z: float

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import an_agent
 
@@ -54,6 +54,7 @@ def test_clocks_that_change_move_the_window() -> None:
         assert floor([berlin], at(f"{day} {hour:02}:00"), 0.0).pods == 5
 
 
+@settings(deadline=None)
 @given(st.floats(1.7e9, 1.9e9), st.integers(0, 3600), st.sampled_from([OFFICE, NIGHT]))
 def test_it_changes_when_it_said_it_would_and_not_before(
     now: float, start: int, window: Window

@@ -186,6 +186,7 @@ def test_every_call_is_placed_or_refused_and_hours_are_bounded(
     assert max(slots) <= agent.warm.max_pods * agent.warm.slots_per_pod
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=6), st.integers(0, 6)
 )
