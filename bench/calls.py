@@ -34,10 +34,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from trunkline_runtime import contract
+from trunkline_runtime.contract import BURST_SETTINGS_TYPE
 from trunkline_runtime.engine import FRAME_SAMPLES, SAMPLE_RATE
 from trunkline_runtime.engine.moshi.capacity import FRAME_SECONDS, p99
 from trunkline_runtime.engine.moshi.checkpoint import MOSHI_FOLDER, write_tiny
-from trunkline_runtime.worker.orders import BURST_SETTINGS_TYPE
 
 LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48)
 WARM_UP_SECONDS = 3.0

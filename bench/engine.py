@@ -77,7 +77,8 @@ def _engine() -> Iterator[Callable[[], object]]:
     engine = MoshiEngine(lambda: tiny(0), Knobs(slots=SLOTS, measure=False))
     engine.load()
     engine.prepare()
-    noise, told = _noise(), []
+    noise = _noise()
+    told: list[object] = []
     calls = [engine.open({}, told.append) for _ in range(SLOTS)]
 
     def step() -> None:

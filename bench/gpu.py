@@ -191,7 +191,7 @@ def _fitting(setting: Setting, memory: Memory) -> int:
     if setting.device == "cpu":
         return 4
     free, total = torch.cuda.mem_get_info()
-    return max(0, (free - total // 10) // memory.slot)
+    return max(0, int(free - total // 10) // memory.slot)
 
 
 def _steps(setting: Setting, models: Models, slots: int) -> list[float]:
