@@ -72,13 +72,7 @@ class World:
             name,
             [
                 *(sys.executable, "-m", "trunkline_operator"),
-                *([] if everywhere else [f"--namespace={self.namespace}"]),
-                f"--gateways=127.0.0.1:{self.gateway.port}",
-                "--worker-image=trunkline/worker:test",
-                "--host=127.0.0.1",
-                f"--health-port={health.rpartition(':')[2]}",
-                "--status-seconds=0",
-                *flags,
+                *self.arguments(*flags, everywhere=everywhere, health=health),
             ],
             self.logs / f"{name}.log",
             self.env | dict(env or {}),
@@ -87,6 +81,18 @@ class World:
         self.processes.append(process)
         await process.ready(f"{health}/readyz", 60)
         return process
+
+    def arguments(self, *flags: str, everywhere: bool = False, health: str = "") -> list[str]:
+        """Of an operator of this namespace, or of all."""
+        return [
+            *([] if everywhere else [f"--namespace={self.namespace}"]),
+            f"--gateways=127.0.0.1:{self.gateway.port}",
+            "--worker-image=trunkline/worker:test",
+            "--host=127.0.0.1",
+            f"--health-port={(health or self.health).rpartition(':')[2]}",
+            "--status-seconds=0",
+            *flags,
+        ]
 
     async def stop(self) -> None:
         for process in self.processes:

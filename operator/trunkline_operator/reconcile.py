@@ -63,6 +63,8 @@ from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER, LABEL_AGE
 KEY_BYTES: Final = 32
 # Secrets are not watched, so that nobody needs the right to read them all.
 MISSING_SECRET_SECONDS: Final = 5.0
+# An agent that a new operator lets go before it watches is gone without an event, and has a route until then.
+GONE_SECONDS: Final = 0.5
 NEVER: Final = float("-inf")
 
 log = logging.getLogger("trunkline.reconcile")
@@ -158,6 +160,8 @@ class Reconciler:
         waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
         if seen.world.access:
             waits.append(MISSING_SECRET_SECONDS)
+        if any(isinstance(step, RemoveFinalizer) for step in plan.steps):
+            waits.append(GONE_SECONDS)
         return min([self._settings.resync_seconds, *waits, *wait]), "done"
 
     def _notes_of(self, key: str, uid: str) -> _Notes:

@@ -1,0 +1,167 @@
+"""A relay in front of the API server, plain HTTP inside: it sees, counts, holds up and breaks an operator's requests."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+from aiohttp import ClientError, web
+from yarl import URL
+
+from trunkline_dev.kube import Api
+
+HOST: Final = "127.0.0.1"
+PASSED_ON: Final = ("Accept", "Content-Type", "User-Agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, by its number among all that are no watch; a watch has number 0."""
+
+    number: int
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.method} {self.path}"
+
+    @property
+    def writes(self) -> bool:
+        return self.method != "GET"
+
+
+Before = Callable[[Request], Awaitable[web.Response | None]]
+"""Called with a request that has arrived; a response is the answer in the API server's place."""
+After = Callable[[Request, int], Awaitable[None]]
+"""Called with a request that the API server has answered, and the status; its answer is still here."""
+
+
+async def let_pass(_: Request) -> None:
+    return None
+
+
+async def let_be(_: Request, __: int) -> None:
+    return None
+
+
+class ApiRelay:
+    """Relays to one API server. `before` and `after` may be set at any time."""
+
+    def __init__(self, api: Api) -> None:
+        self.before: Before = let_pass
+        self.after: After = let_be
+        self.seen: list[Request] = []  # without watches
+        self.answered: list[tuple[Request, int]] = []
+        self.watches: dict[str, int] = {}  # open ones, by path
+        self.port = 0
+        self._api = api
+        self._changed = asyncio.Condition()
+
+    def __repr__(self) -> str:
+        return f"ApiRelay({len(self.seen)} requests, {self.watches})"
+
+    def forget(self) -> None:
+        """Numbers begin at 1 again."""
+        self.seen, self.answered = [], []
+
+    def written(self, method: str, part: str) -> list[str]:
+        """The paths with this part that such requests have changed."""
+        return [
+            request.path
+            for request, status in self.answered
+            if request.method == method and part in request.path and status < 300
+        ]
+
+    async def until(self, holds: Callable[["ApiRelay"], bool], seconds: float = 30) -> None:
+        """Waits until `holds(relay)`; asked again whenever a request or a watch begins or ends."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: holds(self))
+
+    def kubeconfig(self, folder: Path) -> Path:
+        """One with which a client comes here. The relay has the administrator's rights."""
+        file = folder / "kubeconfig-of-relay"
+        named = {"name": "relay"}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{**named, "cluster": {"server": f"http://{HOST}:{self.port}"}}],
+            "users": [{**named, "user": {}}],
+            "contexts": [{**named, "context": {"cluster": "relay", "user": "relay"}}],
+            "current-context": "relay",
+        }
+        file.write_text(yaml.safe_dump(config))
+        return file
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator["ApiRelay"]:
+        app = web.Application(client_max_size=2**24)
+        app.router.add_route("*", "/{path:.*}", self._relay)
+        # A client that is gone ends its watches, and a request that was not passed on yet.
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, HOST, 0).start()
+            self.port = runner.addresses[0][1]
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _relay(self, arrived: web.Request) -> web.StreamResponse:
+        if "watch" in arrived.query:
+            return await self._watch(arrived)
+        request = Request(len(self.seen) + 1, arrived.method, arrived.path)
+        self.seen.append(request)
+        body = await arrived.read()
+        await self._tell()
+        if answer := await self.before(request):
+            return answer
+        async with self._api.session.request(
+            arrived.method, _target(arrived), data=body or None, headers=_headers(arrived)
+        ) as told:
+            answer = web.Response(
+                status=told.status, body=await told.read(), content_type=told.content_type
+            )
+        self.answered.append((request, answer.status))
+        await self.after(request, answer.status)
+        await self._tell()
+        return answer
+
+    async def _watch(self, arrived: web.Request) -> web.StreamResponse:
+        path = arrived.path
+        answer = web.StreamResponse()
+        async with self._api.session.get(
+            _target(arrived), headers=_headers(arrived), timeout=None
+        ) as told:
+            answer.set_status(told.status)
+            answer.content_type = told.content_type
+            await answer.prepare(arrived)
+            self.watches[path] = self.watches.get(path, 0) + 1
+            await self._tell()
+            try:
+                with contextlib.suppress(ClientError, ConnectionError):
+                    async for chunk in told.content.iter_any():
+                        await answer.write(chunk)
+            finally:
+                self.watches[path] -= 1
+                await self._tell()
+                # Else TLS says goodbye to a server that goes on to send.
+                if told.connection and told.connection.transport:
+                    told.connection.transport.abort()
+        return answer
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _target(arrived: web.Request) -> URL:
+    return URL(arrived.raw_path, encoded=True)
+
+
+def _headers(arrived: web.Request) -> dict[str, str]:
+    return {name: arrived.headers[name] for name in PASSED_ON if name in arrived.headers}
