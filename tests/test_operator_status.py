@@ -1,5 +1,6 @@
 """What people read: numbers, conditions, and when there is nothing new to write."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from trunkline_operator.parsing import parsed
 from trunkline_operator.plan import planned
 from trunkline_operator.scaling import Memory
 from trunkline_operator.spec import SpecError, VoiceAgent
+from trunkline_operator.staffing import Flow
 from trunkline_operator.status import Condition, Reason, only_numbers_differ, rejected, reported
 from trunkline_operator.world import BurstFacts, Phase, PodFacts, World
 
@@ -123,12 +125,23 @@ def test_pods_above_the_minimum_may_be_starting() -> None:
     [
         (BurstFacts(), Reason.BURST_DEPLOYING, "the app is being deployed"),
         (BurstFacts(app="app", working=True), Reason.BURST_DEPLOYING, "the first container starts"),
-        (BurstFacts(credentials="no Secret"), Reason.CREDENTIALS_MISSING, "no Secret"),
-        (BurstFacts(failures=1, message="Bad token"), Reason.BURST_FAILING, "Bad token"),
         (
-            replace(DEPLOYED, failures=1, message="Bad GPU"),
+            BurstFacts(credentials="no Secret"),
+            Reason.CREDENTIALS_MISSING,
+            "no Secret; looked for every 30 s",
+        ),
+        (
+            BurstFacts(failures=1, message="Bad token"),
             Reason.BURST_FAILING,
-            "the last deployment goes on; Bad GPU",
+            "Bad token; tried again after 5 s, at once if burst.modal is changed",
+        ),
+        (
+            replace(DEPLOYED, failures=3, message="Bad GPU."),
+            Reason.BURST_FAILING,
+            (
+                "the last deployment goes on; Bad GPU; tried again after 20 s, at once if burst.modal is "
+                "changed"
+            ),
         ),
     ],
 )
@@ -147,7 +160,7 @@ def test_what_gateways_meet_at_modal_is_told() -> None:
     assert condition(status, Condition.BURST_READY) == (
         "False",
         Reason.BURST_FAILING,
-        "no session within 7 s",
+        "no session within 7 s; each call that finds no warm slot tries again",
     )
 
 
@@ -168,7 +181,7 @@ def test_keys_that_cannot_be_read_are_told() -> None:
         assert condition(status, kind) == (
             "False",
             Reason.KEYS_MISSING,
-            "no key is good: Secret callers does not exist",
+            "no key is good: Secret callers does not exist; until then callers with one are refused",
         )
 
 
@@ -185,6 +198,38 @@ def test_a_blocked_rollout_is_told() -> None:
     state, reason, words = condition(told(agent, world), Condition.WARM_READY)
     assert (state, reason) == ("True", Reason.ROLLOUT_BLOCKED)
     assert words.startswith("1 of 1 pods are ready; 1 of an older template stay until")
+
+
+def test_a_pod_that_the_api_refuses_is_told() -> None:
+    agent = an_agent()
+    quota = 'pods "desk-0" is forbidden: exceeded quota: gpus'
+    plan = planned(agent, a_world(), NOW, Memory(), INSTALLATION)
+    status = reported(agent, a_world(), plan, {}, NOW, refused=quota)
+    state, reason, words = condition(status, Condition.READY)
+    assert (state, reason) == ("False", Reason.PODS_REFUSED)
+    assert words.startswith(
+        f"0 of 1 pods are ready; no pod can be made: {quota}. It is tried again "
+    )
+    # What a pod that is there says comes first: it is nearer to the calls.
+    world = a_world([pending(agent, 0, trouble="Oops")])
+    status = reported(agent, world, plan, {}, NOW, refused=quota)
+    assert condition(status, Condition.READY)[1] == Reason.POD_FAILING
+
+
+@pytest.mark.parametrize(
+    ("ready", "burst", "words"),
+    [
+        (False, False, "calls are refused"),
+        (False, True, "calls go to burst"),
+        (True, False, "calls go to the ready pods, and are refused when those are full"),
+        (True, True, "calls go to the ready pods and to burst"),
+    ],
+)
+def test_where_calls_go_meanwhile_is_told(ready: bool, burst: bool, words: str) -> None:
+    agent = an_agent(**BURST if burst else {}, warm__minPods=2)
+    pods = [pending(agent, 1, trouble="Oops"), *([a_pod(agent, 0)] if ready else [])]
+    status = told(agent, a_world(pods, burst=DEPLOYED if burst else BurstFacts(stopped=True)))
+    assert condition(status, Condition.WARM_READY)[2].endswith(f"; {words}")
 
 
 def test_a_deletion_is_told() -> None:
@@ -227,6 +272,58 @@ def test_calls_change_numbers_only() -> None:
     more = told(agent, a_world([*pods, a_pod(agent, 1)], {"desk-0": 1}, burst=DEPLOYED), quiet)
     assert not only_numbers_differ(quiet, more)
     assert not only_numbers_differ({}, quiet)
+
+
+def test_the_last_decision_stays_until_another_number_is_wanted() -> None:
+    agent = an_agent()
+    pods = [a_pod(agent, 0)]
+    quiet = told(agent, a_world(pods, {"desk-0": 1}))
+    first = "1 warm and 0 burst calls and 1 spare slots at 4 a pod need 1"
+    assert quiet["lastDecision"] == {"time": "2027-01-15T08:00:00Z", "pods": 1, "reason": first}
+    busier = told(agent, a_world(pods, {"desk-0": 2}), quiet, NOW + 10)
+    assert busier["lastDecision"] == quiet["lastDecision"]
+    full = told(agent, a_world(pods, {"desk-0": 4}), busier, NOW + 20)
+    assert full["lastDecision"] == {
+        "time": "2027-01-15T08:00:20Z",
+        "pods": 2,
+        "reason": "4 warm and 0 burst calls and 1 spare slots at 4 a pod need 2",
+    }
+    assert only_numbers_differ(quiet, busier)
+    assert not only_numbers_differ(busier, full)
+    leaving = an_agent(metadata={"deletionTimestamp": "2027-01-01T00:00:00Z"})
+    assert told(leaving, a_world(pods), full)["lastDecision"] == full["lastDecision"]
+
+
+@pytest.mark.parametrize(
+    ("growth", "busy", "seconds"),
+    [
+        (0.0, 1, None),  # nothing grows
+        (0.01, 1, 300),  # 3 free slots, one more call each 100 s
+        (0.2, 1, 10),
+        (1.0, 1, 0),
+        (0.2, 4, 0),  # none is free
+        (0.0008, 1, None),  # more than an hour
+    ],
+)
+def test_how_long_free_slots_last(growth: float, busy: int, seconds: int | None) -> None:
+    agent = an_agent()
+    world = a_world([a_pod(agent, 0)], {"desk-0": busy})
+    plan = planned(agent, world, NOW, Memory(wish=0, refused=0), INSTALLATION)
+    # The rate that stands out by so much from chance.
+    arriving = (math.sqrt(1 / 600) + math.sqrt(1 / 600 + 4 * growth)) / 2
+    flow = Flow(arriving=arriving**2 if growth else 0.0)
+    assert flow.growth == pytest.approx(growth)
+    plan = replace(plan, memory=replace(plan.memory, flow=flow))
+    slots = reported(agent, world, plan, {}, NOW)["slots"]
+    assert slots.get("runwaySeconds") == seconds
+    assert only_numbers_differ({"slots": slots}, {"slots": {**slots, "runwaySeconds": 7}})
+
+
+def test_without_slots_nothing_can_run_out() -> None:
+    agent = an_agent()
+    plan = planned(agent, a_world(), NOW, Memory(), INSTALLATION)
+    plan = replace(plan, memory=replace(plan.memory, flow=Flow(arriving=1.0)))
+    assert "runwaySeconds" not in reported(agent, a_world(), plan, {}, NOW)["slots"]
 
 
 def test_a_long_message_is_cut() -> None:
@@ -295,11 +392,45 @@ def test_a_container_that_runs_may_hold_calls_unless_it_never_started() -> None:
         ({"waiting": {"reason": "ErrImagePull", "message": "denied"}}, "ErrImagePull: denied"),
         ({"waiting": {"reason": "CrashLoopBackOff"}}, "CrashLoopBackOff"),
         ({"terminated": {"reason": "Error", "message": "no weights"}}, "Error: no weights"),
+        ({"terminated": {"reason": "OOMKilled", "exitCode": 137}}, "OOMKilled (exit code 137)"),
         ({"running": {}}, ""),
     ],
 )
 def test_trouble_in_the_kubelets_words(state: Json, words: str) -> None:
     assert of_container(state=state).trouble == words
+
+
+def test_trouble_in_the_containers_own_last_words() -> None:
+    log = "loading\n" * 100 + "RuntimeError: CUDA out of memory"
+    ended = {"terminated": {"reason": "Error", "exitCode": 1, "message": log}}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
+    loop = of_container(state={"waiting": waiting}, lastState=ended, ready=False).trouble
+    assert loop.startswith(
+        "CrashLoopBackOff: back-off 10s restarting failed container; it ended with Error (exit code 1): …"
+    )
+    assert loop.endswith("loading RuntimeError: CUDA out of memory")
+    assert len(loop) < 600
+    # It runs for a moment between two crashes.
+    running = of_container(state={"running": {}}, lastState=ended, ready=False).trouble
+    assert running.startswith("it was restarted; before, it ended with Error (exit code 1): …")
+    assert of_container(state={"running": {}}, lastState=ended, ready=True).trouble == ""
+
+
+def test_a_worker_that_was_ready_and_is_no_more() -> None:
+    def since(stamp: str, status: str = "False") -> str:
+        words = "containers with unready status: [worker]"
+        ready = {"type": "Ready", "status": status, "lastTransitionTime": stamp, "message": words}
+        state = {"running": {"startedAt": "2027-01-15T07:00:00Z"}}
+        containers = [{"name": "worker", "state": state}]
+        return PodFacts.of(
+            pod(phase="Running", conditions=[ready], containerStatuses=containers)
+        ).unready
+
+    assert since("2027-01-15T06:59:58Z") == ""  # since the pod was made: it starts
+    assert since("2027-01-15T07:30:00Z", "True") == ""
+    assert since("2027-01-15T07:30:00Z") == (
+        "not ready since 2027-01-15T07:30:00Z: containers with unready status: [worker]"
+    )
 
 
 def test_trouble_of_the_scheduler_and_of_a_whole_pod() -> None:

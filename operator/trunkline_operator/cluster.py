@@ -64,6 +64,11 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
 
+    @property
+    def lasting(self) -> bool:
+        """The same request would be answered so again: somebody must act (a quota, a right, a value)."""
+        return 400 <= self.status < 500 and self.status not in (409, 429)
+
 
 def path(kind: str, namespace: str, name: str | None = None) -> str:
     """The path of an object, or of all of its kind in a namespace."""

@@ -328,10 +328,14 @@ def _retried(view: View, step: Step, about: str) -> Step:
     facts = view.world.burst
     if not facts.failures or facts.failed_hash != about:
         return step
-    # The exponent is bounded so that the power is.
-    delay = min(FIRST_RETRY * 2 ** min(facts.failures - 1, 10), LONGEST_RETRY)
-    wait = facts.failed_at + delay - view.now
+    wait = facts.failed_at + retry_wait(facts.failures) - view.now
     return Requeue(wait) if wait > 0 else step
+
+
+def retry_wait(failures: int) -> float:
+    """Seconds between the last of so many failures at Modal and the next try."""
+    # The exponent is bounded so that the power is.
+    return float(min(FIRST_RETRY * 2 ** min(failures - 1, 10), LONGEST_RETRY))
 
 
 # --- deletion --------------------------------------------------------------------------------------------

@@ -147,12 +147,12 @@ class Reconciler:
         seen = await self._observe(obj, agent, now)
         plan = planned(agent, seen.world, now, notes.memory, self._settings.installation)
         notes.memory = plan.memory
-        failures = await self._act(seen, plan)
+        failures, refused = await self._act(seen, plan)
         try:
             await self._route(notes, seen, plan)
         except ApiError as error:
             failures.append(error)
-        status = reported(agent, seen.world, plan, obj.get("status") or {}, now)
+        status = reported(agent, seen.world, plan, obj.get("status") or {}, now, refused)
         metrics.count_pods(namespace, name, status.get("pods") or {})
         wait = await self._tell(notes, obj, status)
         if failures:
@@ -266,14 +266,14 @@ class Reconciler:
 
     # --- act ----------------------------------------------------------------------------------------
 
-    async def _act(self, seen: _Seen, plan: Plan) -> list[ApiError]:
-        """Takes the steps; those that the API refused."""
+    async def _act(self, seen: _Seen, plan: Plan) -> tuple[list[ApiError], str]:
+        """Takes the steps; what the API refused, and its words if that keeps a pod from being made."""
         if plan.scaling and any(
             isinstance(step, CreatePod | Drain | Undrain) for step in plan.steps
         ):
             why = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
             log.info("%s: %s", seen.agent.key, why, extra={"agent": seen.agent.key})
-        failures = []
+        failures, refused = [], ""
         for step in plan.steps:
             try:
                 await self._take(seen, step)
@@ -286,9 +286,11 @@ class Reconciler:
                     extra={"agent": seen.agent.key},
                 )
                 failures.append(error)
+                if isinstance(step, EnsureSecret | CreatePod) and error.lasting:
+                    refused = refused or error.message
                 if isinstance(step, AddFinalizer):  # before anything else is made
                     break
-        return failures
+        return failures, refused
 
     async def _take(self, seen: _Seen, step: Step) -> None:
         agent, cluster = seen.agent, self._cluster

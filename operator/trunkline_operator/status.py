@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
-from trunkline_operator.plan import Plan, rfc3339
+from trunkline_operator.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
 from trunkline_operator.policy import ladder
 from trunkline_operator.spec import Json, SpecError, VoiceAgent
 from trunkline_operator.world import BurstFacts, PodFacts, World
@@ -32,6 +32,8 @@ class Reason(StrEnum):
     PODS_STARTING = "PodsStarting"
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
+    POD_UNREADY = "PodUnready"  # its worker runs, and is not ready any more
+    PODS_REFUSED = "PodsRefused"  # the API does not let the operator make one: a quota, a template
     ROLLOUT_BLOCKED = "RolloutBlocked"  # an old pod has calls and there is no room for a new one
     BURST_READY = "BurstReady"
     BURST_OFF = "BurstOff"  # none is asked for, or policy forbids it
@@ -46,18 +48,27 @@ class Reason(StrEnum):
 # Kubernetes allows 32 KiB in a message; a line that a person reads is shorter.
 LONGEST_MESSAGE: Final = 1024
 
+# How long free slots last is told in these steps, so that it is not another number at every look.
+RUNWAYS: Final = (3600, 1800, 600, 300, 120, 60, 30, 10)
+
 Verdict = tuple[Condition, bool, Reason, str]
 
 
-def reported(agent: VoiceAgent, world: World, plan: Plan, previous: Json, now: float) -> Json:
-    """The whole `status`. Equal to the previous one when nothing changed, so write it only if it differs."""
+def reported(
+    agent: VoiceAgent, world: World, plan: Plan, previous: Json, now: float, refused: str = ""
+) -> Json:
+    """The whole `status`. Equal to the previous one when nothing changed, so write it only if it differs.
+
+    `refused` is what the API said when it did not let a pod be made, "" = it did.
+    """
     pods = [pod for pod in world.pods if pod.owner == agent.uid and not pod.finished]
-    verdicts = list(_verdicts(agent, world, plan, pods))
+    verdicts = list(_verdicts(agent, world, plan, pods, refused))
     return {
         "observedGeneration": agent.generation,
         "conditions": _conditions(verdicts, previous, agent.generation, now),
         "selector": f"{LABEL_AGENT}={agent.name}",
-        **_counts(agent, world, pods),
+        **_counts(plan, world, pods),
+        **_decision(plan, previous, now),
         "burst": _burst(world.burst, world.traffic.burst),
     }
 
@@ -94,12 +105,13 @@ def _without_numbers(status: Json) -> Json:
 # --- numbers ---------------------------------------------------------------------------------------------
 
 
-def _counts(agent: VoiceAgent, world: World, pods: list[PodFacts]) -> Json:
+def _counts(plan: Plan, world: World, pods: list[PodFacts]) -> Json:
     """Pods and slots. Slots on draining pods are busy or gone, never free."""
     workers = world.traffic.workers
     serving = [workers[pod.name] for pod in pods if pod.active and pod.name in workers]
     ending = [workers[pod.name] for pod in pods if not pod.active and pod.name in workers]
     total = sum(worker.slots for worker in serving)
+    free = total - sum(worker.busy for worker in serving)
     return {
         "replicas": sum(pod.active for pod in pods),
         "readyReplicas": sum(pod.active and pod.ready for pod in pods),
@@ -111,9 +123,29 @@ def _counts(agent: VoiceAgent, world: World, pods: list[PodFacts]) -> Json:
         "slots": {
             "total": total,
             "busy": sum(worker.busy for worker in (*serving, *ending)),
-            "free": total - sum(worker.busy for worker in serving),
+            "free": free,
+            **_runway(free, plan.memory.flow.growth if total else 0.0),
         },
     }
+
+
+def _runway(free: int, growth: float) -> Json:
+    """How long free slots last if calls go on coming and ending so; nothing where that is long or for ever."""
+    if growth <= 0 or free / growth >= RUNWAYS[0]:
+        return {}
+    left = free / growth
+    return {"runwaySeconds": next((step for step in RUNWAYS if step <= left), 0)}
+
+
+def _decision(plan: Plan, previous: Json, now: float) -> Json:
+    """When the wanted number of pods last changed, and why then. The reason of the moment has other numbers
+    with every call, and would be written as often.
+    """
+    last, scaling = previous.get("lastDecision") or {}, plan.scaling
+    if scaling is None or last.get("pods") == scaling.pods:
+        return {"lastDecision": last} if last else {}
+    reason = scaling.reason[:LONGEST_MESSAGE]
+    return {"lastDecision": {"time": rfc3339(now), "pods": scaling.pods, "reason": reason}}
 
 
 def _burst(facts: BurstFacts, calls: int) -> Json:
@@ -133,10 +165,10 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
 
 
 def _verdicts(
-    agent: VoiceAgent, world: World, plan: Plan, pods: list[PodFacts]
+    agent: VoiceAgent, world: World, plan: Plan, pods: list[PodFacts], refused: str
 ) -> Iterator[Verdict]:
-    accepted, warm = _accepted(agent, world), _warm(plan, pods)
-    burst = _burst_ready(agent, world)
+    accepted, burst = _accepted(agent, world), _burst_ready(agent, world)
+    warm = _warm(plan, pods, refused, overflow=burst[1])
     yield accepted
     yield warm
     yield burst
@@ -149,12 +181,17 @@ def _accepted(agent: VoiceAgent, world: World) -> Verdict:
     if agent.deleted_at is not None:
         return Condition.ACCEPTED, True, Reason.DELETING, "no new call is taken"
     if world.access:
-        return Condition.ACCEPTED, False, Reason.KEYS_MISSING, f"no key is good: {world.access}"
+        return (
+            Condition.ACCEPTED,
+            False,
+            Reason.KEYS_MISSING,
+            f"no key is good: {world.access}; until then callers with one are refused",
+        )
     message = "; ".join((allowed.words, *allowed.warnings))
     return Condition.ACCEPTED, True, Reason.ACCEPTED, message
 
 
-def _warm(plan: Plan, pods: list[PodFacts]) -> Verdict:
+def _warm(plan: Plan, pods: list[PodFacts], refused: str, *, overflow: bool) -> Verdict:
     """Live numbers stay out of the message: it would be written again with every call."""
     if plan.scaling is None:
         words = f"{len(pods)} pods are left, and each ends with its last call"
@@ -170,12 +207,47 @@ def _warm(plan: Plan, pods: list[PodFacts]) -> Verdict:
         reason = Reason.PODS_READY if wanted else Reason.NO_PODS_WANTED
         advice = plan.scaling.advice
         return Condition.WARM_READY, True, reason, f"{count}; {advice}" if advice else count
+    meanwhile = _meanwhile(ready, overflow)
     for pod in pods:
-        if pod.active and not pod.ready and (pod.unschedulable or pod.trouble):
-            reason = Reason.POD_UNSCHEDULABLE if pod.unschedulable else Reason.POD_FAILING
-            words = f"{count}; {pod.name}: {pod.unschedulable or pod.trouble}"
+        if pod.active and not pod.ready and (trouble := _pod_trouble(pod)):
+            reason, said, next_ = trouble
+            words = f"{count}; {pod.name}: {said}. {next_}; {meanwhile}"
             return Condition.WARM_READY, False, reason, words
+    if refused:
+        words = (
+            f"{count}; no pod can be made: {refused}. It is tried again within 30 s; {meanwhile}"
+        )
+        return Condition.WARM_READY, False, Reason.PODS_REFUSED, words
     return Condition.WARM_READY, False, Reason.PODS_STARTING, count
+
+
+def _pod_trouble(pod: PodFacts) -> tuple[Reason, str, str] | None:
+    """What keeps a pod from taking calls: the reason, the words of Kubernetes, and what happens next."""
+    if pod.unschedulable:
+        next_ = "It starts once a node has room: add one, or free what the message names"
+        return Reason.POD_UNSCHEDULABLE, pod.unschedulable.rstrip("."), next_
+    if pod.unready:
+        next_ = f"It takes calls again once it is ready: see kubectl logs {pod.name}"
+        return Reason.POD_UNREADY, pod.unready, next_
+    if not pod.trouble:
+        return None
+    if (
+        "Image" in pod.trouble.partition(":")[0]
+    ):  # ErrImagePull, ImagePullBackOff, InvalidImageName, …
+        next_ = "The pull is tried again: check warm.image, and that nodes may pull it"
+    elif pod.trouble.startswith("CreateContainerConfigError"):
+        next_ = "It starts once what is named is there"
+    else:
+        next_ = f"It is restarted, later each time: see kubectl logs --previous {pod.name}"
+    return Reason.POD_FAILING, pod.trouble.rstrip("."), next_
+
+
+def _meanwhile(ready: int, overflow: bool) -> str:
+    """Where calls go that the missing pods would have taken."""
+    there = "calls go to the ready pods" if ready else "no pod takes calls"
+    if overflow:
+        return f"{there} and to burst" if ready else "calls go to burst"
+    return f"{there}, and are refused when those are full" if ready else "calls are refused"
 
 
 def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
@@ -183,11 +255,17 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     if burst is None:
         words = "calls stay in the cluster" if agent.burst else "burst.modal is not set"
         return Condition.BURST_READY, False, Reason.BURST_OFF, words
-    if failure := facts.message if facts.failures else world.traffic.burst_error:
-        old = "the last deployment goes on; " if facts.url and facts.failures else ""
-        return Condition.BURST_READY, False, Reason.BURST_FAILING, old + failure
+    if facts.failures:
+        old = "the last deployment goes on; " if facts.url else ""
+        again = f"tried again after {retry_wait(facts.failures):.0f} s, at once if burst.modal is changed"
+        words = f"{old}{facts.message.rstrip('.')}; {again}"
+        return Condition.BURST_READY, False, Reason.BURST_FAILING, words
+    if failure := world.traffic.burst_error:
+        words = f"{failure}; each call that finds no warm slot tries again"
+        return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     if facts.credentials:
-        return Condition.BURST_READY, False, Reason.CREDENTIALS_MISSING, facts.credentials
+        words = f"{facts.credentials}; looked for every {CREDENTIALS_LOOK:.0f} s"
+        return Condition.BURST_READY, False, Reason.CREDENTIALS_MISSING, words
     if not facts.url:
         words = "the first container starts" if facts.app else "the app is being deployed"
         return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, words

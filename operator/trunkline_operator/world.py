@@ -28,6 +28,9 @@ class Phase(StrEnum):
 # A pod that has waited for a node for longer says nothing about how long the next one takes.
 LONGEST_START_SECONDS: Final = 3600.0
 
+# Of a container's last words, which may be many lines of its log: what a person reads, the end first of all.
+LONGEST_WORDS: Final = 400
+
 # Why a container waits, where waiting is no trouble.
 ORDINARY_WAITS: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
 
@@ -48,6 +51,9 @@ class PodFacts:
     ca: str = ""  # the CA of its links; "" = plain
     unschedulable: str = ""  # the scheduler's words
     trouble: str = ""  # the kubelet's words: image pull, crash loop, wrong configuration
+    unready: str = (
+        ""  # its worker runs and was ready before: since when it is not, and the kubelet's words
+    )
     restarts: int = 0
     start_seconds: float | None = None  # from its creation until it was ready, where that is known
 
@@ -96,7 +102,8 @@ class PodFacts:
             unschedulable=scheduled.get("message", "")
             if scheduled.get("status") == "False"
             else "",
-            trouble=_trouble(state, status),
+            trouble=_trouble(worker, status),
+            unready=_unready(state, conditions.get("Ready", {})),
             restarts=worker.get("restartCount", 0),
             start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
         )
@@ -119,20 +126,48 @@ def _moment(stamp: str | None) -> float | None:
         return None
 
 
-def _trouble(state: Json, status: Json) -> str:
-    """Why the worker's container does not run, in the kubelet's words, or ""."""
+def _trouble(worker: Json, status: Json) -> str:
+    """Why the worker's container does not run, in the kubelet's words and its own last ones, or ""."""
+    state = worker.get("state") or {}
+    before = (worker.get("lastState") or {}).get("terminated")
     waiting = state.get("waiting") or {}
     if waiting.get("reason", "") not in ORDINARY_WAITS:
-        return _sentence(waiting["reason"], waiting.get("message", ""))
+        words = _sentence(waiting["reason"], waiting.get("message", ""))
+        return f"{words}; it ended with {_ended(before)}" if before else words
     if terminated := state.get("terminated"):
-        return _sentence(terminated.get("reason", "Terminated"), terminated.get("message", ""))
+        return _ended(terminated)
     if status.get("phase") == Phase.FAILED:
         return _sentence(status.get("reason", "Failed"), status.get("message", ""))
+    # Between two crashes it runs for a moment, which is no end of the trouble.
+    if before and worker.get("ready") is not True:
+        return f"it was restarted; before, it ended with {_ended(before)}"
     return ""
 
 
+def _ended(terminated: Json) -> str:
+    """How a container ended. Its message is the end of its log where it wrote no other."""
+    reason, code = terminated.get("reason", "Terminated"), terminated.get("exitCode")
+    told = reason if code is None else f"{reason} (exit code {code})"
+    return _sentence(told, terminated.get("message", ""))
+
+
+def _unready(state: Json, ready: Json) -> str:
+    """Since when a worker that runs and was ready is not; "" if it is, or never was."""
+    began, since = (state.get("running") or {}).get("startedAt"), ready.get("lastTransitionTime")
+    if ready.get("status") != "False" or not (began and since):
+        return ""
+    # The pod's condition is False from its creation on, before the container runs.
+    if (epoch(since) or 0.0) <= (epoch(began) or 0.0):
+        return ""
+    return f"not ready since {since}: {ready.get('message') or 'its readiness probe fails'}"
+
+
 def _sentence(reason: str, message: str) -> str:
-    return f"{reason}: {message}" if message else reason
+    """In one line; of long words the end, where a program says why it gives up."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_WORDS:
+        line = "…" + line[1 - LONGEST_WORDS :]
+    return f"{reason}: {line}" if line else reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
