@@ -32,7 +32,7 @@ from trunkline_runtime.contract import (
     REALTIME_PATH,
     TICKET_HEADER,
 )
-from trunkline_runtime.modal_app import requirements
+from trunkline_runtime.modal_app import BROKEN_STATUS, requirements
 
 KEY: Final = "a key of thirty-two characters!!"
 GOOD: Final = Credentials(token_id="ak-good", token_secret="as-good-and-secret")
@@ -258,6 +258,55 @@ async def test_a_worker_that_cannot_listen_fails_its_container() -> None:
             _, said = await container.communicate()
     assert container.returncode == 1
     assert "the port is in use" in said.decode()
+
+
+BREAKING: Final = """
+import threading, time
+from trunkline_runtime.engine.loopback import LoopbackEngine
+from trunkline_runtime.modal_app import HostedWorker
+
+class Breaking(LoopbackEngine):
+    def loading(self): return "loading"
+    def watch(self, broken, room): threading.Timer(0.2, broken, ["the device is gone"]).start()
+
+worker = HostedWorker()
+worker.load()
+worker._engine.close()
+worker._engine = Breaking(slots=1)
+worker._engine.load()
+worker.resume()
+print("up", flush=True)
+threading.Event().wait()  # as Modal's own main thread does
+"""
+
+
+async def test_an_engine_that_breaks_ends_its_container() -> None:
+    environment = {
+        ENV_AGENT: APP.agent,
+        ENV_ENGINE: "loopback",
+        ENV_SLOTS: "1",
+        ENV_TICKET_KEY: KEY,
+        ENV_HOST: "127.0.0.1",
+        ENV_PORT: "0",
+        ENV_HEALTH_PORT: "0",
+        "MODAL_TASK_ID": "ta-1",
+    }
+    container = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", BREAKING),
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            said, _ = await container.communicate()
+    finally:
+        if container.returncode is None:
+            container.kill()
+            await container.wait()
+    assert container.returncode == BROKEN_STATUS
+    up, last = said.decode().index("up\n"), said.decode().index("the device is gone")
+    assert up < last
 
 
 async def test_a_modal_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

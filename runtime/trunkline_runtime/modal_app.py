@@ -8,6 +8,7 @@ container's has no operator.
 import asyncio
 import hashlib
 import importlib.metadata
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from trunkline_runtime.engine import Engine
     from trunkline_runtime.worker.host import WorkerConfig
 
+log = logging.getLogger("trunkline.burst")
+
 SERVER: Final = "worker"  # the server's name in the app
 DISTRIBUTION: Final = "trunkline"
 MAX_GRACE_SECONDS: Final = 3600  # Modal's limit for exit_grace_period
@@ -40,6 +43,7 @@ MAX_TAG: Final = 63  # characters of a tag's key or value
 EXIT_SECONDS: Final = (
     25.0  # of the 30 that Modal gives exit hooks; calls have had their grace before
 )
+BROKEN_STATUS: Final = 1  # of a container's process whose worker has ended by itself
 # The extra that brings an engine's packages; the loopback engine needs none.
 EXTRAS: Final[Mapping[str, str]] = {"loopback": "", "speech": "speech", "moshi": "moshi"}
 
@@ -92,9 +96,14 @@ class HostedWorker:
         try:
             uvloop.run(serve())
         except BaseException as error:
-            if listening.done():
-                raise  # the thread's end: its hook prints it
-            listening.set_exception(error)
+            if not listening.done():
+                listening.set_exception(error)
+                return
+            log.critical("the worker has ended, and its container with it", exc_info=error)
+            logging.shutdown()
+            # Its calls have been told. Modal replaces a container whose process is gone; one that lives on
+            # without a worker would be given calls until its health check fails, or for ever.
+            os._exit(BROKEN_STATUS)
 
     def drain(self) -> None:
         """Takes no new call and waits for those there, as long as Modal lets it."""
