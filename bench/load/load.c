@@ -1,12 +1,13 @@
 /* Callers and the worker that answers them, in one thread: what benchmarks put around a relay.
  *
- *     load -p PORT [-b PORT [-c CERTIFICATE -k KEY]] [-s BYTES] [-r PER_SECOND] [-l SECONDS] [-t FILE] [-u PATH] [-a]
+ *     load -p PORT [-b PORT [-c CERTIFICATE -k KEY]] [-s BYTES] [-r PER_SECOND] [-l SECONDS] [-t FILE] [-u PATH] [-a] [-w]
  *
  * -p  where the relay answers callers           -b  where the worker listens, on loopback (with -c and -k: TLS 1.3)
  * -s  payload of a message                      -r  messages a second, of each call in each direction
  * -l  mean length of a call: it then hangs up, and another calls
  * -t  a file of bearers, one a line, used in turn   -u  path that callers ask for
  * -a  admission: each caller hangs up as soon as it is answered, and calls again
+ * -w  look at sockets once in 1 ms only, which is leaner: a relay then never has to wake this process
  *
  * Commands are lines on standard input: `calls N` has so many callers, and is answered once all are live;
  * `reset` begins to count anew; `report` prints what was counted. The end of input ends it.
@@ -101,7 +102,7 @@ struct end {
 static struct {
     int port, worker_port, size, bearers;
     double rate, length;
-    bool admission;
+    bool admission, at_each_step;
     const char *path;
     char **bearer;
 #ifdef WITH_TLS
@@ -116,7 +117,7 @@ static struct {
     struct delays rising, falling, admission;
 } count;
 
-static int epoll, opening, live, there, wanted, reached; /* there: callers that are not FREE */
+static int epoll, calm, opening, live, there, wanted, reached; /* there: callers that are not FREE */
 static struct end callers[MAX_CALLS];
 static struct end *steps[MAX_STEPS];
 static unsigned step_count;
@@ -136,7 +137,7 @@ static void fail(const char *what) {
 
 static void watch(struct end *end, int how, uint32_t events) {
     struct epoll_event event = {.events = events, .data.ptr = end};
-    if (epoll_ctl(epoll, how, end->fd, &event)) fail("epoll_ctl");
+    if (epoll_ctl(calm, how, end->fd, &event)) fail("epoll_ctl");
 }
 
 static void speaks(struct end *end) {
@@ -658,7 +659,7 @@ static void use_tls(const char *certificate, const char *key) {
 
 static void read_options(int count_, char **words) {
     const char *certificate = NULL, *key = NULL;
-    for (int option; (option = getopt(count_, words, "p:b:c:k:s:r:l:t:u:a")) != -1;) switch (option) {
+    for (int option; (option = getopt(count_, words, "p:b:c:k:s:r:l:t:u:aw")) != -1;) switch (option) {
             case 'p': options.port = atoi(optarg); break;
             case 'b': options.worker_port = atoi(optarg); break;
             case 'c': certificate = optarg; break;
@@ -668,6 +669,7 @@ static void read_options(int count_, char **words) {
             case 'l': options.length = atof(optarg); break;
             case 't': read_bearers(optarg); break;
             case 'u': options.path = optarg; break;
+            case 'w': options.at_each_step = true; break;
             case 'a': options.admission = true; break;
             default: exit(2);
         }
@@ -692,23 +694,28 @@ int main(int words, char **word) {
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     struct itimerspec every = {{0, 1000000}, {0, 1000000}};
     timerfd_settime(timer, 0, &every, NULL);
-    struct end of_input = {.fd = 0}, of_timer = {.fd = timer}, of_listener = {.fd = listener};
-    watch(&of_input, EPOLL_CTL_ADD, EPOLLIN);
-    watch(&of_timer, EPOLL_CTL_ADD, EPOLLIN);
-    if (listener >= 0) watch(&of_listener, EPOLL_CTL_ADD, EPOLLIN);
+    /* What nobody waits for wakes nobody: with -w, sockets are looked at with each step only. */
+    calm = options.at_each_step ? epoll_create1(0) : epoll;
+    int aside[] = {0, timer, listener};
+    for (int i = 0; i < (listener < 0 ? 2 : 3); i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = &aside[i]};
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, aside[i], &event)) fail("epoll_ctl");
+    }
     reset();
     for (unsigned step = 0;;) {
         struct epoll_event events[512];
-        int found = epoll_wait(epoll, events, 512, -1);
         uint64_t ticks = 0;
         bool commanded = false;
+        int found = epoll_wait(epoll, events, 512, -1);
         for (int i = 0; i < found; i++) {
-            struct end *end = events[i].data.ptr;
-            if (end == &of_input) commanded = true;
-            else if (end == &of_timer) { if (read(timer, &ticks, 8) != 8) ticks = 0; }
-            else if (end == &of_listener) take(listener);
-            else act(end, events[i].events);
+            void *what = events[i].data.ptr;
+            if (what == &aside[0]) commanded = true;
+            else if (what == &aside[1]) { if (read(timer, &ticks, 8) != 8) ticks = 0; }
+            else if (what == &aside[2]) take(listener);
+            else act(what, events[i].events);
         }
+        while (options.at_each_step && (found = epoll_wait(calm, events, 512, 0)) > 0)
+            for (int i = 0; i < found; i++) act(events[i].data.ptr, events[i].events);
         /* What can end other connections than the one at hand comes after the events that may name them. */
         if (commanded && !obey()) return 0;
         double now = seconds();
