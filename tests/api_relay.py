@@ -35,16 +35,16 @@ class Request:
 
 Before = Callable[[Request], Awaitable[web.Response | None]]
 """Called with a request that has arrived; a response is the answer in the API server's place."""
-After = Callable[[Request, int], Awaitable[None]]
-"""Called with a request that the API server has answered, and the status; its answer is still here."""
+After = Callable[[Request, int], Awaitable[bool]]
+"""Called with a request that the API server has answered, and the status; True breaks the connection instead."""
 
 
 async def let_pass(_: Request) -> None:
     return None
 
 
-async def let_be(_: Request, __: int) -> None:
-    return None
+async def let_be(_: Request, __: int) -> bool:
+    return False
 
 
 class ApiRelay:
@@ -127,7 +127,8 @@ class ApiRelay:
                 status=told.status, body=await told.read(), content_type=told.content_type
             )
         self.answered.append((request, answer.status))
-        await self.after(request, answer.status)
+        if await self.after(request, answer.status) and arrived.transport:
+            arrived.transport.abort()
         await self._tell()
         return answer
 

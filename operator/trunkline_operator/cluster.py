@@ -32,6 +32,8 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=20, connect=5)
 TRIES: Final = 4
 FIRST_DELAY: Final = 0.1
 LONGEST_RETRY_AFTER: Final = 5.0
+# Of writes whose echo the watch has not brought yet. What falls out costs one look at an agent.
+OWN_WRITES: Final = 4096
 TRANSIENT: Final = frozenset({429, 500, 502, 503, 504})
 
 MERGE: Final = "application/merge-patch+json"
@@ -39,6 +41,7 @@ APPLY: Final = "application/apply-patch+yaml"
 
 COLLECTIONS: Final = {
     "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "Event": "/api/v1/namespaces/{}/events",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "Pod": "/api/v1/namespaces/{}/pods",
     "Secret": "/api/v1/namespaces/{}/secrets",
@@ -94,6 +97,8 @@ class Cluster:
         # requests to loopback, which no other client of Kubernetes sends there.
         configuration.client_session_kwargs = {"trust_env": False}
         self._rest = RESTClientObject(configuration)
+        # Versions of objects, as our last writes of their status left them; the oldest first.
+        self._own: dict[str, None] = {}
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each request that changes something; see `trunkline_operator.leader`."""
 
@@ -160,12 +165,25 @@ class Cluster:
     async def patch(self, path: str, body: Json) -> Json:
         """Merges. `metadata.resourceVersion` or `.uid` in the body must be what is there, else Conflict."""
         try:
-            return await self._request("PATCH", path, body, media=MERGE)
+            answer = await self._request("PATCH", path, body, media=MERGE)
         except ApiError as error:
             # Said of a uid as of any field that never changes; it means that another has the name.
             if error.reason == "Invalid" and "metadata.uid" in error.message:
                 raise ApiError(409, "Conflict", error.message) from error
             raise
+        if path.endswith("/status"):
+            self._own[answer["metadata"]["resourceVersion"]] = None
+            if len(self._own) > OWN_WRITES:
+                del self._own[next(iter(self._own))]
+        return answer
+
+    def is_echo(self, thing: Mapping[str, Any]) -> bool:
+        """Whether this is an object as our own write of its status left it, and of a spec that we had seen."""
+        metadata, status = thing["metadata"], thing.get("status") or {}
+        return (
+            metadata["resourceVersion"] in self._own
+            and status.get("observedGeneration") == metadata["generation"]
+        )
 
     async def apply(self, path: str, body: Json) -> Json:
         """Makes the object so, and takes over fields that others hold (server-side apply)."""

@@ -34,8 +34,11 @@ def registered(
         await close()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def agent_changed(namespace: str | None, name: str | None, **_: Any) -> None:
-        agenda.add(f"{namespace}/{name}")
+    async def agent_changed(
+        namespace: str | None, name: str | None, body: kopf.Body, **_: Any
+    ) -> None:
+        if not cluster.is_echo(body):  # what a look has written needs no other look
+            agenda.add(f"{namespace}/{name}")
 
     @kopf.on.event("v1", "pods", labels={LABEL_AGENT: kopf.PRESENT}, registry=registry)
     async def pod_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:

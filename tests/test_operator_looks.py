@@ -1,0 +1,46 @@
+"""A look at an agent costs the API server a few requests, so there is none without a reason."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from api_relay import ApiRelay
+from operator_cast import played
+from operator_rig import SPEC, World, operated
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api, is_true
+from trunkline_operator.agenda import GAP_SECONDS
+
+EDITS = 10
+
+
+@pytest.fixture
+async def relay(api: Api) -> AsyncIterator[ApiRelay]:
+    async with ApiRelay(api).serving() as relay:
+        yield relay
+
+
+@pytest.fixture
+async def world(
+    api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> AsyncIterator[World]:
+    async with operated(api, control_plane, namespace, tmp_path) as world, played(world):
+        yield world
+
+
+async def test_what_a_look_has_written_makes_no_other_look(world: World, relay: ApiRelay) -> None:
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await world.apply()
+    await world.agent(lambda it: is_true(it, "Ready"))
+    relay.forget()
+    for number in range(EDITS):
+        await world.apply({**SPEC, "session": {"idleSeconds": 60 + number}})
+        await world.agent(
+            lambda it: it["status"]["observedGeneration"] == it["metadata"]["generation"]
+        )
+        await asyncio.sleep(2 * GAP_SECONDS)  # a look that something has made would come now
+    looks = [it for it in relay.seen if it.method == "GET" and it.path == world.agent_path]
+    # Now and then an echo comes before the answer to what it echoes.
+    assert EDITS <= len(looks) <= EDITS * 1.5
