@@ -23,6 +23,7 @@ from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateway
 from trunkline_operator.deployments import Deployments
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.handlers import registered, watching
+from trunkline_operator.herald import Herald
 from trunkline_operator.leader import identity, leading
 from trunkline_operator.lease import Candidate, epoch_after
 from trunkline_operator.manifests import Installation
@@ -117,7 +118,9 @@ async def assembled(
         tls=trusting(authority.pem) if authority else None,
     )
     await stack.enter_async_context(fleet)
-    agenda = Agenda(Reconciler(cluster, fleet, deployments, settings(config, authority)).look)
+    herald = await stack.enter_async_context(Herald(cluster))
+    reconciler = Reconciler(cluster, fleet, deployments, herald, settings(config, authority))
+    agenda = Agenda(reconciler.look)
     metrics.EPOCH.set(epoch)
     metrics.LINKS.set_function(lambda: fleet.connected)
     metrics.AGENTS.set_function(lambda: len(agenda))

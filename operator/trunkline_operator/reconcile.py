@@ -9,23 +9,26 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from trunkline_operator import metrics
+from trunkline_operator import events, metrics
 from trunkline_operator.authority import Authority, new_certificate, why_issue
 from trunkline_operator.breaker import LEVELS, Breaker, following, probed, recovered
 from trunkline_operator.cluster import ApiError, Cluster, path
 from trunkline_operator.credentials import (
+    HOOK_TOKEN,
     account_of,
     caller_keys_missing,
     credentials_missing,
+    hook_secret,
     proxy_token,
 )
 from trunkline_operator.deployments import Deployments, described
 from trunkline_operator.fleet import Fleet
+from trunkline_operator.herald import Herald
 from trunkline_operator.manifests import (
     TICKET_KEY,
     WORKER_KEY,
@@ -89,6 +92,7 @@ class _Notes:
     memory: Memory = field(default_factory=Memory)
     keys: Keys | None = None  # the last that were read
     told_at: float = NEVER  # when the status was written
+    news: events.Memory = field(default_factory=events.Memory)  # what was told of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +110,30 @@ class _Seen:
         return path("VoiceAgent", self.agent.namespace, self.agent.name)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Acts:
+    """What became of a plan's steps."""
+
+    taken: list[Step] = field(default_factory=list)
+    failures: list[ApiError] = field(default_factory=list)
+    refused: str = ""  # the API's words where they keep a pod from being made
+
+
 class Reconciler:
     """Looks at agents, for an `Agenda`."""
 
     def __init__(
-        self, cluster: Cluster, fleet: Fleet, deployments: Deployments, settings: Settings
+        self,
+        cluster: Cluster,
+        fleet: Fleet,
+        deployments: Deployments,
+        herald: Herald,
+        settings: Settings,
     ) -> None:
         self._cluster = cluster
         self._fleet = fleet
         self._deployments = deployments
+        self._herald = herald
         self._settings = settings
         self._notes: dict[str, _Notes] = {}
 
@@ -142,23 +161,26 @@ class Reconciler:
             agent = parsed(obj)
         except SpecError as error:
             # Its pods and its route stay as they are: a wrong edit ends no call.
-            await self._tell(notes, obj, rejected(obj, error, now))
+            status = rejected(obj, error, now)
+            self._announce(notes, obj, events.of_status(obj.get("status") or {}, status), now)
+            await self._tell(notes, obj, status)
             return self._settings.resync_seconds, "refused"
         seen = await self._observe(obj, agent, now)
         plan = planned(agent, seen.world, now, notes.memory, self._settings.installation)
         notes.memory = plan.memory
-        failures, refused = await self._act(seen, plan)
+        acts = await self._act(seen, plan)
         try:
             await self._route(notes, seen, plan)
         except ApiError as error:
-            failures.append(error)
-        status = reported(agent, seen.world, plan, obj.get("status") or {}, now, refused)
+            acts.failures.append(error)
+        status = reported(agent, seen.world, plan, obj.get("status") or {}, now, acts.refused)
         metrics.count_pods(namespace, name, status.get("pods") or {})
+        self._announce_look(notes, seen, plan, acts, status)
         wait = await self._tell(notes, obj, status)
-        if failures:
-            raise failures[0]
+        if acts.failures:
+            raise acts.failures[0]
         waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
-        if seen.world.access:
+        if seen.world.access or (hook_secret(agent) and not seen.keys.hook_token):
             waits.append(MISSING_SECRET_SECONDS)
         if any(isinstance(step, RemoveFinalizer) for step in plan.steps):
             waits.append(GONE_SECONDS)
@@ -180,11 +202,12 @@ class Reconciler:
 
     async def _observe(self, obj: Json, agent: VoiceAgent, now: float) -> _Seen:
         modal = agent.burst
-        pods, own, callers, account = await asyncio.gather(
+        pods, own, callers, account, hook = await asyncio.gather(
             self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
             self._secret(agent.namespace, secret_name(agent)),
             self._secret(agent.namespace, agent.access.api_keys_secret),
             self._secret(agent.namespace, modal.credentials_secret if modal else ""),
+            self._secret(agent.namespace, hook_secret(agent)),
         )
         world = World(
             pods=tuple(PodFacts.of(pod) for pod in pods),
@@ -199,6 +222,7 @@ class Reconciler:
             ticket=(own or {}).get(TICKET_KEY, ""),
             callers=callers or {},
             proxy_token=proxy_token(account or {}),
+            hook_token=(hook or {}).get(HOOK_TOKEN, ""),
         )
         return _Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
 
@@ -266,14 +290,14 @@ class Reconciler:
 
     # --- act ----------------------------------------------------------------------------------------
 
-    async def _act(self, seen: _Seen, plan: Plan) -> tuple[list[ApiError], str]:
-        """Takes the steps; what the API refused, and its words if that keeps a pod from being made."""
+    async def _act(self, seen: _Seen, plan: Plan) -> _Acts:
+        """Takes the steps."""
         if plan.scaling and any(
             isinstance(step, CreatePod | Drain | Undrain) for step in plan.steps
         ):
             why = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
             log.info("%s: %s", seen.agent.key, why, extra={"agent": seen.agent.key})
-        failures, refused = [], ""
+        acts = _Acts()
         for step in plan.steps:
             try:
                 await self._take(seen, step)
@@ -285,12 +309,14 @@ class Reconciler:
                     error,
                     extra={"agent": seen.agent.key},
                 )
-                failures.append(error)
+                acts.failures.append(error)
                 if isinstance(step, EnsureSecret | CreatePod) and error.lasting:
-                    refused = refused or error.message
+                    acts.refused = acts.refused or error.message
                 if isinstance(step, AddFinalizer):  # before anything else is made
                     break
-        return failures, refused
+            else:
+                acts.taken.append(step)
+        return acts
 
     async def _take(self, seen: _Seen, step: Step) -> None:
         agent, cluster = seen.agent, self._cluster
@@ -393,6 +419,28 @@ class Reconciler:
                 f"Secret {name} lacks {WORKER_KEY} or {TICKET_KEY}: delete it, then it is made anew",
             )
         return replace(seen.keys, worker=own[WORKER_KEY], ticket=own[TICKET_KEY])
+
+    def _announce_look(
+        self, notes: _Notes, seen: _Seen, plan: Plan, acts: _Acts, status: Json
+    ) -> None:
+        """Tells what is new since the look before; a status that cannot be written does not keep it back."""
+        look = events.Look(
+            agent=seen.agent,
+            world=seen.world,
+            plan=plan,
+            taken=tuple(acts.taken),
+            installation=self._settings.installation,
+            now=seen.now,
+        )
+        before = seen.obj.get("status") or {}
+        news = [*events.of_status(before, status), *events.of_look(look, notes.news)]
+        notes.news = events.remembered(look, notes.news)
+        self._announce(notes, seen.obj, news, seen.now)
+
+    def _announce(self, notes: _Notes, obj: Json, news: Iterable[events.Event], now: float) -> None:
+        """Tells those that are neither repetitions nor too many."""
+        told, notes.news = events.chosen(news, notes.news, now)
+        self._herald.tell(obj, told, now)
 
     async def _tell(self, notes: _Notes, obj: Json, status: Json) -> list[float]:
         """Writes the status if it says something new; else, where it may not yet, the wait until then."""
