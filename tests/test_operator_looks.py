@@ -1,4 +1,4 @@
-"""A look at an agent costs the API server a few requests, so there is none without a reason."""
+"""A look at an agent costs a few requests, and a change of its route costs writing all routes: neither without need."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,6 +12,7 @@ from operator_rig import SPEC, World, operated
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
 from trunkline_operator.agenda import GAP_SECONDS
+from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 
 EDITS = 10
 
@@ -44,3 +45,10 @@ async def test_what_a_look_has_written_makes_no_other_look(world: World, relay: 
     looks = [it for it in relay.seen if it.method == "GET" and it.path == world.agent_path]
     # Now and then an echo comes before the answer to what it echoes.
     assert EDITS <= len(looks) <= EDITS * 1.5
+
+
+def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:
+    assert push_delay(since=60, writing=0.0001) == COALESCE_SECONDS
+    assert push_delay(since=0, writing=0.0001) == COALESCE_SECONDS
+    assert push_delay(since=0.02, writing=0.005) == pytest.approx(0.08)
+    assert push_delay(since=0.02, writing=3) == LONGEST_COALESCE_SECONDS
