@@ -27,6 +27,8 @@ API_VERSION = f"{contract.GROUP}/{contract.VERSION}"
 
 CLASSES: dict[str, type] = {
     "engine": spec.Engine,
+    "engine.policy": spec.CallPolicy,
+    "engine.policy.hook": spec.Hook,
     "warm": spec.Warm,
     "warm.gpu": spec.Gpu,
     "warm.resources": spec.Resources,
@@ -102,17 +104,47 @@ JWT: Json = {
     "jwksUri": "https://id.example/realms/us/protocol/openid-connect/certs",
 }
 JWKS = '{"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}]}'
+RULED: Json = {
+    "guards": [{"match": "a", "do": "mute"}],
+    "hook": {"url": "https://policy.example/v1"},
+}
 TENANTS: Json = {
     "claim": "https://us.example/tenant",
     "limits": {"concurrentCalls": 5, "guaranteedSlots": 1},
     "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}, {"tenant": "b"}],
 }
 
+MOSHI: Json = {"type": "moshi", "model": "tiny"}
+GUARD_RULE = "engine.policy.guards: say goes with do: say; set both or neither"
+
 REFUSED: dict[str, Json] = {
     "engine.type moshi needs engine.model: name a Hugging Face repository (owner/name), a folder in the "
     "pod, or tiny": {"engine": {"type": "moshi"}},
     "engine.model is for engine.type moshi: remove it or set the type": {
         "engine__model": "kyutai/moshiko-pytorch-bf16"
+    },
+    "engine.policy is for engine.type moshi: remove it or set the type": {"engine__policy": {}},
+    "engine.policy can only hear callers with engine.stt: name an STT model there, or leave out bargeIn, "
+    "guards and hook": {
+        "engine": {
+            "type": "moshi",
+            "model": "a/b",
+            "policy": {"guards": [{"match": "a", "do": "mute"}]},
+        }
+    },
+    "engine.type moshi looks for patterns with RE2: use no lookaround, backreference, atomic group or "
+    "possessive repeat in engine.replies and engine.policy.guards": {
+        "engine": MOSHI | {"policy": {"guards": [{"match": r"(a)\1", "do": "mute"}]}}
+    },
+    GUARD_RULE: {"engine": MOSHI | {"policy": {"guards": [{"match": "a", "do": "say"}]}}},
+    "engine.policy.hook.url must be an https URL, or http to a Service of the cluster "
+    "(http://name.namespace.svc/…), because it is sent what callers say": {
+        "engine": MOSHI | {"policy": {"hook": {"url": "http://a.example/"}}}
+    },
+    "policy.dataClass phi keeps calls in the cluster: let engine.policy.hook.url name a Service of it "
+    "(https://name.namespace.svc/…) or set dataClass to standard": {
+        "engine": MOSHI | {"policy": {"hook": {"url": "https://a.example/"}}},
+        "policy__dataClass": "phi",
     },
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": {
         "warm": {"minPods": 3, "maxPods": 2}
@@ -258,7 +290,8 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         ("with-burst", BURST),
         ("secured", secured),
         ("planned", planned),
-        ("moshi", {"engine": {"type": "moshi", "model": "tiny"}}),
+        ("moshi", {"engine": MOSHI}),
+        ("ruled", {"engine": MOSHI | {"policy": RULED}}),
     ):
         body = an_agent(name, **changes)
         stored = await api.create(agents, body)
@@ -461,6 +494,12 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
             yield [tenant], [{**tenant, "tenant": "a" * 129}]
             yield [tenant], [{**tenant, "concurrentCalls": 100_001}]
             yield [tenant], [{"concurrentCalls": 1}]
+        case {"type": "array", "items": {"required": ["match", "do"]}}:
+            guard = {"match": "a" * 256, "do": "say", "say": "a" * 1024}
+            yield [guard] * schema["maxItems"], [guard] * (schema["maxItems"] + 1)
+            yield [guard], [{**guard, "match": "a" * 257}]
+            yield [guard], [{**guard, "say": "a" * 1025}]
+            yield [guard], [{**guard, "do": "sing"}]
         case {"type": "array"}:
             entry = {"match": "a" * 256, "say": "a" * 1024}
             yield [entry] * schema["maxItems"], [entry] * (schema["maxItems"] + 1)

@@ -34,6 +34,17 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
         (BURST | {"policy__dataClass": "phi"}, "phi keeps calls in the cluster"),
         ({"warm__minPods": 0}, "set it to 0 to let all pods go"),
         ({"warm": {"minPods": 0, "bufferSlots": 0}}, "the first call is refused"),
+        (
+            BURST
+            | {
+                "engine": {
+                    "type": "moshi",
+                    "model": "tiny",
+                    "policy": {"hook": {"url": "http://p.ns.svc/"}},
+                }
+            },
+            "a Service of the cluster, which calls at Modal cannot reach",
+        ),
         ({"warm__bufferSlots": 17}, "bufferSlots 17 is more than all 16 warm slots"),
     ],
 )

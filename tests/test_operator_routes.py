@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from trunkline_runtime.contract import BurstRung, Route
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
 from trunkline_runtime.gateway.routes import JwtAccess, routes_from
+from trunkline_runtime.worker.orders import settings_from
 
 KEYS = Keys(
     worker="worker-key-1",
@@ -63,6 +65,30 @@ def test_what_a_gateway_needs() -> None:
     ]
     assert one["draining"] == ["desk-1", "desk-2"]
     assert "defaultNamespace" not in one
+
+
+def test_a_policy_travels_with_its_hooks_token() -> None:
+    hook = {"url": "https://a.example/", "deadlineMilliseconds": 250, "onFailure": "closed"}
+    guard = {"match": "a", "do": "hangUp"}
+    policy = {"bannedWords": ["darn"], "bargeIn": True, "guards": [guard], "hook": hook}
+    engine = {"type": "moshi", "model": "tiny", "policy": policy}
+    one = made(engine=engine, keys=replace(KEYS, hook_token="of the hook"))
+    assert one["settings"]["policy"] == {
+        "bannedWords": ["darn"],
+        "bargeIn": True,
+        "guards": [{"match": "a", "do": "hangUp", "say": ""}],
+        "hook": {
+            "url": "https://a.example/",
+            "token": "of the hook",
+            "deadlineSeconds": 0.25,
+            "onFailure": "closed",
+        },
+    }
+    sent = json.loads(json.dumps(one["settings"]))
+    assert settings_from(sent)["policy"] == one["settings"]["policy"], "a worker reads it"
+    assert "of the hook" not in repr(replace(KEYS, hook_token="of the hook"))
+    assert made(engine=engine)["hash"] != one["hash"]
+    assert "policy" not in made()["settings"]
 
 
 def test_callers_keys_travel_as_digests_and_an_empty_one_opens_nothing() -> None:

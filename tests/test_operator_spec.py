@@ -7,7 +7,19 @@ import pytest
 from worlds import BURST, an_agent, an_object
 
 from trunkline_operator.parsing import parsed
-from trunkline_operator.spec import Autoscaling, EngineType, Reply, Snapshot, SpecError, epoch
+from trunkline_operator.spec import (
+    Autoscaling,
+    CallPolicy,
+    EngineType,
+    Guard,
+    GuardAction,
+    Hook,
+    OnFailure,
+    Reply,
+    Snapshot,
+    SpecError,
+    epoch,
+)
 
 
 def test_every_group_is_read() -> None:
@@ -98,6 +110,78 @@ def test_burst_without_modal_is_no_burst() -> None:
 def test_what_makes_no_sense_is_told(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         an_agent(**changes)
+
+
+MOSHI: dict[str, Any] = {"engine": {"type": "moshi", "model": "tiny"}}
+HOOK = {"url": "https://policy.example/v1"}
+
+
+def with_policy(**policy: Any) -> dict[str, Any]:
+    return {"engine": {**MOSHI["engine"], "policy": policy}}
+
+
+def test_a_policy_is_read_and_none_is_none() -> None:
+    assert an_agent(**MOSHI).engine.policy is None
+    assert an_agent(**with_policy()).engine.policy == CallPolicy()
+    hook: dict[str, Any] = {"url": "http://p.ns.svc:8080/", "deadlineMilliseconds": 50}
+    hook |= {"onFailure": "closed", "tokenSecretRef": {"name": "hook"}}
+    guard = {"match": "a", "do": "say", "say": "b"}
+    found = an_agent(**with_policy(bannedWords=["darn"], bargeIn=True, guards=[guard], hook=hook))
+    assert found.engine.policy == CallPolicy(
+        banned_words=("darn",),
+        barge_in=True,
+        guards=(Guard(match="a", do=GuardAction.SAY, say="b"),),
+        hook=Hook(
+            url="http://p.ns.svc:8080/",
+            deadline_milliseconds=50,
+            on_failure=OnFailure.CLOSED,
+            token_secret="hook",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (with_policy(hook={}), "engine.policy.hook needs url"),
+        (with_policy(guards=["a"]), r"engine.policy.guards\[0\] needs match and do"),
+        (with_policy(guards=[{"match": "a", "do": "say"}]), "say goes with do: say"),
+        (with_policy(guards=[{"match": "a", "do": "mute", "say": "b"}]), "say goes with do: say"),
+        (with_policy(guards=[{"match": "a", "do": "sing"}]), "must be one of: say, mute, hangUp"),
+        (with_policy(guards=[{"match": "(?!a)b", "do": "mute"}]), "use no lookaround"),
+        (with_policy(hook={"url": "ftp://a.example/"}), "must be an https URL"),
+        (with_policy(hook=HOOK) | {"policy__dataClass": "phi"}, "name a Service of it"),
+    ],
+)
+def test_what_makes_no_sense_in_a_policy_is_told(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        an_agent(**changes)
+
+
+@pytest.mark.parametrize(
+    ("url", "fine", "in_cluster"),
+    [
+        ("https://policy.example/v1", True, False),
+        ("http://policy.example/v1", False, False),
+        ("https://policy.example", False, False),
+        ("https://me:secret@policy.example/", False, False),
+        ("http://p.ns.svc/", True, True),
+        ("https://p.ns.svc.cluster.local:8443/v1", True, True),
+        ("http://p.ns.svc.evil.example/", False, False),
+        ("https://p.ns.svc.evil.example/", True, False),
+        ("http://p.ns.svc@evil.example/", False, False),
+        ("http://127.0.0.1:9/", True, True),
+        ("file:///etc/passwd", False, False),
+    ],
+)
+def test_where_a_hook_may_be(url: str, fine: bool, in_cluster: bool) -> None:
+    asked = with_policy(hook={"url": url})
+    for changes, wanted in ((asked, fine), (asked | {"policy__dataClass": "phi"}, in_cluster)):
+        if wanted:
+            an_agent(**changes)
+        else:
+            with pytest.raises(SpecError, match=r"engine\.policy\.hook\.url"):
+                an_agent(**changes)
 
 
 def test_everything_that_is_wrong_across_fields_is_told_at_once() -> None:

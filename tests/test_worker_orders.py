@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trunkline_runtime.worker.orders import (
+    MAX_HOOK_SECONDS,
     MAX_RESERVE_SECONDS,
     DrainOrder,
     Heartbeat,
@@ -26,6 +27,29 @@ RESERVE: dict[str, Any] = {
     "settings": {"greeting": "Hello.", "replies": [{"match": "a", "say": "b"}], "idleSeconds": 30},
     "deadline": 5,
 }
+HOOK: dict[str, Any] = {
+    "url": "https://a.example/",
+    "token": "",
+    "deadlineSeconds": 0.5,
+    "onFailure": "closed",
+}
+
+
+def test_a_policy_travels_whole_and_what_is_not_known_is_left_out() -> None:
+    policy = {
+        "bannedWords": ["darn"],
+        "bargeIn": True,
+        "guards": [{"match": "a", "do": "hangUp", "say": ""}],
+        "hook": HOOK,
+    }
+    sent = {"policy": policy | {"later": 1}, "call": "another's"}
+    order = order_from(json.dumps({**RESERVE, "settings": sent}))
+    assert isinstance(order, ReserveOrder)
+    assert order.settings == {"policy": policy}
+    slow = {"policy": {"hook": HOOK | {"deadlineSeconds": 1e9}}}
+    order = order_from(json.dumps({**RESERVE, "settings": slow}))
+    assert isinstance(order, ReserveOrder)
+    assert order.settings["policy"]["hook"]["deadlineSeconds"] == MAX_HOOK_SECONDS
 
 
 def test_orders() -> None:
@@ -68,6 +92,17 @@ def test_a_grant_cannot_be_held_for_long() -> None:
         ({"settings": {"replies": [1]}}, "replies must be a list of objects"),
         ({"settings": {"replies": [{"match": "a"}]}}, "say must be a string"),
         ({"settings": {"replies": [{"match": "", "say": ""}] * 65}}, "65 replies and 64"),
+        ({"settings": {"policy": []}}, "policy must be an object"),
+        ({"settings": {"policy": {"bannedWords": ["a"] * 65}}}, "65 bannedWords and 64"),
+        ({"settings": {"policy": {"bannedWords": [""]}}}, "bannedWords must have 1 to 64"),
+        ({"settings": {"policy": {"bannedWords": "a"}}}, "bannedWords must be a list"),
+        ({"settings": {"policy": {"bargeIn": 1}}}, "bargeIn must be true or false"),
+        ({"settings": {"policy": {"guards": [1]}}}, "guards must be a list of objects"),
+        ({"settings": {"policy": {"guards": [{"do": "x"}]}}}, "do must be say, mute or hangUp"),
+        ({"settings": {"policy": {"hook": 1}}}, "hook must be an object"),
+        ({"settings": {"policy": {"hook": HOOK | {"onFailure": "ajar"}}}}, "open or closed"),
+        ({"settings": {"policy": {"hook": HOOK | {"url": ""}}}}, "url must have 1 to 1024"),
+        ({"settings": {"policy": {"hook": HOOK | {"deadlineSeconds": 0}}}}, "above 0"),
     ],
 )
 def test_a_reserve_that_makes_no_sense(change: dict[str, Any], words: str) -> None:
@@ -82,11 +117,14 @@ def test_the_first_message_of_a_burst_link() -> None:
         burst_settings_from('{"type": "session.update"}')
 
 
+POLICY = ("policy", "guards", "do", "hook", "bannedWords", "url", "onFailure", "deadlineSeconds")
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*RESERVE, "ticket", "match", "say", "replies"]), inner)
+        | st.dictionaries(
+            st.sampled_from([*RESERVE, "ticket", "match", "say", "replies", *POLICY]), inner
+        )
     ),
     max_leaves=8,
 )

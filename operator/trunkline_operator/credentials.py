@@ -1,10 +1,14 @@
 """What users' Secrets say: callers' keys, and an account at Modal."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from trunkline_operator.burst import Credentials
 from trunkline_operator.deployments import Account
 from trunkline_operator.spec import Burst, VoiceAgent
+
+HOOK_TOKEN: Final = "token"
+"""The entry of a Secret that holds the bearer for a policy hook."""
 
 
 def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) -> str:
@@ -17,6 +21,12 @@ def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) ->
     if not any(callers.values()):
         return f"Secret {name} of access.apiKeysSecretRef has no keys: each entry is one key"
     return ""
+
+
+def hook_secret(agent: VoiceAgent) -> str:
+    """The Secret with the bearer for the policy hook; "" = none."""
+    policy = agent.engine.policy
+    return policy.hook.token_secret if policy and policy.hook else ""
 
 
 def credentials_missing(burst: Burst, account: Mapping[str, str] | None) -> str:

@@ -16,13 +16,18 @@ from trunkline_operator.spec import (
     Access,
     Autoscaling,
     Burst,
+    CallPolicy,
     DataClass,
     Engine,
     EngineType,
     Gpu,
+    Guard,
+    GuardAction,
+    Hook,
     Json,
     Jwt,
     Limits,
+    OnFailure,
     Override,
     Percent,
     Quantization,
@@ -67,7 +72,7 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         generation=metadata.get("generation", 1),
         deleted_at=deleted_at,
         finalizers=tuple(metadata.get("finalizers") or ()),
-        engine=Engine(**engine),
+        engine=Engine(policy=_call_policy(spec), **engine),
         warm=Warm(
             gpu=Gpu(**_fields(spec, "warm.gpu")),
             resources=Resources(**_fields(spec, "warm.resources")),
@@ -182,6 +187,20 @@ def _reply(value: Any, path: str) -> Reply:
     return Reply(match=match, say=say)
 
 
+def _guard(value: Any, path: str) -> Guard:
+    """A guard that has something to say where it is to say something."""
+    if not isinstance(value, dict) or not {"match", "do"} <= value.keys():
+        raise SpecError(f"{path} needs match and do")
+    guard = Guard(
+        match=_text(256)(value["match"], f"{path}.match"),
+        do=_one_of(GuardAction)(value["do"], f"{path}.do"),
+        say=_text(1024)(value.get("say", ""), f"{path}.say"),
+    )
+    if bool(guard.say) != (guard.do is GuardAction.SAY):
+        raise SpecError(f"{path}: say goes with do: say; set both or neither")
+    return guard
+
+
 def _jwks(value: Any, path: str) -> str:
     """A JWKS document. Whether its keys can be used, the gateway knows; that it holds none that are private
     is said here, for whoever writes one into a resource has told it to all who may read that.
@@ -230,6 +249,17 @@ FIELDS: Final[Mapping[str, Table]] = {
         "tokenSecretRef.name": ("token_secret", _text(253)),
         "quantization": ("quantization", _one_of(Quantization)),
         "contextSeconds": ("context_seconds", _number(0, 3600)),
+    },
+    "engine.policy": {
+        "bannedWords": ("banned_words", _many(64, _text(64))),
+        "bargeIn": ("barge_in", _flag),
+        "guards": ("guards", _many(64, _guard)),
+    },
+    "engine.policy.hook": {
+        "url": ("url", _text(1024)),
+        "deadlineMilliseconds": ("deadline_milliseconds", _number(50, 5000)),
+        "onFailure": ("on_failure", _one_of(OnFailure)),
+        "tokenSecretRef.name": ("token_secret", _text(253)),
     },
     "warm": {
         "image": ("image", _text(1024)),
@@ -313,6 +343,16 @@ def _required(fields: dict[str, Any], name: str, sentence: str) -> dict[str, Any
     if name not in fields:
         raise SpecError(sentence)
     return fields
+
+
+def _call_policy(spec: Json) -> CallPolicy | None:
+    if _at(spec, "engine.policy") is None:
+        return None
+    hook = None
+    if _at(spec, "engine.policy.hook") is not None:
+        sentence = "engine.policy.hook needs url: where to ask"
+        hook = Hook(**_required(_fields(spec, "engine.policy.hook"), "url", sentence))
+    return CallPolicy(hook=hook, **_fields(spec, "engine.policy"))
 
 
 def _access(spec: Json) -> Access:

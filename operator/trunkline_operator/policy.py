@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from trunkline_operator.rules import IN_CLUSTER
 from trunkline_operator.spec import Burst, DataClass, VoiceAgent
 
 
@@ -50,6 +51,12 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
         ),
         "warm.bufferSlots keeps a pod although warm.minPods is 0: set it to 0 to let all pods go": (
             warm and agent.warm.min_pods == 0 and kept > 0
+        ),
+        "engine.policy.hook is a Service of the cluster, which calls at Modal cannot reach": (
+            burst is not None
+            and agent.engine.policy is not None
+            and agent.engine.policy.hook is not None
+            and IN_CLUSTER.match(agent.engine.policy.hook.url) is not None
         ),
         "without pods and without burst the first call is refused while a pod starts": (
             warm and agent.warm.min_pods == 0 == kept and burst is None

@@ -12,7 +12,10 @@ from trunkline_operator.spec import VoiceAgent
 from trunkline_runtime.contract import (
     Access,
     BurstRung,
+    GuardRule,
+    HookSettings,
     Jwt,
+    PolicySettings,
     ReplyRule,
     Route,
     Rung,
@@ -33,6 +36,8 @@ class Keys:
     """`access.apiKeysSecretRef`: name → key."""
     proxy_token: str = field(default="", repr=False)
     """ "wk-….ws-…" where the credentials Secret has one."""
+    hook_token: str = field(default="", repr=False)
+    """Of `engine.policy.hook`; "" where it takes none."""
 
 
 def route(
@@ -57,7 +62,7 @@ def route(
         answerSeconds=agent.session.answer_seconds,
         maxSeconds=agent.session.max_seconds,
         admissionMs=agent.admission_ms,
-        settings=_settings(agent),
+        settings=_settings(agent, keys),
         rungs=_rungs(agent, keys, burst_url),
         draining=sorted(draining),
     )
@@ -121,14 +126,33 @@ def _limits(limits: spec.Limits) -> TenantLimits:
     )
 
 
-def _settings(agent: VoiceAgent) -> Settings:
+def _settings(agent: VoiceAgent, keys: Keys) -> Settings:
     engine = agent.engine
-    return Settings(
+    settings = Settings(
         greeting=engine.greeting,
         replies=[ReplyRule(match=reply.match, say=reply.say) for reply in engine.replies],
         fallback=engine.fallback,
         idleSeconds=agent.session.idle_seconds,
     )
+    if engine.policy:
+        settings["policy"] = _policy(engine.policy, keys)
+    return settings
+
+
+def _policy(policy: spec.CallPolicy, keys: Keys) -> PolicySettings:
+    made = PolicySettings(
+        bannedWords=list(policy.banned_words),
+        bargeIn=policy.barge_in,
+        guards=[GuardRule(match=g.match, do=g.do.value, say=g.say) for g in policy.guards],
+    )
+    if hook := policy.hook:
+        made["hook"] = HookSettings(
+            url=hook.url,
+            token=keys.hook_token,
+            deadlineSeconds=hook.deadline_milliseconds / 1000,
+            onFailure=hook.on_failure.value,
+        )
+    return made
 
 
 def _rungs(agent: VoiceAgent, keys: Keys, burst_url: str) -> list[Rung]:

@@ -7,7 +7,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from trunkline_operator.spec import Autoscaling, Burst, EngineType, Session, Snapshot, VoiceAgent
+from trunkline_operator.spec import (
+    Autoscaling,
+    Burst,
+    DataClass,
+    Engine,
+    EngineType,
+    Session,
+    Snapshot,
+    VoiceAgent,
+)
 
 MAX_SECONDS_WITH_BURST: Final = 3600
 """Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
@@ -16,6 +25,25 @@ KEYS_ADDRESS: Final = re.compile(
     r"https://[^/]+/|http://([a-z0-9.-]+[.]svc([.][a-z0-9.-]+)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
 )
 
+# A Service by its full name: what stands behind `.svc` in other names may lie anywhere.
+IN_CLUSTER: Final = re.compile(
+    r"https?://([a-z0-9-]+[.][a-z0-9-]+[.]svc([.]cluster[.]local)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
+)
+HOOK_ADDRESS: Final = re.compile(rf"{IN_CLUSTER.pattern}|https://[A-Za-z0-9.-]+(:[0-9]+)?/")
+# Lookaround, a condition, a reference to a group, an atomic group, a possessive repeat.
+NOT_RE2: Final = re.compile(r"[(][?]([=!>(]|<[=!]|P=)|\\[1-9]|[*+?}][+]")
+
+
+def _hook_address(agent: VoiceAgent) -> str:
+    policy = agent.engine.policy
+    return policy.hook.url if policy and policy.hook else ""
+
+
+def _patterns(engine: Engine) -> tuple[str, ...]:
+    guards = engine.policy.guards if engine.policy else ()
+    return (*(reply.match for reply in engine.replies), *(guard.match for guard in guards))
+
+
 AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "engine.type moshi needs engine.model: name a Hugging Face repository (owner/name), a folder in the "
     "pod, or tiny": (
@@ -23,6 +51,40 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     ),
     "engine.model is for engine.type moshi: remove it or set the type": (
         lambda agent: agent.engine.type is EngineType.MOSHI or not agent.engine.model
+    ),
+    "engine.policy is for engine.type moshi: remove it or set the type": (
+        lambda agent: agent.engine.type is EngineType.MOSHI or agent.engine.policy is None
+    ),
+    "engine.policy can only hear callers with engine.stt: name an STT model there, or leave out bargeIn, "
+    "guards and hook": (
+        lambda agent: (
+            agent.engine.type is not EngineType.MOSHI
+            or agent.engine.policy is None
+            or not agent.engine.policy.listens
+            or bool(agent.engine.stt)
+            or agent.engine.model == "tiny"
+        )
+    ),
+    "engine.type moshi looks for patterns with RE2: use no lookaround, backreference, atomic group or "
+    "possessive repeat in engine.replies and engine.policy.guards": (
+        lambda agent: (
+            agent.engine.type is not EngineType.MOSHI
+            or not any(map(NOT_RE2.search, _patterns(agent.engine)))
+        )
+    ),
+    "engine.policy.hook.url must be an https URL, or http to a Service of the cluster "
+    "(http://name.namespace.svc/…), because it is sent what callers say": (
+        lambda agent: (
+            not _hook_address(agent) or HOOK_ADDRESS.match(_hook_address(agent)) is not None
+        )
+    ),
+    "policy.dataClass phi keeps calls in the cluster: let engine.policy.hook.url name a Service of it "
+    "(https://name.namespace.svc/…) or set dataClass to standard": (
+        lambda agent: (
+            not _hook_address(agent)
+            or agent.data_class is not DataClass.PHI
+            or IN_CLUSTER.match(_hook_address(agent)) is not None
+        )
     ),
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
         lambda agent: agent.warm.max_pods >= agent.warm.min_pods

@@ -63,6 +63,53 @@ class Reply:
     say: str
 
 
+class GuardAction(StrEnum):
+    SAY = "say"
+    MUTE = "mute"
+    HANG_UP = "hangUp"
+
+
+class OnFailure(StrEnum):
+    """What follows when a hook does not answer."""
+
+    OPEN = "open"  # the call goes on as without it
+    CLOSED = "closed"  # the agent is mute until it answers again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """What is done when a pattern is found in what a caller says."""
+
+    match: str
+    do: GuardAction
+    say: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """`engine.policy.hook`."""
+
+    url: str
+    deadline_milliseconds: int = 500
+    on_failure: OnFailure = OnFailure.OPEN
+    token_secret: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPolicy:
+    """`engine.policy`."""
+
+    banned_words: tuple[str, ...] = ()
+    barge_in: bool = False
+    guards: tuple[Guard, ...] = ()
+    hook: Hook | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether it needs to know what the caller says."""
+        return self.barge_in or bool(self.guards) or self.hook is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     type: EngineType
@@ -75,6 +122,7 @@ class Engine:
     token_secret: str = ""
     quantization: Quantization = Quantization.NONE
     context_seconds: int = 0
+    policy: CallPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

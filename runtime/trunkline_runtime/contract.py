@@ -204,6 +204,32 @@ class ReplyRule(TypedDict):
 
 class Settings(TypedDict, total=False):
     """What may change from call to call; nothing here replaces a pod or redeploys the Modal app."""
+class GuardRule(TypedDict):
+    """Of the Moshi engine: what is done, once a turn, when the pattern is found in the caller's turn."""
+
+    match: str  # a regular expression as RE2 has it, searched without regard to case
+    do: Literal["say", "mute", "hangUp"]
+    say: str  # for `say`; may name groups as ReplyRule does
+
+
+class HookSettings(TypedDict):
+    """Of the Moshi engine: who is asked over HTTP what to do while a call goes on."""
+
+    url: str
+    token: str  # presented as a bearer; "" for none. It makes a route a secret
+    deadlineSeconds: float  # for each answer
+    onFailure: Literal["open", "closed"]  # closed: the agent is mute until the hook answers again
+
+
+class PolicySettings(TypedDict, total=False):
+    """Of the Moshi engine: what its agent may say, and what is done about what a caller says."""
+
+    bannedWords: list[str]
+    bargeIn: bool
+    guards: list[GuardRule]
+    hook: HookSettings
+
+
 
     greeting: str  # spoken when the call begins
     replies: list[ReplyRule]
@@ -211,6 +237,8 @@ class Settings(TypedDict, total=False):
     idleSeconds: float  # end the call after so long without audio from the caller
 
 
+    policy: PolicySettings
+    call: str  # the call's id; set by the worker alone
 # --- operator and gateway, on OPERATOR_PATH ------------------------------------------------------------
 # The upgrade carries `Authorization: Bearer <ENV_OPERATOR_TOKEN>`.
 

@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
-from trunkline_runtime.contract import BURST_SETTINGS_TYPE, ReplyRule, Settings
+from trunkline_runtime.contract import (
+    BURST_SETTINGS_TYPE,
+    GuardRule,
+    HookSettings,
+    PolicySettings,
+    ReplyRule,
+    Settings,
+)
 
 MAX_CALL_ID: Final = 128  # characters; ours have 26
 MAX_RESERVE_SECONDS: Final = 60.0  # a gateway dials within one; a longer hold is a slot lost
-MAX_REPLIES: Final = 64  # as in the VoiceAgent
+MAX_REPLIES: Final = 64  # as in the VoiceAgent; of guards and banned words, too
+MAX_BANNED_WORD: Final = 64  # characters
+MAX_HOOK_SECONDS: Final = 5.0
 
 
 class Malformed(ValueError):
@@ -91,15 +100,72 @@ def settings_from(value: object) -> Settings:
         settings["replies"] = _rules(value["replies"])
     if "idleSeconds" in value:
         settings["idleSeconds"] = _positive(value, "idleSeconds")
+    if "policy" in value:
+        settings["policy"] = _policy(value["policy"])
     return settings
 
 
 def _rules(value: object) -> list[ReplyRule]:
-    if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
-        raise Malformed("replies must be a list of objects")
+    return [
+        ReplyRule(match=_text(rule, "match"), say=_text(rule, "say"))
+        for rule in _objects(value, "replies")
+    ]
+
+
+def _policy(value: object) -> PolicySettings:
+    if not isinstance(value, dict):
+        raise Malformed("policy must be an object")
+    policy = PolicySettings()
+    if "bannedWords" in value:
+        words = _list(value["bannedWords"], "bannedWords")
+        policy["bannedWords"] = [
+            _text({"bannedWords": w}, "bannedWords", MAX_BANNED_WORD) for w in words
+        ]
+    if "bargeIn" in value:
+        if not isinstance(value["bargeIn"], bool):
+            raise Malformed("bargeIn must be true or false")
+        policy["bargeIn"] = value["bargeIn"]
+    if "guards" in value:
+        policy["guards"] = [_guard(rule) for rule in _objects(value["guards"], "guards")]
+    if "hook" in value:
+        policy["hook"] = _hook(value["hook"])
+    return policy
+
+
+def _guard(value: Mapping[str, Any]) -> GuardRule:
+    match value.get("do"):
+        case "say" | "mute" | "hangUp" as what:
+            return GuardRule(match=_text(value, "match"), do=what, say=_text(value, "say"))
+    raise Malformed("do must be say, mute or hangUp")
+
+
+def _hook(value: object) -> HookSettings:
+    if not isinstance(value, dict):
+        raise Malformed("hook must be an object")
+    seconds = min(_positive(value, "deadlineSeconds"), MAX_HOOK_SECONDS)
+    match value.get("onFailure"):
+        case "open" | "closed" as how:
+            return HookSettings(
+                url=_text(value, "url", 1024),
+                token=_text(value, "token"),
+                deadlineSeconds=seconds,
+                onFailure=how,
+            )
+    raise Malformed("onFailure must be open or closed")
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Malformed(f"{what} must be a list")
     if len(value) > MAX_REPLIES:
-        raise Malformed(f"there are {len(value)} replies and {MAX_REPLIES} are allowed")
-    return [ReplyRule(match=_text(rule, "match"), say=_text(rule, "say")) for rule in value]
+        raise Malformed(f"there are {len(value)} {what} and {MAX_REPLIES} are allowed")
+    return value
+
+
+def _objects(value: object, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Malformed(f"{what} must be a list of objects")
+    return _list(value, what)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
