@@ -52,3 +52,15 @@ def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:
     assert push_delay(since=0, writing=0.0001) == COALESCE_SECONDS
     assert push_delay(since=0.02, writing=0.005) == pytest.approx(0.08)
     assert push_delay(since=0.02, writing=3) == LONGEST_COALESCE_SECONDS
+
+
+async def test_nothing_is_told_of_an_agent_that_is_gone(world: World, relay: ApiRelay) -> None:
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await world.apply()
+    await world.agent(lambda it: is_true(it, "Ready"))
+    await world.gateway.until(lambda it: world.key in it.routes)
+    relay.forget()
+    await world.api.delete(world.agent_path)
+    await world.gateway.until(lambda it: it.routes == {})
+    assert [str(it) for it, status in relay.answered if it.writes and status == 404] == []
+    assert not await world.api.list(world.agents)

@@ -39,8 +39,8 @@ Address = tuple[str, int]
 RESOLVE_SECONDS: Final = 5.0
 # Several agents often change together, for example when the operator starts.
 COALESCE_SECONDS: Final = 0.01
-# The document holds all routes: a thousand agents' take 5 ms to write, and 100 times a second that would be
-# half of what the operator does. So writing gets a twentieth of its time; a gateway waits so long at most.
+# The document holds all routes: a thousand agents' take 5 ms to write, a third of the time if it is done again
+# each 10 ms. So writing gets a twentieth of the operator's time, and a gateway waits for news so long at most.
 WRITING_SHARE: Final = 20
 LONGEST_COALESCE_SECONDS: Final = 0.25
 # A gateway that restarts is back within seconds; no link should lag more behind it.

@@ -176,13 +176,15 @@ class Reconciler:
         status = reported(agent, seen.world, plan, obj.get("status") or {}, now, acts.refused)
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
-        wait = await self._tell(notes, obj, status)
+        let_go = any(isinstance(step, RemoveFinalizer) for step in plan.steps)
+        # Who is let go is gone by now, or waits for somebody else and is told about at the next look.
+        wait = [] if let_go else await self._tell(notes, obj, status)
         if acts.failures:
             raise acts.failures[0]
         waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
         if seen.world.access or (hook_secret(agent) and not seen.keys.hook_token):
             waits.append(MISSING_SECRET_SECONDS)
-        if any(isinstance(step, RemoveFinalizer) for step in plan.steps):
+        if let_go:
             waits.append(GONE_SECONDS)
         return min([self._settings.resync_seconds, *waits, *wait]), "done"
 
