@@ -128,19 +128,22 @@ def test_pods_above_the_minimum_may_be_starting() -> None:
         (
             BurstFacts(credentials="no Secret"),
             Reason.CREDENTIALS_MISSING,
-            "no Secret; looked for every 30 s",
+            "no Secret; looked for every 30 s; until then calls past the warm slots are refused",
         ),
         (
             BurstFacts(failures=1, message="Bad token"),
             Reason.BURST_FAILING,
-            "Bad token; tried again after 5 s, at once if burst.modal is changed",
+            (
+                "Bad token; tried again after 5 s, at once if burst.modal is changed; "
+                "until then calls past the warm slots are refused"
+            ),
         ),
         (
             replace(DEPLOYED, failures=3, message="Bad GPU."),
             Reason.BURST_FAILING,
             (
-                "the last deployment goes on; Bad GPU; tried again after 20 s, at once if burst.modal is "
-                "changed"
+                "Bad GPU; tried again after 20 s, at once if burst.modal is changed; "
+                "the last deployment goes on"
             ),
         ),
     ],

@@ -51,6 +51,9 @@ LONGEST_MESSAGE: Final = 1024
 # How long free slots last is told in these steps, so that it is not another number at every look.
 RUNWAYS: Final = (3600, 1800, 600, 300, 120, 60, 30, 10)
 
+# `burst.BurstReason.CREDENTIALS_REFUSED`, which would bring the SDK with it.
+REFUSED_CREDENTIALS: Final = "CredentialsRefused"
+
 Verdict = tuple[Condition, bool, Reason, str]
 
 
@@ -227,7 +230,8 @@ def _pod_trouble(pod: PodFacts) -> tuple[Reason, str, str] | None:
         next_ = "It starts once a node has room: add one, or free what the message names"
         return Reason.POD_UNSCHEDULABLE, pod.unschedulable.rstrip("."), next_
     if pod.unready:
-        next_ = f"It takes calls again once it is ready: see kubectl logs {pod.name}"
+        # Gateways go by their links, not by this probe.
+        next_ = f"Calls on it go on while gateways reach it: see kubectl logs {pod.name}"
         return Reason.POD_UNREADY, pod.unready, next_
     if not pod.trouble:
         return None
@@ -255,16 +259,22 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     if burst is None:
         words = "calls stay in the cluster" if agent.burst else "burst.modal is not set"
         return Condition.BURST_READY, False, Reason.BURST_OFF, words
+    meanwhile = (
+        "the last deployment goes on"
+        if facts.url
+        else "until then calls past the warm slots are refused"
+    )
     if facts.failures:
-        old = "the last deployment goes on; " if facts.url else ""
         again = f"tried again after {retry_wait(facts.failures):.0f} s, at once if burst.modal is changed"
-        words = f"{old}{facts.message.rstrip('.')}; {again}"
+        if facts.message.startswith(REFUSED_CREDENTIALS):
+            again = f"check Secret {burst.credentials_secret}; {again}"
+        words = f"{facts.message.rstrip('.')}; {again}; {meanwhile}"
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     if failure := world.traffic.burst_error:
         words = f"{failure}; each call that finds no warm slot tries again"
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     if facts.credentials:
-        words = f"{facts.credentials}; looked for every {CREDENTIALS_LOOK:.0f} s"
+        words = f"{facts.credentials}; looked for every {CREDENTIALS_LOOK:.0f} s; {meanwhile}"
         return Condition.BURST_READY, False, Reason.CREDENTIALS_MISSING, words
     if not facts.url:
         words = "the first container starts" if facts.app else "the app is being deployed"

@@ -1,0 +1,238 @@
+"""What `kubectl describe va` tells in each case of failure, as golden files to be read as the person on call would.
+
+    python tests/described.py
+
+writes them anew; read what changed before you commit it. Pods are given as the kubelet and the scheduler write
+them, and everything from there on is the operator's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_world, an_agent
+
+from trunkline_operator.burst import BurstError, BurstReason
+from trunkline_operator.cluster import ApiError
+from trunkline_operator.credentials import caller_keys_missing, credentials_missing
+from trunkline_operator.deployments import failed
+from trunkline_operator.events import Look, Memory, chosen, of_look, of_status
+from trunkline_operator.manifests import template_hash
+from trunkline_operator.plan import planned, rfc3339
+from trunkline_operator.scaling import Memory as ScalingMemory
+from trunkline_operator.spec import VoiceAgent
+from trunkline_operator.status import reported
+from trunkline_operator.world import BurstFacts, PodFacts
+from trunkline_operator.world import World as Seen
+from trunkline_runtime.contract import ANNOTATION_TEMPLATE
+
+Json = dict[str, Any]
+
+FOLDER = Path(__file__).parent / "golden/describe"
+STARTED = rfc3339(NOW - 3600)
+UNREADY = "containers with unready status: [worker]"
+
+
+# --- pods as Kubernetes writes them ------------------------------------------------------------------------
+
+
+def pod(agent: VoiceAgent, worker: Json | None, ready: Json, **conditions: Json) -> PodFacts:
+    """desk-0, with its container and conditions."""
+    container = {"name": "worker", "restartCount": 0, "ready": False, "started": False}
+    body = {
+        "metadata": {
+            "name": "desk-0",
+            "uid": "pod-0",
+            "creationTimestamp": STARTED,
+            "annotations": {ANNOTATION_TEMPLATE: template_hash(agent, INSTALLATION)},
+            "ownerReferences": [{"uid": agent.uid, "controller": True}],
+        },
+        "status": {
+            "phase": "Running" if worker and "running" in worker["state"] else "Pending",
+            "conditions": [{"type": "Ready", **ready}]
+            + [{"type": kind, **rest} for kind, rest in conditions.items()],
+            "containerStatuses": [container | worker] if worker else [],
+        },
+    }
+    return PodFacts.of(body)
+
+
+def waits(agent: VoiceAgent, reason: str, message: str, **more: Any) -> PodFacts:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return pod(agent, {"state": state, **more}, not_ready())
+
+
+def not_ready(since: float = NOW - 3600) -> Json:
+    return {"status": "False", "lastTransitionTime": rfc3339(since), "message": UNREADY}
+
+
+def healthy(agent: VoiceAgent) -> PodFacts:
+    worker = {"ready": True, "started": True, "state": {"running": {"startedAt": STARTED}}}
+    return pod(agent, worker, {"status": "True", "lastTransitionTime": STARTED})
+
+
+# --- the cases ---------------------------------------------------------------------------------------------
+
+Case = tuple[VoiceAgent, Seen, ApiError | None]
+
+
+def image_pull() -> Case:
+    agent = an_agent(warm__image="registry.example/worker:2")
+    image = '"registry.example/worker:2"'
+    message = (
+        f"Back-off pulling image {image}: ErrImagePull: rpc error: code = NotFound desc = failed to pull and "
+        f"unpack image {image}: failed to resolve reference {image}: registry.example/worker:2: not found"
+    )
+    return agent, a_world([waits(agent, "ImagePullBackOff", message)]), None
+
+
+def unschedulable() -> Case:
+    agent = an_agent(**BURST)
+    message = (
+        "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: reserved}, 2 Insufficient "
+        "nvidia.com/gpu. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+    )
+    scheduled = {"status": "False", "reason": "Unschedulable", "message": message}
+    facts = pod(agent, None, not_ready(), PodScheduled=scheduled)
+    return agent, a_world([facts], burst=DEPLOYED), None
+
+
+def crash_loop() -> Case:
+    agent = an_agent()
+    log = (
+        "loading weights from /models/moshi\n"
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity "
+        "of 15.77 GiB of which 1.20 GiB is free.\n"
+    )
+    message = "back-off 2m40s restarting failed container=worker pod=desk-0_ns(0b7e3a52)"
+    last = {"terminated": {"reason": "Error", "exitCode": 1, "message": log}}
+    return (
+        agent,
+        a_world([waits(agent, "CrashLoopBackOff", message, lastState=last, restartCount=5)]),
+        None,
+    )
+
+
+def failing_readiness() -> Case:
+    agent = an_agent(**BURST)
+    worker = {"started": True, "state": {"running": {"startedAt": STARTED}}}
+    return (
+        agent,
+        a_world([pod(agent, worker, not_ready(NOW - 40))], {"desk-0": 2}, burst=DEPLOYED),
+        None,
+    )
+
+
+def missing_caller_keys() -> Case:
+    agent = an_agent(
+        access={"apiKeysSecretRef": {"name": "callers"}, "public": False},
+    )
+    return agent, a_world([healthy(agent)], access=caller_keys_missing(agent, None)), None
+
+
+def missing_model_token() -> Case:
+    agent = an_agent(
+        engine={"type": "moshi", "model": "a/b", "tokenSecretRef": {"name": "hugging-face"}}
+    )
+    facts = waits(agent, "CreateContainerConfigError", 'secret "hugging-face" not found')
+    return agent, a_world([facts]), None
+
+
+def malformed_modal_secret() -> Case:
+    agent = an_agent(**BURST)
+    assert agent.burst is not None
+    words = credentials_missing(agent.burst, {"token-id": "ak-1"})
+    return agent, a_world([healthy(agent)], burst=BurstFacts(credentials=words)), None
+
+
+def modal_refused() -> Case:
+    return modal_failed(BurstFacts(), BurstReason.CREDENTIALS_REFUSED, "Token validation failed")
+
+
+def modal_limit() -> Case:
+    message = "Workspace limit reached: at most 10 GPUs on the Starter plan."
+    return modal_failed(DEPLOYED, BurstReason.LIMIT_REACHED, message)
+
+
+def modal_failed(facts: BurstFacts, reason: BurstReason, message: str) -> Case:
+    agent = an_agent(**BURST)
+    error = BurstError(reason, message)
+    for _ in range(3):
+        facts = failed(facts, "build", str(error))
+    return agent, a_world([healthy(agent)], burst=replace(facts, failed_at=NOW)), None
+
+
+def quota() -> Case:
+    agent = an_agent(warm__minPods=2)
+    message = (
+        'pods "desk-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
+        "used: requests.nvidia.com/gpu=1, limited: requests.nvidia.com/gpu=1"
+    )
+    return agent, a_world([healthy(agent)]), ApiError(403, "Forbidden", message)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "image-pull": image_pull,
+    "unschedulable": unschedulable,
+    "crash-loop": crash_loop,
+    "failing-readiness": failing_readiness,
+    "missing-caller-keys": missing_caller_keys,
+    "missing-model-token": missing_model_token,
+    "malformed-modal-secret": malformed_modal_secret,
+    "modal-refused": modal_refused,
+    "modal-limit": modal_limit,
+    "quota": quota,
+}
+
+
+# --- what is told ------------------------------------------------------------------------------------------
+
+
+def described(case: str) -> str:
+    """Status and Events of a case, after the look that finds it where all was well before."""
+    agent, world, refusal = CASES[case]()
+    well = a_world([healthy(agent)], burst=DEPLOYED if world.burst.app else BurstFacts())
+    earlier = planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION)
+    before = reported(agent, well, earlier, {}, NOW - 600)
+    plan = planned(agent, world, NOW, earlier.memory, INSTALLATION)
+    status = reported(agent, world, plan, before, NOW, refusal.message if refusal else "")
+    look = Look(
+        agent=agent,
+        world=world,
+        plan=plan,
+        taken=() if refusal else plan.steps,
+        installation=INSTALLATION,
+        now=NOW,
+    )
+    news, _ = chosen([*of_status(before, status), *of_look(look, Memory())], Memory(), NOW)
+    lines = ["Status:", *indented(shown(status)), "Events:"]
+    lines += [f"  {event.kind} {event.reason}: {event.message}" for event in news] or ["  none"]
+    return "\n".join(lines) + "\n"
+
+
+def shown(status: Json) -> list[str]:
+    """The parts that a person reads."""
+    lines = ["Conditions:"]
+    for one in status["conditions"]:
+        lines += [f"  {one['type']}={one['status']} {one['reason']}", f"    {one['message']}"]
+    last = status["lastDecision"]
+    lines.append(f"Last decision: {last['pods']} pods at {last['time']}: {last['reason']}")
+    for part in ("pods", "slots", "burst"):
+        numbers = ", ".join(f"{name} {value}" for name, value in status[part].items())
+        lines.append(f"{part.capitalize()}: {numbers}")
+    return lines
+
+
+def indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for case in CASES:
+        (FOLDER / f"{case}.txt").write_text(described(case))
+
+
+if __name__ == "__main__":
+    main()
