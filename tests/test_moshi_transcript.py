@@ -17,8 +17,8 @@ from trunkline_runtime.engine.moshi.policy import (
     Rules,
     Say,
     Unmute,
-    rules_of,
 )
+from trunkline_runtime.engine.moshi.policy_settings import rules_of
 from trunkline_runtime.engine.moshi.transcript import (
     DEAF_FRAMES,
     STUCK_WORDS,

@@ -284,7 +284,7 @@ async def test_an_engine_that_fails_ends_the_call_with_1011_and_says_so_first() 
     engine = StagedEngine()
     async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
         caller = await call_to(gateway, running, greeting="Hello.")
-        assert engine.settings == [{"greeting": "Hello."}]
+        assert engine.settings == [{"greeting": "Hello.", "call": "a"}]
         await emit_from_a_thread(engine.opened[0], Failed("out of memory"), ReplyStarted())
         error = await next_message(caller, "error")
         assert error["error"]["code"] == "conversation_failed"

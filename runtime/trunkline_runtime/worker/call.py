@@ -18,7 +18,7 @@ from typing import Final
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
-from trunkline_runtime.contract import Close
+from trunkline_runtime.contract import Close, Settings
 from trunkline_runtime.engine import Conversation, Engine, Event, Failed, HungUp, ReplyAudio
 from trunkline_runtime.wire.session import (
     Cancel,
@@ -119,7 +119,8 @@ class Call:
     # --- from the caller -----------------------------------------------------------------------------
 
     async def _read(self, engine: Engine) -> None:
-        self._conversation = conversation = engine.open(self._seat.settings, self._emit)
+        settings = Settings(**self._seat.settings, call=self._seat.call)
+        self._conversation = conversation = engine.open(settings, self._emit)
         self._say(self._session.opening())
         while True:
             received = self._session.receive(await self._connection.recv())

@@ -88,6 +88,7 @@ class MoshiConversation:
                 return
             self._closed = True
             self._inbox.clear()
+        self._dialogue.close()
         self._tell_closed(self)
 
     # --- on the engine's thread --------------------------------------------------------------------------

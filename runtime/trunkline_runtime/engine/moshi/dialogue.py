@@ -143,6 +143,7 @@ class Dialogue:
     def advance(self, outcome: Outcome) -> list[Event]:
         """Takes the outcome of a step; returns what the client is told."""
         self._cancelled = max(0, self._cancelled - 1)
+        self._act(self._policy.answers())
         self._bans.say(outcome.drawn)
         self._speak(outcome)
         if self._transcript is not None:
@@ -166,6 +167,10 @@ class Dialogue:
         self.wants_restart = False
         if self._transcript is not None:
             self._transcript.restart()
+
+    def close(self) -> None:
+        """The call is over; called from any thread."""
+        self._policy.close()
 
     def told(self) -> list[Event]:
         """What has happened since this was asked last."""

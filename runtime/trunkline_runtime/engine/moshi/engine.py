@@ -25,9 +25,11 @@ from trunkline_runtime.engine.moshi.capacity import FRAME_SECONDS, Fit, Strain, 
 from trunkline_runtime.engine.moshi.clock import next_due
 from trunkline_runtime.engine.moshi.conversation import MoshiConversation
 from trunkline_runtime.engine.moshi.dialogue import Dialogue, Outcome, Tokenizer
+from trunkline_runtime.engine.moshi.hook import Hooks, policy_of
 from trunkline_runtime.engine.moshi.memory import memory_of
 from trunkline_runtime.engine.moshi.models import FRAME_RATE, ModelError, Models, limit_context
-from trunkline_runtime.engine.moshi.policy import Policy, rules_of
+from trunkline_runtime.engine.moshi.policy import Policy
+from trunkline_runtime.engine.moshi.policy_hook import HOOK_NOTES
 from trunkline_runtime.engine.moshi.stepper import Steering, Step, Stepper
 from trunkline_runtime.engine.moshi.token_log import TokenLog
 from trunkline_runtime.engine.moshi.transcript import Transcript
@@ -37,6 +39,7 @@ log = logging.getLogger("trunkline.moshi")
 WARM_UP_STEPS: Final = 4  # CUDA graphs are captured in the second; two more see them replayed
 MEASURED_STEPS: Final = 25
 SILENT_POWER: Final = 1e-12  # -120 dBFS
+COUNTED: Final = ("steps", "frames", "late_steps", "skipped_ticks", "dropped_frames", *HOOK_NOTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Knobs:
 
     slots: int
     context_seconds: float | None = None  # None: as far back as the model can look
-    policy: Callable[[Settings], Policy] = rules_of
+    policy: Callable[[Settings], Policy] | None = None  # None: what the settings ask for
     measure: bool = True  # False: offers all slots, whatever a step takes
     token_log: bool = False  # keep each call's tokens while it lasts; they are what was said
 
@@ -70,6 +73,7 @@ class MoshiEngine:
         self._stepper: Stepper | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._hooks = Hooks()  # has a thread from the first call on that has a hook
         self._broken: Callable[[str], None] = lambda _: None
         self._room: Callable[[int], None] = lambda _: None
         # Guards the seats, which both the event loop and the thread change.
@@ -79,9 +83,7 @@ class MoshiEngine:
         self._left: list[int] = []
         self._dead: str | None = None
         self._strain = Strain()
-        self._totals: Counter[str] = Counter(
-            dict.fromkeys(("steps", "frames", "late_steps", "skipped_ticks", "dropped_frames"), 0)
-        )
+        self._totals: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
 
     def __repr__(self) -> str:
         return f"<MoshiEngine {len(self._seated)} of {self._offered} slots {self._stepper!r}>"
@@ -138,9 +140,18 @@ class MoshiEngine:
         """Raises ValueError for settings that cannot be used."""
         if self._models is None or self._stepper is None:
             raise RuntimeError("load and resume come before open")
-        dialogue = Dialogue(
-            self._knobs.policy(settings), tokenizer_of(self._models), transcript_of(self._models)
-        )
+        policy = (self._knobs.policy or self._policy_of)(settings)
+        dialogue = Dialogue(policy, tokenizer_of(self._models), transcript_of(self._models))
+        try:
+            return self._seat(dialogue, emit)
+        except RuntimeError:
+            dialogue.close()
+            raise
+
+    def _policy_of(self, settings: Settings) -> Policy:
+        return policy_of(settings, self._hooks)
+
+    def _seat(self, dialogue: Dialogue, emit: Emit) -> MoshiConversation:
         with self._lock:
             if self._dead is not None:
                 raise RuntimeError(self._dead)
@@ -158,6 +169,7 @@ class MoshiEngine:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._hooks.close()
         if self._stepper is not None:
             self._stepper.close()
 

@@ -6,14 +6,15 @@ not trained on it may mumble), end the call, and let the transcript begin anew.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from trunkline_runtime.contract import Settings
 from trunkline_runtime.engine.moshi.transcript import Word
 
 MAX_SEARCHED: Final = 512  # characters of a turn; patterns are users' own
+MAX_SAID: Final = 2_048  # characters of a reply with its places filled
+_PLACE: Final = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,12 @@ class Policy(Protocol):
     def on_pause(self, turn: str) -> Sequence[Action]:
         """The caller's turn is over."""
 
+    def answers(self) -> Sequence[Action]:
+        """What was decided meanwhile by a policy that asks elsewhere; taken at every frame."""
+
+    def close(self) -> None:
+        """The call is over; nothing is asked after this. Called from any thread."""
+
 
 class NoPolicy:
     """Lets everything be."""
@@ -93,13 +100,91 @@ class NoPolicy:
     def on_pause(self, turn: str) -> Sequence[Action]:
         return ()
 
+    def answers(self) -> Sequence[Action]:
+        return ()
+
+    def close(self) -> None:
+        return None
+
+
+class Several:
+    """Asks several policies in turn. The agent is muted while any of them wants it so."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self._policies = tuple(policies)
+        self._muting: set[int] = set()  # numbers of policies
+
+    def __repr__(self) -> str:
+        return f"<Several {self._policies!r} muting={sorted(self._muting)}>"
+
+    def on_start(self) -> Sequence[Action]:
+        return self._merged(policy.on_start() for policy in self._policies)
+
+    def on_partial(self, text: str) -> Sequence[Action]:
+        return self._merged(policy.on_partial(text) for policy in self._policies)
+
+    def on_word(self, word: Word, turn: str, *, agent_speaks: bool) -> Sequence[Action]:
+        asked = (policy.on_word(word, turn, agent_speaks=agent_speaks) for policy in self._policies)
+        return self._merged(asked)
+
+    def on_pause(self, turn: str) -> Sequence[Action]:
+        return self._merged(policy.on_pause(turn) for policy in self._policies)
+
+    def answers(self) -> Sequence[Action]:
+        return self._merged(policy.answers() for policy in self._policies)
+
+    def close(self) -> None:
+        for policy in self._policies:
+            policy.close()
+
+    def _merged(self, asked: Iterable[Sequence[Action]]) -> list[Action]:
+        return [
+            action
+            for number, actions in enumerate(asked)
+            for action in actions
+            if self._counts(number, action)
+        ]
+
+    def _counts(self, number: int, action: Action) -> bool:
+        """Whether the action is to be done: who unmutes cannot do so for others."""
+        if isinstance(action, Mute):
+            self._muting.add(number)
+        elif isinstance(action, Unmute):
+            self._muting.discard(number)
+            return not self._muting
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """When the caller's turn contains this, that is done; once a turn."""
+    """When the caller's turn contains this, that is done; once a turn.
+
+    In what is said, {1} and {name} stand for what the pattern's groups matched, {heard} for the whole turn.
+    """
 
     pattern: re.Pattern[str]
     actions: tuple[Action, ...]
+
+    def found(self, turn: str) -> list[Action] | None:
+        """What to do about the turn so far; None: the pattern is not in it."""
+        match = self.pattern.search(turn[-MAX_SEARCHED:])
+        if match is None:
+            return None
+        groups = {str(n): text or "" for n, text in enumerate((match[0], *match.groups()))}
+        groups = {"heard": turn, **groups}
+        groups |= {name: text or "" for name, text in match.groupdict().items()}
+        return [
+            Say(_filled(action.text, groups)) if isinstance(action, Say) else action
+            for action in self.actions
+        ]
+
+    @property
+    def mutes(self) -> bool:
+        return any(isinstance(action, Mute) for action in self.actions)
+
+
+def _filled(text: str, groups: dict[str, str]) -> str:
+    return _PLACE.sub(lambda place: groups.get(place[1], place[0]), text)[:MAX_SAID]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +198,7 @@ class Rules(NoPolicy):
     # Moshi yields to a caller by itself, usually. Hard barge-in makes it certain.
     hard_barge_in: bool = False
     _met: set[int] = field(default_factory=set)  # guards of this turn
+    _silenced: bool = False  # by a guard
 
     def on_start(self) -> Sequence[Action]:
         greeting = (Say(self.greeting),) if self.greeting else ()
@@ -123,34 +209,24 @@ class Rules(NoPolicy):
         if self.hard_barge_in and agent_speaks:
             actions.append(Mute())
         for number, guard in enumerate(self.guards):
-            if number not in self._met and guard.pattern.search(turn[-MAX_SEARCHED:]):
+            if number not in self._met and (found := guard.found(turn)) is not None:
                 self._met.add(number)
-                actions += guard.actions
+                self._silenced |= guard.mutes
+                actions += found
         return actions
 
     def on_pause(self, turn: str) -> Sequence[Action]:
+        actions = list(self._unmuted())
         self._met.clear()
-        actions: list[Action] = [Unmute()] if self.hard_barge_in else []
         for reply in self.replies:
-            if reply.pattern.search(turn[-MAX_SEARCHED:]):
-                return [*actions, *reply.actions]
+            if (found := reply.found(turn)) is not None:
+                return [*actions, *found]
         return actions
 
-
-def rules_of(settings: Settings) -> Policy:
-    """The policy that an agent's settings ask for: what is scripted there is said, the rest is Moshi's.
-
-    Raises ValueError for a pattern that cannot be used. `fallback` is not for an engine that always has
-    an answer of its own.
-    """
-    greeting, replies = settings.get("greeting", ""), settings.get("replies", [])
-    if not greeting and not replies:
-        return NoPolicy()
-    guards = []
-    for number, rule in enumerate(replies):
-        try:
-            pattern = re.compile(rule["match"], re.IGNORECASE)
-        except re.error as error:
-            raise ValueError(f"replies[{number}].match cannot be used: {error}") from None
-        guards.append(Guard(pattern, (Say(rule["say"]),)))
-    return Rules(greeting=greeting, replies=tuple(guards))
+    def _unmuted(self) -> Iterator[Action]:
+        """A guard's silence lasts until a turn ends without it: most are met in the last words of one."""
+        if any(self.guards[number].mutes for number in self._met):
+            return
+        if self.hard_barge_in or self._silenced:
+            self._silenced = False
+            yield Unmute()
