@@ -43,7 +43,9 @@ NOW = int(time.time())
 def test_a_good_token_names_its_tenant(algorithm: str) -> None:
     until = NOW + 200
     found = verified(token(algorithm, exp=until), KEYS, EXPECTED)
-    assert found == Caller(tenant="acme", via=Via.JWT, root=EXPECTED.root, expires=until)
+    assert found == Caller(
+        tenant="acme", via=Via.JWT, root=EXPECTED.root, expires=until, subject="user-1"
+    )
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))

@@ -99,14 +99,51 @@ def gateway(
             help="How much faster than speech a caller may send for long. 0: as it likes.",
         ),
     ] = 1.5,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TRUNKLINE_LEDGER",
+            help="A file that gets a line of JSON for each call. Without, they are lines of the log."
+            " The file may be moved away at any time.",
+        ),
+    ] = None,
+    ledger_url: Annotated[
+        str,
+        typer.Option(
+            envvar="TRUNKLINE_LEDGER_URL",
+            help="Where these lines are sent besides, by POST. A bearer for it comes from"
+            f" {contract.ENV_LEDGER_TOKEN}.",
+        ),
+    ] = "",
+    ledger_spool: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TRUNKLINE_LEDGER_SPOOL",
+            help="Folder for lines that --ledger-url has not taken yet. Without, they wait in memory.",
+        ),
+    ] = None,
+    ledger_spool_mib: Annotated[
+        int,
+        typer.Option(
+            envvar="TRUNKLINE_LEDGER_SPOOL_MIB",
+            min=1,
+            max=65536,
+            help="MiB of lines that may wait; beyond that the oldest are dropped.",
+        ),
+    ] = 64,
 ) -> None:
     """Admits, places and relays calls.
 
     The operator's bearer comes from TRUNKLINE_OPERATOR_TOKEN.
 
-    Example: `TRUNKLINE_OPERATOR_TOKEN=… trunkline gateway --port 8080 --control-port 8081`
+    Examples:
+
+    `TRUNKLINE_OPERATOR_TOKEN=… trunkline gateway --port 8080 --control-port 8081`
+
+    `… trunkline gateway --ledger-url https://ledger.example/calls --ledger-spool /var/spool/trunkline`
     """
     from trunkline_runtime.gateway.access.doorstep import Bounds
+    from trunkline_runtime.gateway.accounts.books import BooksError, books_of
     from trunkline_runtime.gateway.process import GatewayConfig, run
     from trunkline_runtime.tls import MountedIdentity, TlsError
 
@@ -117,6 +154,16 @@ def gateway(
         identity = None if control_tls is None else MountedIdentity(control_tls)
     except TlsError as error:
         fail(f"--control-tls: {error}", MISUSED)
+    try:
+        books = books_of(
+            file=ledger,
+            url=ledger_url,
+            token=os.environ.get(contract.ENV_LEDGER_TOKEN, ""),
+            folder=ledger_spool,
+            most=ledger_spool_mib * 2**20,
+        )
+    except BooksError as error:
+        fail(str(error), MISUSED)
     config = GatewayConfig(
         host=host,
         port=port,
@@ -132,6 +179,7 @@ def gateway(
         grace_seconds=grace_seconds,
         bounds=Bounds(waiting_per_address=address_waiting, per_second=address_per_second),
         audio_times_real=audio_times_real,
+        books=books,
     )
     run_process("gateway", run(config))
 

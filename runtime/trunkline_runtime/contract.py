@@ -40,6 +40,7 @@ OPERATOR_PATH: Final = "/v1/operator"  # the operator dials a gateway's control 
 HEALTHZ_PATH: Final = "/healthz"
 READYZ_PATH: Final = "/readyz"
 METRICS_PATH: Final = "/metrics"
+STATE_PATH: Final = "/state"  # of a gateway, on its health port: `State`
 
 # Headers of the data link (gateway to worker); CALL_HEADER also stands in the caller's 101 and 503.
 CALL_HEADER: Final = "Trunkline-Call"
@@ -71,6 +72,7 @@ ENV_INT8: Final = "TRUNKLINE_INT8"  # 1: quantise Moshi's linear layers
 ENV_CONTEXT_SECONDS: Final = "TRUNKLINE_CONTEXT_SECONDS"  # 0: as far back as the model can look
 # Environment of gateway and operator.
 ENV_OPERATOR_TOKEN: Final = "TRUNKLINE_OPERATOR_TOKEN"  # the bearer of their link
+ENV_LEDGER_TOKEN: Final = "TRUNKLINE_LEDGER_TOKEN"  # a gateway's bearer at its --ledger-url
 
 # Files of a gateway's --control-tls directory and of an operator's --ca-dir, named as in a TLS Secret.
 TLS_CERT_FILE: Final = "tls.crt"
@@ -202,8 +204,6 @@ class ReplyRule(TypedDict):
     say: str  # may name groups as {1} or {name}, and {heard} for all that was said
 
 
-class Settings(TypedDict, total=False):
-    """What may change from call to call; nothing here replaces a pod or redeploys the Modal app."""
 class GuardRule(TypedDict):
     """Of the Moshi engine: what is done, once a turn, when the pattern is found in the caller's turn."""
 
@@ -230,15 +230,17 @@ class PolicySettings(TypedDict, total=False):
     hook: HookSettings
 
 
+class Settings(TypedDict, total=False):
+    """What may change from call to call; nothing here replaces a pod or redeploys the Modal app."""
 
     greeting: str  # spoken when the call begins
     replies: list[ReplyRule]
     fallback: str  # spoken when no rule matches
     idleSeconds: float  # end the call after so long without audio from the caller
-
-
     policy: PolicySettings
     call: str  # the call's id; set by the worker alone
+
+
 # --- operator and gateway, on OPERATOR_PATH ------------------------------------------------------------
 # The upgrade carries `Authorization: Bearer <ENV_OPERATOR_TOKEN>`.
 
@@ -358,3 +360,72 @@ class Load(TypedDict):
     boot: str
     epoch: int  # of the routes it acts on; 0 when it has none
     agents: dict[str, AgentLoad]
+
+
+# --- what gateways tell people ---------------------------------------------------------------------------
+
+
+class State(TypedDict):
+    """The body of STATE_PATH: the load that the operator is told, and whether callers should come."""
+
+    gateway: str
+    boot: str
+    epoch: int
+    unready: str | None  # why load balancers should send no caller; None when they should
+    agents: dict[str, AgentLoad]
+
+
+# Two of the reasons in `PassedOver`: there was no room, and what is free is kept for other tenants.
+NO_SLOT: Final = "no free slot"
+KEPT: Final = "its free slots are kept for other tenants"
+
+
+class PassedOver(TypedDict):
+    """One rung or worker that could not take a call."""
+
+    rung: str  # "warm", or "burst/" and the region
+    worker: str  # "" where no certain one was asked
+    why: str
+    ms: float
+
+
+class WarmThen(TypedDict):
+    """An agent's pods as the gateway saw them when a call found no slot on them."""
+
+    pods: int
+    slots: int
+    busy: int
+    free: int
+    draining: int  # pods
+
+
+class CallRecord(TypedDict):
+    """One line of the ledger: a caller that asked for a slot, and what became of it.
+
+    `call` is random and unique: a line that arrives twice is the same call. Times are ISO 8601 in UTC, and
+    all three are reckoned back from the end by a steady clock. No content, no credential, no address.
+    """
+
+    message: Literal["ended", "refused", "left"]
+    time: str  # when it was written; the same as `end`
+    gateway: str
+    call: str
+    agent: str
+    tenant: str
+    caller: str  # keyed hash of who called, "" where nothing tells callers of the tenant apart
+    start: str  # when the request was read
+    answer: NotRequired[str]  # the 101
+    end: str
+    rung: str  # that answered, or "none"
+    worker: str  # "" on burst
+    admission_ms: float  # from the request to the 101, or to the refusal
+    answered_ms: NotRequired[float]  # of them at the rung that answered
+    passed_over: list[PassedOver]
+    warm: NotRequired[WarmThen]
+    # Of calls that were answered.
+    code: NotRequired[int]  # of the WebSocket's Close; 1006 where there was none
+    by: NotRequired[str]  # who ended it: caller, worker, gateway
+    lost: NotRequired[bool]  # by the death of its worker
+    seconds: NotRequired[float]  # from the 101 to the end
+    bytes_up: NotRequired[int]  # from the caller
+    bytes_down: NotRequired[int]

@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import http
+import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -14,10 +15,13 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from trunkline_runtime.contract import HEALTHZ_PATH, METRICS_PATH, READYZ_PATH
+from trunkline_runtime.contract import HEALTHZ_PATH, METRICS_PATH, READYZ_PATH, STATE_PATH
 
 # What is there when a request asks; None means ready, a sentence says why not.
 Readiness = Callable[[], str | None]
+
+# What people are shown of a process, as JSON would have it.
+Shown = Callable[[], Mapping[str, object]]
 
 QUIET: Final = logging.getLogger("trunkline.websockets")
 """For the protocol objects of `websockets`: their debug lines would hold callers' content."""
@@ -75,11 +79,14 @@ async def serving_health(
     ready: Readiness,
     registry: CollectorRegistry = REGISTRY,
     flag: str = "--health-port",
+    state: Shown | None = None,
 ) -> AsyncIterator[int]:
-    """Serves /healthz, /readyz and /metrics; yields the port (of use where 0 was asked for).
+    """Serves /healthz, /readyz and /metrics, and /state where there is one; yields the port.
 
-    `flag` is what sets the port. Raises CannotListen.
+    `flag` is what sets the port; 0 is any. Raises CannotListen.
     """
+    paths = [HEALTHZ_PATH, READYZ_PATH, METRICS_PATH]
+    paths += [STATE_PATH] if state is not None else []
 
     def respond(_: ServerConnection, request: Request) -> Response:
         match request.path.partition("?")[0]:
@@ -90,7 +97,9 @@ async def serving_health(
                 return answer(503 if why_not else 200, f"{why_not or 'ready'}\n")
             case path if path == METRICS_PATH:
                 return answer(200, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
-        return answer(404, f"there are {HEALTHZ_PATH}, {READYZ_PATH} and {METRICS_PATH}\n")
+            case path if path == STATE_PATH and state is not None:
+                return answer(200, json.dumps(state()), "application/json")
+        return answer(404, f"there are {', '.join(paths[:-1])} and {paths[-1]}\n")
 
     async def unreachable(_: ServerConnection) -> None:
         raise AssertionError("every request is answered before the handshake")

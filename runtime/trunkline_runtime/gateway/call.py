@@ -34,6 +34,7 @@ class Facts:
     call: str
     agent: str
     tenant: str
+    caller: str  # its name in the ledger
     placement: Placement
     max_seconds: float
     stall_seconds: float  # for either side to read something

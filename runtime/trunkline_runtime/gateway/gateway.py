@@ -18,6 +18,7 @@ from trunkline_runtime.contract import (
     HEARTBEAT_SECONDS,
     AgentLoad,
     Load,
+    State,
     WorkerLoad,
 )
 from trunkline_runtime.gateway.access.answers import Denied
@@ -27,6 +28,9 @@ from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.reception import Guest, Reception
+from trunkline_runtime.gateway.accounts.books import Keep
+from trunkline_runtime.gateway.accounts.files import to_log
+from trunkline_runtime.gateway.accounts.record import Party, caller_hash
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.intake import Answered, Intake
@@ -69,6 +73,7 @@ class Terms:
     bounds: Bounds = field(default_factory=Bounds)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL
+    keep: Keep = to_log  # takes the ledger's records
 
 
 class Gateway:
@@ -90,7 +95,7 @@ class Gateway:
         self._asking = 0  # callers that are being placed
         self._less = asyncio.Event()  # one of the three has shrunk
         self._table = Table()
-        self._ledger = Ledger(registry)
+        self._ledger = Ledger(registry, identity.name, terms.keep)
         self._reception = Reception(
             bounds=terms.bounds,
             pulse=terms.pulse,
@@ -149,6 +154,17 @@ class Gateway:
             boot=self._boot,
             epoch=self._routes.epoch if self._routes else 0,
             agents={agent: self._agent_load(agent) for agent in sorted(known)},
+        )
+
+    def state(self) -> State:
+        """What people are shown; nothing in it is secret."""
+        load = self.load()
+        return State(
+            gateway=load["gateway"],
+            boot=load["boot"],
+            epoch=load["epoch"],
+            unready=self.unready(),
+            agents=load["agents"],
         )
 
     def unready(self) -> str | None:
@@ -301,20 +317,20 @@ class Gateway:
 
     async def _place(self, call: str, guest: Guest, begun: float) -> Answered | Denied:
         """A worker's answer; the tenant's place is given back where there is none."""
-        route = guest.admitted.route
+        route, party = guest.admitted.route, _party(call, guest)
         self._ledger.arrived(route.agent)
         leg: Leg | None = None
         try:
             await self._settling(begun + route.answer_seconds)
             leg, placement = await self._placer.place(self._asked(call, guest, begun))
         except asyncio.CancelledError:
-            self._ledger.left(call, route.agent)
+            self._ledger.left(party, (asyncio.get_running_loop().time() - begun) * 1000)
             raise
         finally:
             if leg is None:
                 self._reception.end(guest)
         if leg is None:
-            return self._refuse(call, route, placement)
+            return self._refuse(party, placement)
         self._legs.add(leg)
         leg.when_gone(partial(self._leg_gone, leg))
         self._reception.answered(guest, warm=placement.rung == "warm")
@@ -322,7 +338,8 @@ class Gateway:
         facts = Facts(
             call=call,
             agent=route.agent,
-            tenant=guest.admitted.caller.tenant,
+            tenant=party.tenant,
+            caller=party.caller,
             placement=placement,
             max_seconds=route.max_seconds,
             stall_seconds=self._patience.stall,
@@ -348,12 +365,12 @@ class Gateway:
                 async with asyncio.timeout_at(by):
                     await self._settled.wait()
 
-    def _refuse(self, call: str, route: Route, placement: Placement) -> Denied:
-        self._ledger.refused(call, route.agent, placement)
+    def _refuse(self, party: Party, placement: Placement) -> Denied:
+        self._ledger.refused(party, placement)
         self.operator.urge()
         assert isinstance(placement.result, Rejected)
         text = f"{placement.result.why}: call again after a while\n"
-        return _unavailable(call, text, "refused", route.agent)
+        return _unavailable(party.call, text, "refused", party.agent)
 
     def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
         self._reception.end(guest)
@@ -373,6 +390,12 @@ class Gateway:
             burstFailures=tally.burst_failures,
             burstError=tally.burst_error,
         )
+
+
+def _party(call: str, guest: Guest) -> Party:
+    route, caller = guest.admitted.route, guest.admitted.caller
+    name = caller_hash(route.access.mint_key, route.agent, caller.tenant, caller.identity)
+    return Party(call=call, agent=route.agent, tenant=caller.tenant, caller=name)
 
 
 def _worker_load(row: Row) -> WorkerLoad:

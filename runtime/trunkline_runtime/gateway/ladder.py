@@ -7,16 +7,13 @@ has all of that: a worker that is slow to grant is passed over only where there 
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final
 
+from trunkline_runtime.contract import NO_SLOT
 from trunkline_runtime.gateway.routes import BurstRung, Route, WarmRung
-from trunkline_runtime.gateway.table import Row
+from trunkline_runtime.gateway.table import Census, Row
 
 Pick = Callable[[Collection[Row]], Row | str | None]
 """The choice among the workers that were not tried yet, or why none may be taken."""
-
-NO_SLOT: Final = "no free slot"
-KEPT: Final = "its free slots are kept for other tenants"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +80,8 @@ class Placement:
     result: Result
     steps: tuple[Step, ...]
     ms: float
+    answered_ms: float = 0.0  # of them at the rung that answered
+    warm: Census | None = None  # the agent's pods when no slot was found on them
 
     @property
     def rung(self) -> str:
@@ -97,19 +96,6 @@ class Placement:
     @property
     def worker(self) -> str:
         return self.result.worker if isinstance(self.result, Warm) else ""
-
-    def as_log(self) -> dict[str, Any]:
-        """For the log: no key and no content."""
-        passed = [
-            {"rung": step.rung, "worker": step.worker, "why": step.why, "ms": round(step.ms, 1)}
-            for step in self.steps
-        ]
-        return {
-            "rung": self.rung,
-            "worker": self.worker,
-            "admission_ms": round(self.ms, 1),
-            "passed_over": passed,
-        }
 
 
 class Ladder:
@@ -204,4 +190,9 @@ class Ladder:
         return (now - self._since) * 1000
 
     def _placed(self, result: Result, now: float) -> Placement:
-        return Placement(result=result, steps=tuple(self._steps), ms=(now - self._begun) * 1000)
+        return Placement(
+            result=result,
+            steps=tuple(self._steps),
+            ms=(now - self._begun) * 1000,
+            answered_ms=0.0 if self._attempt is None else self._ms(now),
+        )

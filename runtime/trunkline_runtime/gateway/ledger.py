@@ -1,9 +1,10 @@
-"""What is kept of every call: metrics, the totals that the operator is told, and one log line each
-for its placement and its end. Never content, never a key.
+"""What is kept of every call: metrics, the totals that the operator is told, a log line for its placement,
+and a record of its end. Never content, never a key.
 """
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from trunkline_runtime.gateway.access.answers import Denied
 from trunkline_runtime.gateway.access.caller import Why
+from trunkline_runtime.gateway.accounts import record
+from trunkline_runtime.gateway.accounts.books import Keep
+from trunkline_runtime.gateway.accounts.files import to_log
+from trunkline_runtime.gateway.accounts.record import Party
 from trunkline_runtime.gateway.call import Ending, Facts
 from trunkline_runtime.gateway.ladder import Burst, Placement
 from trunkline_runtime.gateway.routes import Route
@@ -109,10 +114,19 @@ class _Metrics:
 
 
 class Ledger:
-    """One gateway's books."""
+    """One gateway's books. `keep` takes each record, `now` is the time of day in Unix seconds."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        gateway: str = "",
+        keep: Keep = to_log,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._metrics = _Metrics(registry)
+        self._gateway = gateway
+        self._keep = keep
+        self._now = now
         self.tallies: dict[str, Tally] = {}
 
     def __repr__(self) -> str:
@@ -143,15 +157,16 @@ class Ledger:
         """An authenticated caller asks for a slot."""
         self.tally(agent).arrivals += 1
 
-    def left(self, call: str, agent: str) -> None:
-        """The caller did not wait for its answer."""
-        self._metrics.calls.labels(agent, "left").inc()
-        log.info("left while being placed", extra={"call": call, "agent": agent})
+    def left(self, party: Party, ms: float) -> None:
+        """The caller did not wait for its answer longer than so many milliseconds."""
+        self._metrics.calls.labels(party.agent, "left").inc()
+        self._keep(record.left(party, ms, self._gateway, self._now()))
 
-    def refused(self, call: str, agent: str, placement: Placement) -> None:
-        self.tally(agent).refused += 1
-        self._metrics.calls.labels(agent, "refused").inc()
-        log.info("refused", extra={"call": call, "agent": agent, **placement.as_log()})
+    def refused(self, party: Party, placement: Placement) -> None:
+        """No rung had a slot in time."""
+        self.tally(party.agent).refused += 1
+        self._metrics.calls.labels(party.agent, "refused").inc()
+        self._keep(record.refused(party, placement, self._gateway, self._now()))
 
     def placed(self, call: str, route: Route, placement: Placement) -> None:
         """A worker has answered; the call begins."""
@@ -164,9 +179,19 @@ class Ledger:
             metrics.spills.labels(agent).inc()
         if 0 < route.admission_ms < placement.ms:
             metrics.slow.labels(agent).inc()
-        log.info("placed", extra={"call": call, "agent": agent, **placement.as_log()})
+        extra = {
+            "call": call,
+            "agent": agent,
+            "rung": placement.rung,
+            "worker": placement.worker,
+            "admission_ms": round(placement.ms, 1),
+            "answered_ms": round(placement.answered_ms, 1),
+            "passed_over": record.passed_over(placement),
+        }
+        log.info("placed", extra=extra)
 
     def ended(self, facts: Facts, ending: Ending) -> None:
+        """A call that was answered is over."""
         agent, tally = facts.agent, self.tally(facts.agent)
         tally.calls -= 1
         self._metrics.live.labels(agent).dec()
@@ -175,23 +200,7 @@ class Ledger:
         if ending.lost:
             tally.lost += 1
             self._metrics.lost.labels(agent).inc()
-        log.info(
-            "ended",
-            extra={
-                "call": facts.call,
-                "agent": agent,
-                "tenant": facts.tenant,
-                "rung": facts.placement.rung,
-                "worker": facts.placement.worker,
-                "admission_ms": round(facts.placement.ms, 1),
-                "code": ending.code,
-                "by": ending.by.value,
-                "lost": ending.lost,
-                "seconds": round(ending.seconds, 3),
-                "bytes_up": ending.bytes_up,
-                "bytes_down": ending.bytes_down,
-            },
-        )
+        self._keep(record.ended(facts, ending, self._gateway, self._now()))
 
     def burst_failed(self, agent: str, why: str) -> None:
         tally = self.tally(agent)

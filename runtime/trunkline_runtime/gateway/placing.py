@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 from trunkline_runtime.contract import (
     BURST_SETTINGS_TYPE,
     CALL_HEADER,
+    KEPT,
     TICKET_HEADER,
     worker_server_name,
 )
 from trunkline_runtime.gateway.burst import BurstSessions, Session, ticket
 from trunkline_runtime.gateway.frames import text_frame
 from trunkline_runtime.gateway.ladder import (
-    KEPT,
     Ladder,
     Patience,
     Placement,
@@ -29,7 +29,7 @@ from trunkline_runtime.gateway.ladder import (
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import Door, Failed, Leg, dial
 from trunkline_runtime.gateway.routes import Route
-from trunkline_runtime.gateway.table import Row, Table
+from trunkline_runtime.gateway.table import Census, Row, Table
 from trunkline_runtime.gateway.workers import Granted, WorkerLinks
 
 HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
@@ -75,16 +75,21 @@ class Placer:
         clock = asyncio.get_running_loop().time
         ladder = Ladder(asked.route, asked.begun, self._patience)
         pick = partial(self._pick, asked)
+        warm: Census | None = None
         while True:
-            match ladder.next(clock(), pick):
-                case TryWarm() as attempt:
+            attempt = ladder.next(clock(), pick)
+            if warm is None and not isinstance(attempt, TryWarm):
+                warm = self._table.census(asked.route.agent)  # the turn that found no slot
+            match attempt:
+                case TryWarm():
                     found = await self._try_warm(attempt, asked)
-                case TryBurst() as attempt:
+                case TryBurst():
                     found = await self._try_burst(attempt, asked)
-                case Rejected() as rejected:
-                    return None, ladder.rejected(rejected, clock())
+                case Rejected():
+                    return None, replace(ladder.rejected(attempt, clock()), warm=warm)
             if isinstance(found, Leg):
-                return found, ladder.answered(clock())
+                placement = ladder.answered(clock())
+                return found, placement if warm is None else replace(placement, warm=warm)
             ladder.failed(clock(), found.why)
 
     def _pick(self, asked: Asked, tried: Collection[Row]) -> Row | str | None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from trunkline_runtime.contract import MAX_CONTROL_BYTES, OPERATOR_PATH, WORKERS
 from trunkline_runtime.gateway.access.doorstep import Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
+from trunkline_runtime.gateway.accounts.books import Books, keeping
 from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
 from trunkline_runtime.gateway.intake import Intake
 from trunkline_runtime.gateway.ladder import Patience
@@ -56,6 +58,7 @@ class GatewayConfig:
     bounds: Bounds = field(default_factory=Bounds)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL  # how fast a caller may send; 0: as it likes
+    books: Books = field(default_factory=Books)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +103,17 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
         default_namespace=config.default_namespace,
         operator_token=config.operator_token,
     )
-    terms = Terms(
-        patience=config.patience,
-        bounds=config.bounds,
-        pulse=config.pulse,
-        audio_times_real=config.audio_times_real,
-    )
-    gateway = Gateway(identity, registry, terms)
     async with contextlib.AsyncExitStack() as stack:
-        health_port = await stack.enter_async_context(
-            serving_health(config.health_host, config.health_port, gateway.unready, registry)
+        keep = await stack.enter_async_context(keeping(config.books, registry))
+        terms = Terms(
+            patience=config.patience,
+            bounds=config.bounds,
+            pulse=config.pulse,
+            audio_times_real=config.audio_times_real,
+            keep=keep,
         )
+        gateway = Gateway(identity, registry, terms)
+        health_port = await stack.enter_async_context(_observed(gateway, config, registry))
         control_port = await stack.enter_async_context(_controlling(gateway, config))
         stack.push_async_callback(gateway.close)
         port = await stack.enter_async_context(_answering(gateway, config))
@@ -121,6 +124,19 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
         ports = {"calls": port, "control": control_port, "health": health_port}
         log.info("listening", extra={"gateway": config.name, "ports": ports})
         yield running
+
+
+def _observed(
+    gateway: Gateway, config: GatewayConfig, registry: CollectorRegistry
+) -> AbstractAsyncContextManager[int]:
+    """The listener for probes, metrics and people."""
+    return serving_health(
+        config.health_host,
+        config.health_port,
+        gateway.unready,
+        registry,
+        state=lambda: {**gateway.state()},
+    )
 
 
 @contextlib.asynccontextmanager

@@ -30,6 +30,17 @@ class Row:
         return 0 if self.barred or self.draining else max(0, self.free - self.asked)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """An agent's workers at one moment, in sum."""
+
+    pods: int
+    slots: int
+    busy: int
+    free: int  # that a reserve might have found
+    draining: int  # pods
+
+
 class _Pool:
     """One agent's rows. Bucket n holds those with n free slots; those with none are in no bucket."""
 
@@ -145,7 +156,18 @@ class Table:
         """Slots that calls could be placed on now."""
         return sum(row.view for row in self.rows(agent))
 
-    def rows(self, agent: str) -> Iterable[Row]:
+    def census(self, agent: str) -> Census:
+        """An agent's workers in sum."""
+        rows = self.rows(agent)
+        return Census(
+            pods=len(rows),
+            slots=sum(row.slots for row in rows),
+            busy=sum(row.busy for row in rows),
+            free=sum(row.view for row in rows),
+            draining=sum(row.draining or row.barred for row in rows),
+        )
+
+    def rows(self, agent: str) -> tuple[Row, ...]:
         pool = self._pools.get(agent)
         return tuple(pool.rows.values()) if pool else ()
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+KEY_ROOT: Final = "key "  # how the root of those begins who showed a key, or what was made with one
 
 
 class Via(StrEnum):
@@ -41,3 +44,15 @@ class Caller:
     via: Via
     root: str = field(repr=False)  # what a secret minted for them depends on; see `minted`
     expires: float | None = None  # Unix time, of a token
+    subject: str = field(default="", repr=False)  # `sub` of a token
+
+    @property
+    def identity(self) -> str:
+        """What tells this caller from others of its tenant: a key's digest, or who the issuer says it is.
+
+        "" where nothing does. Whoever shows a secret or ticket is the key that it was made with; one that was
+        made with a token does not say whose.
+        """
+        if self.via is Via.JWT:
+            return f"{self.root} {self.subject}" if self.subject else ""
+        return self.root if self.root.startswith(KEY_ROOT) else ""

@@ -14,7 +14,7 @@ from typing import Final
 from websockets.http11 import Request
 
 from trunkline_runtime.gateway.access.answers import Admitted, Denied
-from trunkline_runtime.gateway.access.caller import Caller, Via, Why
+from trunkline_runtime.gateway.access.caller import KEY_ROOT, Caller, Via, Why
 from trunkline_runtime.gateway.access.issuers import Issuers, Pulse
 from trunkline_runtime.gateway.access.jwks import KeySet
 from trunkline_runtime.gateway.access.minted import (
@@ -221,10 +221,10 @@ def by_key(access: Access, token: str) -> Caller | None:
     ]
     if not matches:
         return None
-    return Caller(tenant=matches[0], via=Via.KEY, root=f"key {presented}")
+    return Caller(tenant=matches[0], via=Via.KEY, root=f"{KEY_ROOT}{presented}")
 
 
 def roots(access: Access) -> Roots:
     """What minted secrets may come from."""
     of_all = () if access.jwt is None else (access.jwt.expected.root,)
-    return Roots({name: f"key {digest}" for name, digest in access.digests.items()}, of_all)
+    return Roots({name: f"{KEY_ROOT}{digest}" for name, digest in access.digests.items()}, of_all)

@@ -92,7 +92,14 @@ def _caller(claims: dict[str, Any], expected: Expected) -> Caller | Why:
     if not tenant.isprintable():
         return Why.CLAIMS
     expires = float(claims["exp"])
-    return Caller(tenant=tenant, via=Via.JWT, root=expected.root, expires=expires)
+    subject = claims.get("sub")
+    return Caller(
+        tenant=tenant,
+        via=Via.JWT,
+        root=expected.root,
+        expires=expires,
+        subject=subject if isinstance(subject, str) else "",
+    )
 
 
 class Verifier:
