@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trunkline_runtime import __version__, contract
+from trunkline_runtime.insight.commands import explain, top
 
 if TYPE_CHECKING:
     from trunkline_runtime.caller import CallLog
@@ -305,6 +306,10 @@ def probe(
         typer.echo(f"{gateway} answers: {log.status} {log.refusal}")
     else:
         fail(f"refused with {log.status}: {log.refusal}")
+
+
+app.command()(explain)
+app.command()(top)
 
 
 @app.command()
