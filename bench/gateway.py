@@ -128,7 +128,7 @@ class Bench:
         if self.stand.certificates:
             options += ["-c", self.stand.certificates.certificate]
             options += ["-k", self.stand.certificates.key]
-        return loading(self.generator, self.stand.places.rest, *options)
+        return loading(self.generator, self.stand.places.load, *options)
 
     def sample(self, load: Load, relay: Relay | None, calls: int) -> Sample:
         """So many calls for a while."""
@@ -371,7 +371,7 @@ def _admissions(bench: Bench) -> dict[str, list[Admission]]:
 
 def _admission(bench: Bench, relay: Relay, bearers: Path) -> Admission:
     options = ("-p", relay.port, "-t", bearers, "-a")
-    with loading(bench.generator, bench.stand.places.rest, *options) as load:
+    with loading(bench.generator, bench.stand.places.load, *options) as load:
         alone, _ = _coming(bench, load, relay, 1)
         many, used = _coming(bench, load, relay, bench.effort.at_once)
     return Admission(

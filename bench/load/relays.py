@@ -206,7 +206,7 @@ def before_workers(stand: Stand, callers: Callers) -> Iterator[Gateway]:
     with gateway(stand, callers) as relay:
         command = [sys.executable, PEERS, "--uvloop", "workers"]
         command += [str(relay.control_port), str(stand.worker_port), str(WORKERS)]
-        with Process(command, stand.places.rest, stand.folder) as workers:
+        with Process(command, stand.places.beside, stand.folder) as workers:
             workers.says("ready")
             relay.settles()
             yield relay
@@ -229,7 +229,7 @@ def before_a_real_worker(stand: Stand, callers: Callers) -> Iterator[Gateway]:
             ENV_WORKER_KEY: WORKER_KEY,
         }
         command = [sys.executable, "-m", "trunkline_runtime", "worker"]
-        with Process(command, stand.places.rest, stand.folder, environment) as worker:
+        with Process(command, stand.places.beside, stand.folder, environment) as worker:
             worker.answers(f"http://127.0.0.1:{health_port}{READYZ_PATH}")
             relay.settles()
             yield relay

@@ -46,10 +46,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """`subject` is for what is measured."""
+    """`subject` is for what is measured, `load` for the generator.
+
+    `beside` is for what both wait for: a worker that a busy generator kept from its beat would be taken for dead.
+    """
 
     subject: Place
-    rest: Place
+    load: Place
+    beside: Place
 
     @classmethod
     def of_this_machine(cls, *, urgent: bool) -> "Places":
@@ -63,7 +67,8 @@ class Places:
         urgent = urgent and _may_be_urgent()
         return cls(
             subject=Place(core=cores[0], urgency=10 * urgent),
-            rest=Place(core=cores[1], urgency=20 * urgent),
+            load=Place(core=cores[1], urgency=20 * urgent),
+            beside=Place(core=cores[1], urgency=30 * urgent),
         )
 
 

@@ -62,7 +62,7 @@ def soak(minutes: float, calls: int, lasting: float, path: Path | None) -> int:
         callers, generator = relays.Callers(folder), build(folder)
         with relays.before_workers(stand, callers) as gateway:
             options = ("-p", gateway.port, "-b", stand.worker_port, "-t", callers.keys)
-            with loading(generator, places.rest, *options, "-l", lasting) as load:
+            with loading(generator, places.load, *options, "-l", lasting) as load:
                 load.calls(calls)
                 load.reset()
                 began = time.monotonic()
