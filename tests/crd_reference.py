@@ -24,6 +24,31 @@ QUANTITY = (
 
 Schema = dict[str, Any]
 
+TAIL = """
+## Events
+
+`kubectl describe va` shows them below the status. The operator tells each once, not again within ten minutes, and of an
+agent at most 25 at once and then one a minute.
+
+| reason | when |
+|---|---|
+| `PodLost` | a pod ended or was taken away, and the operator did not ask for it |
+| `PodFailing`, `PodUnready` | a pod does not run, or is not ready any more: image pull, crash loop, readiness |
+| `PodUnschedulable` | no node has room |
+| `PodsRefused` | the Kubernetes API does not let a pod be made: a quota, a policy of the cluster |
+| `RolloutBlocked` | pods of an older template stay, because they have calls and there is no room for others |
+| `DrainBegan`, `DrainCancelled`, `DrainEnded` | a pod takes no new call (with who wants it), takes calls again, is removed |
+| `BurstDeployed`, `BurstStopped` | the app at Modal is there as it is asked for, or is there no more |
+| `BurstFailing` | the app cannot be deployed, or gateways get no session there |
+| `SnapshotFallback` | restores from snapshots fail, so containers start slower |
+| `BurstLeftBehind` | the agent is gone, and its app could not be stopped |
+| `CertificateIssued` | workers got a new certificate |
+| `SpecInvalid` | an edit makes no sense; nothing is changed |
+| `KeysMissing`, `CredentialsMissing` | a Secret is missing or lacks entries |
+
+When a trouble that a condition told of is over, its next reason is told too, such as `PodsReady`.
+"""
+
 HEAD = """\
 # VoiceAgent
 
@@ -58,7 +83,7 @@ def written(text: str) -> str:
         columns=", ".join(columns),
     )
     rules = [f"- {cell(rule['message'])}" for rule in root.get("x-kubernetes-validations", ())]
-    return head + "\n".join(rules) + "\n" + "".join(sections(root))
+    return head + "\n".join(rules) + "\n" + "".join(sections(root)) + TAIL
 
 
 def sections(root: Schema) -> Iterator[str]:

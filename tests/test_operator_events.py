@@ -1,6 +1,7 @@
 """What an on-call person is told as Events: the news, each once, by whom, and no flood."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,14 @@ def test_a_condition_with_another_reason_is_news() -> None:
     assert "desk-0: ErrImagePull: no. The pull is tried again" in event.message
     assert news(failing, failing) == []
     ready = status_of(agent, a_world([a_pod(agent, 0)], burst=DEPLOYED), failing)
-    assert news(failing, ready) == [("Normal", "PodsReady"), ("Normal", "BurstReady")]
+    assert news(failing, ready) == [("Normal", "PodsReady"), ("Normal", "BurstDeployed")]
+    again = status_of(
+        agent,
+        a_world([a_pod(agent, 0)], burst=replace(DEPLOYED, hash="new", snapshot="cpu")),
+        ready,
+    )
+    (event,) = of_status(ready, again)
+    assert event.message == "app app is deployed at Modal, and starts with snapshot cpu"
     off = status_of(an_agent(), a_world([a_pod(agent, 0)]), ready)
     assert news(ready, off) == [("Normal", "BurstStopped")]
     # Growth and its end is no news.

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from crd_reference import CRD, PAGE, written
 
+from trunkline_operator.events import WARNINGS, News
+
 TEXT = CRD.read_text()
 
 
@@ -31,7 +33,8 @@ def test_the_page_is_fresh() -> None:
 
 def test_every_field_and_every_rule_is_there_once() -> None:
     page = written(TEXT)
-    rows = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    fields, _, _ = page.partition("\n## Events\n")
+    rows = re.findall(r"^\| `(.+?)` \|", fields, re.MULTILINE)
     below_root = sum(len(schema.get("properties", {})) for schema in ALL) - len(("spec", "status"))
     assert len(rows) == len(set(rows)) == below_root
     rules = [
@@ -40,6 +43,12 @@ def test_every_field_and_every_rule_is_there_once() -> None:
     assert rules
     for sentence in rules:
         assert page.count(f"- {' '.join(sentence.split())}\n") == 1
+
+
+def test_every_event_is_there() -> None:
+    _, _, table = written(TEXT).partition("\n## Events\n")
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| .+? \|", table, re.MULTILINE)))
+    assert sorted(named) == sorted([*News, *WARNINGS])
 
 
 @pytest.mark.parametrize(

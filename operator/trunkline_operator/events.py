@@ -40,6 +40,19 @@ class Kind(StrEnum):
     WARNING = "Warning"
 
 
+class News(StrEnum):
+    """Reasons of Events that are no reasons of a condition."""
+
+    POD_LOST = "PodLost"  # it ended, or was taken away, and the operator did not ask for it
+    DRAIN_BEGAN = "DrainBegan"
+    DRAIN_CANCELLED = "DrainCancelled"
+    DRAIN_ENDED = "DrainEnded"
+    CERTIFICATE_ISSUED = "CertificateIssued"
+    BURST_DEPLOYED = "BurstDeployed"
+    BURST_STOPPED = "BurstStopped"
+    BURST_LEFT_BEHIND = "BurstLeftBehind"  # nobody could stop it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One sentence about an agent. `about` is the pod that it speaks of, "" = the agent itself."""
@@ -104,13 +117,22 @@ def of_status(before: Json, after: Json) -> Iterator[Event]:
             continue
         if reason in WARNINGS:
             yield Event(kind=Kind.WARNING, reason=reason, message=one["message"])
-        elif reason == Reason.BURST_READY or was in WARNINGS:
+        elif was in WARNINGS:
             yield Event(kind=Kind.NORMAL, reason=reason, message=one["message"])
-    app = (before.get("burst") or {}).get("app")
-    if app and not (after.get("burst") or {}).get("app"):
-        yield Event(
-            kind=Kind.NORMAL, reason="BurstStopped", message=f"app {app} is stopped at Modal"
+    yield from _of_app(before.get("burst") or {}, after.get("burst") or {})
+
+
+def _of_app(before: Json, after: Json) -> Iterator[Event]:
+    """What became of the app at Modal."""
+    if after.get("hash") and after["hash"] != before.get("hash"):
+        snapshot = after.get("snapshot") or "none"
+        message = (
+            f"app {after.get('app')} is deployed at Modal, and starts with snapshot {snapshot}"
         )
+        yield Event(kind=Kind.NORMAL, reason=News.BURST_DEPLOYED, message=message)
+    if before.get("app") and not after.get("app"):
+        message = f"app {before['app']} is stopped at Modal"
+        yield Event(kind=Kind.NORMAL, reason=News.BURST_STOPPED, message=message)
 
 
 def of_look(look: Look, memory: Memory) -> Iterator[Event]:
@@ -130,22 +152,22 @@ def _of_step(step: Step, look: Look, view: View, pods: dict[str, PodFacts]) -> I
             message = (
                 f"{name} takes no new call and goes after its last: {_cause(look, view, pods[uid])}"
             )
-            yield Event(kind=Kind.NORMAL, reason="DrainBegan", message=message, about=name)
+            yield Event(kind=Kind.NORMAL, reason=News.DRAIN_BEGAN, message=message, about=name)
         case Undrain(name=name):
             message = f"{name} takes calls again: it is wanted after all"
-            yield Event(kind=Kind.NORMAL, reason="DrainCancelled", message=message, about=name)
+            yield Event(kind=Kind.NORMAL, reason=News.DRAIN_CANCELLED, message=message, about=name)
         case DeletePod(name=name, uid=uid) if pods[uid].finished:
             message = f"{name} has ended and is replaced: {pods[uid].trouble or pods[uid].phase}"
-            yield Event(kind=Kind.WARNING, reason="PodLost", message=message, about=name)
+            yield Event(kind=Kind.WARNING, reason=News.POD_LOST, message=message, about=name)
         case DeletePod(name=name, uid=uid) if pods[uid].draining:
             message = f"{name} is drained and removed"
-            yield Event(kind=Kind.NORMAL, reason="DrainEnded", message=message, about=name)
+            yield Event(kind=Kind.NORMAL, reason=News.DRAIN_ENDED, message=message, about=name)
         case IssueCertificate(name=name, why=why):
             message = f"a new certificate for the workers is in Secret {name}: {why}"
-            yield Event(kind=Kind.NORMAL, reason="CertificateIssued", message=message)
+            yield Event(kind=Kind.NORMAL, reason=News.CERTIFICATE_ISSUED, message=message)
         case RemoveFinalizer(left_behind=app) if app:
             message = f"app {app} may still run at Modal: stop it there with `modal app stop {app}`"
-            yield Event(kind=Kind.WARNING, reason="BurstLeftBehind", message=message)
+            yield Event(kind=Kind.WARNING, reason=News.BURST_LEFT_BEHIND, message=message)
 
 
 def _cause(look: Look, view: View, pod: PodFacts) -> str:
@@ -168,7 +190,7 @@ def _losses(pods: dict[str, PodFacts], memory: Memory) -> Iterator[Event]:
             going = "is being deleted, and its calls must end within its grace period"
             how = gone if pod is None else going
             message = f"{name} {how}; the operator did not ask for it, and replaces it"
-            yield Event(kind=Kind.WARNING, reason="PodLost", message=message, about=name)
+            yield Event(kind=Kind.WARNING, reason=News.POD_LOST, message=message, about=name)
 
 
 def _foreign_drains(pods: dict[str, PodFacts], memory: Memory) -> Iterator[Event]:
@@ -177,7 +199,7 @@ def _foreign_drains(pods: dict[str, PodFacts], memory: Memory) -> Iterator[Event
         pod = pods.get(uid)
         if pod is not None and pod.draining and uid not in memory.drains:
             message = f"{name} takes no new call and goes after its last: somebody annotated it so"
-            yield Event(kind=Kind.NORMAL, reason="DrainBegan", message=message, about=name)
+            yield Event(kind=Kind.NORMAL, reason=News.DRAIN_BEGAN, message=message, about=name)
 
 
 # --- what is told ------------------------------------------------------------------------------------------
