@@ -31,13 +31,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from trunkline_operator.simulation import reading
 from trunkline_runtime.contract import CALL_HEADER, CallRecord, WarmRung
 from trunkline_runtime.gateway.access.caller import Caller, Via
 from trunkline_runtime.gateway.accounts.books import Books, BooksError, books_of
 from trunkline_runtime.gateway.accounts.courier import Collector, Courier, Verdict, pause, verdict
 from trunkline_runtime.gateway.accounts.files import LedgerFile
-from trunkline_runtime.gateway.accounts.record import Party, as_line, caller_hash, left
+from trunkline_runtime.gateway.accounts.record import Party, as_line, caller_hash, ended, left
 from trunkline_runtime.gateway.accounts.spool import DiskSpool, MemorySpool, Spool
+from trunkline_runtime.gateway.call import By, Ending, Facts
+from trunkline_runtime.gateway.ladder import Placement, Warm
 
 MINT_KEY = "mint-key-of-the-tests"
 
@@ -163,6 +166,29 @@ def test_who_a_caller_is() -> None:
         Caller(tenant="shop", via=Via.TICKET, root="issuer x"),
     ):
         assert nobody.identity == ""
+
+
+def test_the_simulator_reads_a_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "calls.ndjson"
+    keep = LedgerFile(file)
+    placement = Placement(result=Warm("echo-0"), steps=(), ms=40.0, answered_ms=1.0)
+    ending = Ending(code=1000, by=By.CALLER, lost=False, seconds=60.0, bytes_up=0, bytes_down=0)
+    for number in range(2):
+        facts = Facts(
+            call=f"call-{number}",
+            agent=AGENT,
+            tenant="test",
+            caller="",
+            placement=placement,
+            max_seconds=600,
+            stall_seconds=30,
+            audio_times_real=0,
+        )
+        keep.keep(ended(facts, ending, "gateway-0", 1795762810.0 + 10 * number))
+    keep.keep(a_record(3))
+    keep.close()
+    trace = reading.trace(str(file), "echo")
+    assert [(call.at, call.seconds) for call in trace.calls] == [(0, 60), (10, 60)]
 
 
 # --- a file -----------------------------------------------------------------------------------------------
@@ -478,8 +504,8 @@ async def test_calls_of_a_gateway_reach_the_collector_before_it_ends() -> None:
                 async with FakeWorker().serving(gateway), call(gateway):
                     pass
                 assert await metric(gateway, "trunkline_ledger_failures_total") == 0
-        (ended,) = (line["call"] for line in logged if line["message"] == "ended")
-        assert collector.calls == [ended]
+        (number,) = (line["call"] for line in logged if line["message"] == "ended")
+        assert collector.calls == [number]
 
 
 def test_what_an_answer_means() -> None:

@@ -137,10 +137,9 @@ class Courier:
                     if not await self._sent(batch):
                         break
         await self._client.aclose()
-        waiting = await self._apart(self._spool.backlog)
         await self._apart(self._spool.close)
         self._thread.shutdown()
-        if waiting:
+        if waiting := self._spool.backlog():
             log.warning("records of calls were not sent", extra={"bytes": waiting})
 
     # --- inside ---
@@ -157,7 +156,6 @@ class Courier:
         lines, self._queue = self._queue, deque()
         if lost := await self._apart(lambda: self._spool.append(lines)):
             self._lost(lost)
-        self._metrics.backlog.set(self._spool.backlog())
 
     async def _sending(self) -> None:
         while True:
@@ -192,7 +190,6 @@ class Courier:
                 log.info("the ledger's collector takes records again")
             self._failures, self._full = 0, False
         await self._apart(lambda: self._spool.done(batch))
-        self._metrics.backlog.set(self._spool.backlog())
         return True
 
     async def _post(self, batch: Batch) -> tuple[Verdict, str]:
@@ -218,5 +215,11 @@ class Courier:
             log.error("the ledger's spool is full: the oldest records are dropped")
 
     async def _apart(self, work: Callable[[], Made]) -> Made:
-        """Runs what may block on the disk on the spool's own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Runs what may block on the disk on the spool's own thread, where alone the spool is touched."""
+
+        def done() -> tuple[Made, int]:
+            return work(), self._spool.backlog()
+
+        made, backlog = await asyncio.get_running_loop().run_in_executor(self._thread, done)
+        self._metrics.backlog.set(backlog)
+        return made

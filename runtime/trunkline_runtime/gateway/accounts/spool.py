@@ -123,9 +123,10 @@ class DiskSpool:
         except OSError as error:
             os.close(self._lock)
             raise SpoolError(f"{folder} belongs to another gateway: give each its own") from error
-        files = sorted(folder.glob(f"*{SUFFIX}"))
+        files = sorted(file for file in folder.glob(f"*{SUFFIX}") if file.name[:12].isdigit())
         self._sizes = {file.name: file.stat().st_size for file in files}  # the oldest first
-        self._number = max((int(file.name[:12]) for file in files if _ours(file)), default=0)
+        self._bytes = sum(self._sizes.values())
+        self._number = max((int(file.name[:12]) for file in files), default=0)
 
     def __repr__(self) -> str:
         return f"<DiskSpool {self.backlog()} of {self._most} bytes in {len(self._sizes)} files>"
@@ -148,7 +149,7 @@ class DiskSpool:
             try:
                 body = (self._folder / name).read_bytes()
             except OSError:  # somebody removed it, or the disk has a fault there: the rest goes on
-                del self._sizes[name]
+                self._bytes -= self._sizes.pop(name)
                 continue
             body = body[
                 : body.rfind(b"\n") + 1
@@ -164,7 +165,7 @@ class DiskSpool:
         self._remove(batch.name + SUFFIX)
 
     def backlog(self) -> int:
-        return sum(self._sizes.values())
+        return self._bytes
 
     def close(self) -> None:
         self._shut()
@@ -185,6 +186,7 @@ class DiskSpool:
             whole = False
         if whole:
             self._sizes[name] += len(line)
+            self._bytes += len(line)
         else:
             os.ftruncate(descriptor, size)
         return whole
@@ -222,7 +224,7 @@ class DiskSpool:
 
     def _remove(self, name: str) -> None:
         """A file that cannot be removed is sent again at the next start, which is allowed."""
-        self._sizes.pop(name, None)
+        self._bytes -= self._sizes.pop(name, 0)
         with contextlib.suppress(OSError):
             (self._folder / name).unlink()
 
@@ -230,7 +232,3 @@ class DiskSpool:
         if self._open is not None:
             os.close(self._open)
             self._open = None
-
-
-def _ours(file: Path) -> bool:
-    return file.name[:12].isdigit()
