@@ -1,10 +1,12 @@
 """What an on-call person is told as Events: the news, each once, by whom, and no flood."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -280,6 +282,15 @@ async def events_of(world: World, *reasons: str) -> list[Json]:
     return sorted(found, key=lambda one: str(one["reason"]))
 
 
+async def no_image(world: World) -> None:
+    """The kubelet cannot pull the first pod's image."""
+    waiting = {"reason": "ErrImagePull", "message": "registry.example/worker:1: not found"}
+    state = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": False}
+    containers = [{**state, "state": {"waiting": waiting}}]
+    body = {"status": {"phase": "Pending", "containerStatuses": containers}}
+    await world.api.patch(f"{world.pods}/{NAME}-0/status", body)
+
+
 async def test_events_are_there_to_describe_the_agent_and_a_new_operator_repeats_none(
     world: World, tmp_path: Path
 ) -> None:
@@ -288,11 +299,7 @@ async def test_events_are_there_to_describe_the_agent_and_a_new_operator_repeats
         operator = await world.start(env=env)
         await world.apply()
         await world.pod_count(1)
-        waiting = {"reason": "ErrImagePull", "message": "registry.example/worker:1: not found"}
-        state = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": False}
-        containers = [{**state, "state": {"waiting": waiting}}]
-        body = {"status": {"phase": "Pending", "containerStatuses": containers}}
-        await world.api.patch(f"{world.pods}/{NAME}-0/status", body)
+        await no_image(world)
         await world.condition("WarmReady", "PodFailing")
         (event,) = await events_of(world, "PodFailing")
         agent = await world.api.get(world.agent_path)
@@ -311,3 +318,27 @@ async def test_events_are_there_to_describe_the_agent_and_a_new_operator_repeats
         found = await events_of(world, "PodFailing", "PodsReady", "PodLost")
         assert [one["reason"] for one in found] == ["PodFailing", "PodLost", "PodsReady"]
     assert not [line for line in world.log if line["logger"] == "trunkline.events"]
+
+
+async def test_without_the_right_to_tell_it_goes_on_and_complains_once(
+    world: World, tmp_path: Path
+) -> None:
+    async with world.charted({"watchNamespaces": [world.namespace]}, "rbac.yaml", "operator.yaml"):
+        role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{world.namespace}/roles/trunkline-operator"
+        rules = (await world.api.get(role))["rules"]
+        kept = [rule for rule in rules if rule["resources"] != ["events"]]
+        await world.api.patch(role, {"rules": kept})
+        file = await world.kubeconfig_of("trunkline-operator", tmp_path)
+        await world.start(env={"KUBECONFIG": str(file)})
+        await world.apply()
+        await world.pod_count(1)
+        await no_image(world)
+        await world.condition("WarmReady", "PodFailing")
+        await world.make_ready(f"{NAME}-0")
+        await world.condition("WarmReady", "PodsReady")
+        refused = 'resource="events",status="403",verb="create"} 2.0'
+        async with asyncio.timeout(20), httpx.AsyncClient(trust_env=False) as client:
+            while refused not in (await client.get(f"{world.health}/metrics")).text:
+                await asyncio.sleep(0.1)
+    (line,) = [line for line in world.log if line["logger"] == "trunkline.events"]
+    assert line["message"].startswith("Events cannot be posted: 403 Forbidden: ")
