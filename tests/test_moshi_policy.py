@@ -1,14 +1,19 @@
 """Rules of an agent's settings, several policies at once, and what a hook is sent and may answer."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import an_agent
 
+from trunkline_operator.routes import Keys, route
 from trunkline_runtime.contract import GuardRule, PolicySettings, ReplyRule, Settings
 from trunkline_runtime.engine.moshi.policy import (
     MAX_SEARCHED,
@@ -123,6 +128,15 @@ def test_only_the_end_of_a_turn_is_searched() -> None:
     subject = policy(guards=[GuardRule(match="stop", do="mute", say="")])
     assert heard(subject, "stop" + "x" * MAX_SEARCHED) == []
     assert heard(subject, "x" * MAX_SEARCHED + "stop") == [Mute()]
+
+
+def test_the_example_of_the_docs_is_a_policy() -> None:
+    text = (Path(__file__).parent.parent / "docs/engines.md").read_text()
+    found = re.search(r"```yaml\n(engine:.*?)```", text, re.DOTALL)
+    assert found is not None
+    agent = an_agent(engine=yaml.safe_load(found[1])["engine"])
+    subject = rules_of(route(agent, Keys(worker="w", ticket="t"), "")["settings"])
+    assert heard(subject, "hi my name is Bo", agent_speaks=True) == [Mute(), Say("Hello Bo.")]
 
 
 # --- patterns ------------------------------------------------------------------------------------------------
