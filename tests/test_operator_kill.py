@@ -169,7 +169,7 @@ def moments(seen: list[Request]) -> list[tuple[int, bool]]:
     return [(number, answered) for number in chosen for answered in (False, True)]
 
 
-@pytest.mark.timeout(1800 if EVERY else 120)
+@pytest.mark.timeout(1800 if EVERY else 300)
 async def test_whatever_request_an_operator_dies_at_the_next_one_finishes(ward: Ward) -> None:
     await ward.started()
     cases = {wish.name: moments(await requests_of(ward, wish)) for wish in WISHES}

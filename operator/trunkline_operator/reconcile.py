@@ -115,6 +115,7 @@ class _Acts:
     """What became of a plan's steps."""
 
     taken: list[Step] = field(default_factory=list)
+    made: list[PodFacts] = field(default_factory=list)
     failures: list[ApiError] = field(default_factory=list)
     refused: str = ""  # the API's words where they keep a pod from being made
 
@@ -173,7 +174,9 @@ class Reconciler:
             await self._route(notes, seen, plan)
         except ApiError as error:
             acts.failures.append(error)
-        status = reported(agent, seen.world, plan, obj.get("status") or {}, now, acts.refused)
+        # With the pods that it has just made, so that they need no status of their own.
+        world = replace(seen.world, pods=(*seen.world.pods, *acts.made))
+        status = reported(agent, world, plan, obj.get("status") or {}, now, acts.refused)
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
         let_go = any(isinstance(step, RemoveFinalizer) for step in plan.steps)
@@ -302,7 +305,10 @@ class Reconciler:
         acts = _Acts()
         for step in plan.steps:
             try:
-                await self._take(seen, step)
+                if isinstance(step, CreatePod):
+                    acts.made += await self._create(seen, step)
+                else:
+                    await self._take(seen, step)
             except ApiError as error:
                 log.warning(
                     "%s: %s: %s",
@@ -319,6 +325,16 @@ class Reconciler:
             else:
                 acts.taken.append(step)
         return acts
+
+    async def _create(self, seen: _Seen, step: CreatePod) -> list[PodFacts]:
+        """Makes a pod; nothing, if its name is taken."""
+        key = seen.agent.key
+        log.info("%s: %s", key, words(step), extra={"agent": key})
+        made = await self._cluster.create(path("Pod", seen.agent.namespace), step.manifest)
+        if made is None:
+            log.warning("%s: a pod %s is there already", key, step.name)
+            return []
+        return [PodFacts.of(made)]
 
     async def _take(self, seen: _Seen, step: Step) -> None:
         agent, cluster = seen.agent, self._cluster
@@ -338,9 +354,6 @@ class Reconciler:
                 await cluster.create(path("Secret", agent.namespace), body)
             case IssueCertificate():
                 await self._issue(seen, step.name)
-            case CreatePod():
-                if await cluster.create(path("Pod", agent.namespace), step.manifest) is None:
-                    log.warning("%s: a pod %s is there already", agent.key, step.name)
             case Drain():
                 await self._annotate(seen, step.name, step.uid, step.since)
             case Undrain():
@@ -353,7 +366,7 @@ class Reconciler:
                 self._deployments.watch(agent.key, step.app)
             case StopBurst():
                 self._deployments.stop(agent.key, step.app)
-            case Requeue():
+            case CreatePod() | Requeue():
                 pass
 
     async def _finalizers(self, seen: _Seen, finalizers: "tuple[str, ...] | list[str]") -> None:
