@@ -53,7 +53,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "sub": "user-1",
         "org": "acme",
         "iat": now,
-        "exp": now + 300,
+        "exp": now + 86_400,  # some are made when tests are collected, long before they are used
     }
     return {name: value for name, value in (all_of_them | changes).items() if value is not None}
 

@@ -267,6 +267,8 @@ def test_what_an_images_code_imports_is_in_it(image: str) -> None:
         for place in CODE[image]
         for path in [ROOT / "runtime" / "trunkline_runtime" / place]
         for module in ([path] if path.suffix else sorted(path.rglob("*.py")))
+        # For people at their own machines; no pod runs it.
+        if "simulation" not in module.parts
     ]
     assert len(modules) > len(CODE[image])
     for module in modules:

@@ -58,7 +58,7 @@ async def test_a_worker_says_who_it_is_and_what_is_free() -> None:
                 "boot": running.host.boot,
                 "slots": 3,
                 "port": running.host.port,
-                "protocols": ["realtime"],
+                "protocols": ["realtime", "moshi"],
                 "build": __version__,
             }
         ]
