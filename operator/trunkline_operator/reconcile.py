@@ -119,6 +119,16 @@ class _Acts:
     failures: list[ApiError] = field(default_factory=list)
     refused: str = ""  # the API's words where they keep a pod from being made
 
+    def after(self, world: World) -> World:
+        """The world with the pods that were just made and deleted, so that a status needs no correction."""
+        deleted = {step.uid for step in self.taken if isinstance(step, DeletePod)}
+        here = [
+            replace(pod, terminating=pod.terminating or pod.uid in deleted)
+            for pod in world.pods
+            if pod.started or pod.uid not in deleted  # one without a worker is gone at once
+        ]
+        return replace(world, pods=(*here, *self.made))
+
 
 class Reconciler:
     """Looks at agents, for an `Agenda`."""
@@ -174,9 +184,9 @@ class Reconciler:
             await self._route(notes, seen, plan)
         except ApiError as error:
             acts.failures.append(error)
-        # With the pods that it has just made, so that they need no status of their own.
-        world = replace(seen.world, pods=(*seen.world.pods, *acts.made))
-        status = reported(agent, world, plan, obj.get("status") or {}, now, acts.refused)
+        status = reported(
+            agent, acts.after(seen.world), plan, obj.get("status") or {}, now, acts.refused
+        )
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
         let_go = any(isinstance(step, RemoveFinalizer) for step in plan.steps)
