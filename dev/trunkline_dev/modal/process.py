@@ -171,7 +171,8 @@ class ContainerProcess:
 
     async def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        await (self._reaper or self._clear())
+        # Shielded: whoever waits here may be cancelled, and what the process held must be cleared all the same.
+        await (asyncio.shield(self._reaper) if self._reaper else self._clear())
 
     async def discard(self) -> None:
         """Kills a process that never was a container; nothing of it is kept."""
