@@ -209,13 +209,14 @@ def test_the_thread_keeps_the_pace_of_speech() -> None:
     conversation = engine.open({}, emit)
     conversation.hear(b"".join(map(frame, range(10))))
     engine.load()
+    began = time.monotonic()
     engine.resume()
     try:
         assert enough.wait(20)
     finally:
         engine.close()
     # Never ahead of the clock; how far behind it depends on the machine.
-    assert times[-1] - times[0] >= 8.5 * FRAME_SECONDS
+    assert times[-1] - began >= 8.5 * FRAME_SECONDS
     assert engine.totals()["frames"] == 10
 
 
