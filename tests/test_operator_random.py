@@ -157,7 +157,9 @@ class Trial:
         owners = {owner["uid"] for pod in pods for owner in pod["metadata"]["ownerReferences"]}
         assert owners <= {agent["metadata"]["uid"]}
         assert len(await world.api.list(world.secrets)) == 1
-        await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [])
+        await world.gateway.until(
+            lambda it: world.key in it.routes and it.routes[world.key]["draining"] == []
+        )
 
 
 @pytest.fixture(scope="module")

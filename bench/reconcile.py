@@ -1,0 +1,264 @@
+"""The operator with 1,000 agents, in a rush, and among others: time, CPU, memory, and writes to the API server.
+
+    python bench/reconcile.py [--quick] [--json FILE]
+
+A real API server, no node and no kubelet; a gateway that the benchmark plays. The peer (plain_kopf.py) does the
+same for agents without calls, but holds no links to gateways and gives them no routes. Ours and the peer take
+turns, each with a new process in a new namespace. The API server and the one who asks share the machine with
+them, so the times say less than the CPU seconds of the operators themselves do.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import kubernetes
+import report
+from crowd import ONE_POD, Crowd, Stage, Usage, writes
+from hurry import rush, trouble
+from operator_rig import World
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.processes import Process
+from trunkline_operator.cluster import Cluster
+
+MEGABYTES: Final = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is done."""
+
+    agents: int
+    rounds: int
+    rest_seconds: float
+    lists: int
+    rushes: int
+    edit_seconds: float
+    strangers: int
+
+
+FULL: Final = Size(
+    agents=1000, rounds=2, rest_seconds=30, lists=15, rushes=150, edit_seconds=15, strangers=10_000
+)
+QUICK: Final = Size(
+    agents=20, rounds=1, rest_seconds=1, lists=3, rushes=5, edit_seconds=2, strangers=200
+)
+
+ACTS: Final = ("created", "edited", "replaced", "deleted")
+WORDS: Final = {
+    "created": "created",
+    "edited": "changed in what replaces no pod",
+    "replaced": "changed in what replaces the pod",
+    "deleted": "deleted",
+}
+
+
+def measure(quick: bool) -> list[report.Row]:
+    size = QUICK if quick else FULL
+    with ControlPlane() as plane, tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measure(Stage(plane, Path(folder)), size))
+
+
+async def _measure(stage: Stage, size: Size) -> list[report.Row]:
+    rows = await _crowds(stage, size)
+    rows += await rush(stage, size.rushes)
+    return rows + await trouble(stage, size.edit_seconds, size.strangers)
+
+
+# --- 1,000 agents ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one act on all agents."""
+
+    seconds: float
+    cpu: float
+    writes: float  # of one agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """What a process did with all agents, from first to last."""
+
+    acts: dict[str, Cost]
+    rest_writes: float  # in a minute
+    rest_cpu: float  # share of a core
+    megabytes: float
+    lists: tuple[list[float], list[float]]  # seconds, raw and typed
+
+
+async def _crowds(stage: Stage, size: Size) -> list[report.Row]:
+    lives: dict[str, list[Life]] = {"ours": [], "theirs": []}
+    for number in range(size.rounds):
+        for name, start in (("ours", stage.ours), ("theirs", stage.theirs)):
+            life = await _life(stage, start, size)
+            lives[name].append(life)
+            print(f"round {number}, {name}: {life}", file=sys.stderr)
+    ours, theirs = lives["ours"], lives["theirs"]
+    rows = [row for act in ACTS for row in _act_rows(size.agents, act, ours, theirs)]
+    return [*rows, *_rest_rows(size.agents, ours, theirs), _list_row(size.agents, ours)]
+
+
+async def _life(stage: Stage, start: Callable[[World], Awaitable[Process]], size: Size) -> Life:
+    async with stage.world() as world:
+        process = await start(world)
+        async with Crowd.watched(world) as crowd:
+            await _warmed_up(crowd)
+            acts = {}
+            for act in ACTS[:-1]:
+                acts[act] = await _cost(crowd, process, act, size.agents)
+            before, usage, began = await writes(world.api), Usage.of(process.pid), time.monotonic()
+            await asyncio.sleep(size.rest_seconds)
+            passed = time.monotonic() - began
+            rest = await writes(world.api) - before
+            idle = Usage.of(process.pid).cpu - usage.cpu
+            lists = await _lists(stage, world, size) if start == stage.ours else ([], [])
+            acts["deleted"] = await _cost(crowd, process, "deleted", size.agents)
+        return Life(
+            acts=acts,
+            rest_writes=rest * 60 / passed,
+            rest_cpu=idle / passed,
+            megabytes=Usage.of(process.pid).peak / 1e6,
+            lists=lists,
+        )
+
+
+async def _warmed_up(crowd: Crowd) -> None:
+    """It watches, and has done everything once."""
+    for act in ACTS:
+        await crowd.act(act, ["warm-up"], ONE_POD)
+
+
+async def _cost(crowd: Crowd, process: Process, act: str, agents: int) -> Cost:
+    names = [f"agent-{number:04}" for number in range(agents)]
+    before, usage, began = await writes(crowd.world.api), Usage.of(process.pid), time.monotonic()
+    await crowd.act(act, names, ONE_POD)
+    seconds = time.monotonic() - began
+    cpu = Usage.of(process.pid).cpu - usage.cpu
+    await crowd.quiet()  # what is written after the world is as it should be counts, too
+    asked = agents  # by the benchmark itself
+    return Cost(seconds, cpu, (await writes(crowd.world.api) - before - asked) / agents)
+
+
+def _act_rows(
+    agents: int, act: str, ours: Sequence[Life], theirs: Sequence[Life]
+) -> list[report.Row]:
+    what = f"{agents:,} agents {WORDS[act]}"
+    peer = "plain kopf"
+
+    def of(part: str, lives: Sequence[Life]) -> list[float]:
+        return [getattr(life.acts[act], part) for life in lives]
+
+    def speed(part: str, lives: Sequence[Life]) -> list[float]:
+        return [agents / value for value in of(part, lives)]
+
+    return [
+        report.Row(
+            what=what,
+            against=peer,
+            unit="agents/s",
+            ours=speed("seconds", ours),
+            theirs=speed("seconds", theirs),
+            floor=1.3,
+            target=1.8,
+        ),
+        report.Row(
+            what=f"{what}: per second of the operator's CPU",
+            against=peer,
+            unit="agents",
+            ours=speed("cpu", ours),
+            theirs=speed("cpu", theirs),
+        ),
+        report.Row(
+            what=f"{what}: writes of the operator for each",
+            against=peer,
+            unit="",
+            ours=of("writes", ours),
+            theirs=of("writes", theirs),
+            at_most=True,
+            floor=1.0,
+        ),
+    ]
+
+
+def _rest_rows(agents: int, ours: Sequence[Life], theirs: Sequence[Life]) -> list[report.Row]:
+    peer = max(life.rest_writes for life in theirs)
+    return [
+        report.Row(
+            what=f"{agents:,} agents at rest: writes (target 0)",
+            against=f"plain kopf, {peer:.3g}",
+            unit="/min",
+            ours=[life.rest_writes for life in ours],
+            theirs=[],
+        ),
+        report.Row(
+            what=f"{agents:,} agents at rest: CPU",
+            against="plain kopf, which never looks again",
+            unit="cores",
+            ours=[life.rest_cpu for life in ours],
+            theirs=[],
+        ),
+        report.Row(
+            what=f"memory at its peak, {agents:,} agents",
+            against=f"{MEGABYTES} MB",
+            unit="MB",
+            ours=[life.megabytes for life in ours],
+            theirs=[MEGABYTES],
+            at_most=True,
+            floor=1.0,
+        ),
+        report.Row(
+            what=f"memory at its peak, {agents:,} agents",
+            against="plain kopf",
+            unit="MB",
+            ours=[life.megabytes for life in ours],
+            theirs=[life.megabytes for life in theirs],
+            at_most=True,
+        ),
+    ]
+
+
+# --- lists -------------------------------------------------------------------------------------------
+
+
+async def _lists(stage: Stage, world: World, size: Size) -> tuple[list[float], list[float]]:
+    """Seconds for a list of all pods, ours and that of the typed client."""
+    kubernetes.config.load_kube_config(str(stage.plane.kubeconfig))
+    typed = kubernetes.client.CoreV1Api()
+    ours, theirs = [], []
+    async with await Cluster.connect({"KUBECONFIG": str(stage.plane.kubeconfig)}) as cluster:
+        for turn in range(size.lists + 1):
+            began = time.monotonic()
+            found = await cluster.list(world.pods)
+            middle = time.monotonic()
+            same = typed.list_namespaced_pod(world.namespace).items
+            end = time.monotonic()
+            assert len(found) == len(same) >= size.agents
+            if turn:  # the first opened connections
+                ours.append(middle - began)
+                theirs.append(end - middle)
+    typed.api_client.close()
+    return ours, theirs
+
+
+def _list_row(agents: int, lives: Sequence[Life]) -> report.Row:
+    return report.Row(
+        what=f"list of {agents:,} pods",
+        against="kubernetes client, typed",
+        unit="/s",
+        ours=[1 / seconds for life in lives for seconds in life.lists[0]],
+        theirs=[1 / seconds for life in lives for seconds in life.lists[1]],
+        floor=4,
+        target=9,
+    )
+
+
+if __name__ == "__main__":
+    report.main("bench/reconcile.py", measure)
