@@ -110,7 +110,9 @@ async def test_the_command_line_deploys_shows_and_stops(
         [app] = await listed(local, "app", "list")
         assert (app["state"], app["tasks"]) == ("stopped", "0")
         assert await listed(local, "container", "list") == []
-        assert len(await listed(local, "app", "history", "voice")) == 2  # by name, though it is gone
+        assert (
+            len(await listed(local, "app", "history", "voice")) == 2
+        )  # by name, though it is gone
         assert local.state.sdk_calls.unimplemented == {}
         assert local.state.container_calls.unimplemented == {}
 

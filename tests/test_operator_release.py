@@ -144,7 +144,9 @@ async def test_the_operator_ends_and_then_its_apps_with_the_rights_that_the_char
         assert (
             told.line(world.key) == f"{world.key}: stopped {app.name} at Modal; finalizer removed"
         )
-        assert told.line(f"{world.namespace}/plain").endswith("/plain: it has nothing at Modal; finalizer removed")
+        assert told.line(f"{world.namespace}/plain").endswith(
+            "/plain: it has nothing at Modal; finalizer removed"
+        )
         assert told.line("2 of 2") == "released 2 of 2 agents; they and their pods stay"
         assert not app.deployed
         assert await finalizers(world, world.agent_path) == []
