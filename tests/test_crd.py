@@ -309,6 +309,7 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         ("http://127.0.0.1:9/keys", True),
         ("http://localhost/keys", True),
         ("http://keycloak.auth.svc.evil@evil.example/keys", False),
+        ("http://keycloak.auth.svc.evil.example/keys", False),
         ("http://169.254.169.254/latest", False),
         ("http://evil.example/.svc/", False),
         ("https:///keys", False),

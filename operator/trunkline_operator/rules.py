@@ -22,7 +22,7 @@ MAX_SECONDS_WITH_BURST: Final = 3600
 """Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
 
 KEYS_ADDRESS: Final = re.compile(
-    r"https://[^/]+/|http://([a-z0-9.-]+[.]svc([.][a-z0-9.-]+)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
+    r"https://[^/]+/|http://([a-z0-9-]+[.][a-z0-9-]+[.]svc([.]cluster[.]local)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
 )
 
 # A Service by its full name: what stands behind `.svc` in other names may lie anywhere.
