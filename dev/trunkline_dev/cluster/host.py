@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -56,7 +56,7 @@ def usable() -> str | None:
     if os.geteuid() != 0:
         return "a Kubernetes node needs root: its containers, mounts and links do; use sudo"
     if missing := missing_packages():
-        return f"this machine lacks {', '.join(missing)}; {INSTALL} installs it"
+        return lacking(missing)
     return (
         _without_namespaces()
         or _without_kernel_parts()
@@ -65,12 +65,17 @@ def usable() -> str | None:
     )
 
 
-def missing_packages() -> list[str]:
-    """Debian's packages of what a node needs and this machine has not."""
-    missing = {package for name, package in PACKAGES.items() if not shutil.which(name, path=PATH)}
-    if cni_folder() is None:
+def lacking(packages: list[str]) -> str:
+    """The sentence for them."""
+    return f"this machine lacks {', '.join(packages)}; {INSTALL} installs it"
+
+
+def missing_packages(path: str = PATH, cni: Sequence[str] = CNI_FOLDERS) -> list[str]:
+    """Debian's packages of what a node needs and this machine has not, in these folders."""
+    missing = {package for name, package in PACKAGES.items() if not shutil.which(name, path=path)}
+    if cni_folder(cni) is None:
         missing.add(CNI_PACKAGE)
-    if busybox() is None:
+    if busybox(path) is None:
         missing.add(BUSYBOX_PACKAGE)
     return sorted(missing)
 
@@ -100,9 +105,9 @@ def program(name: str) -> Path:
     return Path(found)
 
 
-def busybox() -> Path | None:
+def busybox(path: str = PATH) -> Path | None:
     """A busybox that needs no libraries."""
-    found = shutil.which("busybox", path=PATH)
+    found = shutil.which("busybox", path=path)
     return Path(found) if found and is_static(Path(found).read_bytes()) else None
 
 
@@ -117,8 +122,8 @@ def is_static(elf: bytes) -> bool:
     return _PT_INTERP not in kinds
 
 
-def cni_folder() -> Path | None:
-    for folder in map(Path, CNI_FOLDERS):
+def cni_folder(folders: Sequence[str] = CNI_FOLDERS) -> Path | None:
+    for folder in map(Path, folders):
         if all(os.access(folder / plugin, os.X_OK) for plugin in CNI_PLUGINS):
             return folder
     return None
