@@ -1,6 +1,6 @@
 """All benchmarks that need no GPU, one after another; their numbers go to docs/benchmarks.
 
-    python bench/every.py [--quick] [--only NAME …]
+    python bench/every.py [--quick | --page] [--only NAME …]
 
 Each runs in a process of its own. One that fails is named at the end, and the others are kept.
 """
@@ -26,9 +26,11 @@ def main() -> int:
     """The exit status: 1 if one failed."""
     parser = argparse.ArgumentParser(prog="bench/every.py")
     parser.add_argument("--quick", action="store_true", help="little work, and nothing is kept")
+    parser.add_argument("--page", action="store_true", help="only write the page from what is kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     options = parser.parse_args()
-    failed = [name for name in options.only if not ran(name, quick=options.quick)]
+    chosen = () if options.page else options.only
+    failed = [name for name in chosen if not ran(name, quick=options.quick)]
     if not options.quick:
         (KEPT / "README.md").write_text(page())
     if failed:
