@@ -138,7 +138,7 @@ def top(
         if not url.startswith(("http://", "https://")):
             _fail(f"--gateway-health {url} is no URL: give http://HOST:PORT", MISUSED)
     live = sys.stdout.isatty() and not once and not as_json
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
         asyncio.run(_watch(gateway_health, None if once else interval, as_json, live))
 
 
@@ -146,13 +146,20 @@ async def _watch(urls: list[str], interval: float | None, as_json: bool, live: b
     import asyncio
     import contextlib
     import json
+    import signal
 
     from rich.live import Live
 
     from trunkline_runtime.insight.asking import states
     from trunkline_runtime.insight.board import board
 
-    now = asyncio.get_running_loop().time
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    if live:
+        # A shell starts its background jobs with SIGINT ignored, and asyncio would leave it so.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+    now = loop.time
     seen: Board | None = None
     with Live(auto_refresh=False) if live else contextlib.nullcontext() as screen:
         while True:
