@@ -7,6 +7,7 @@ has all of that: a worker that is slow to grant is passed over only where there 
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Final
 
 from trunkline_runtime.contract import NO_SLOT
 from trunkline_runtime.gateway.routes import BurstRung, Route, WarmRung
@@ -14,6 +15,8 @@ from trunkline_runtime.gateway.table import Census, Row
 
 Pick = Callable[[Collection[Row]], Row | str | None]
 """The choice among the workers that were not tried yet, or why none may be taken."""
+
+EARLY_SECONDS: Final = 0.002  # uvloop counts in milliseconds, so a timer may fire before its time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,7 @@ class Ladder:
         """The next attempt, or the end. The attempt before must have been told of by `failed`."""
         assert self._attempt is None, "an attempt is still open"
         while self._rung < len(self._route.rungs):
-            if now >= self._end:
+            if now >= self._end - EARLY_SECONDS:
                 return Rejected(f"no slot of {self._route.agent} was free in time")
             attempt: TryWarm | TryBurst | None
             match self._route.rungs[self._rung]:
