@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 from tls_rig import Links, Pki
 
 from trunkline_dev import binaries
@@ -13,6 +14,10 @@ from trunkline_dev.kube import Api
 
 # moshi reads it when it is imported, by whichever test comes first: without it a first step compiles for 20 s.
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+# How long an example takes is a matter of what else the machine does.
+settings.register_profile("trunkline", deadline=None)
+settings.load_profile("trunkline")
 
 _numbers = itertools.count(1)
 

@@ -105,6 +105,7 @@ class Courier:
         self._thread = ThreadPoolExecutor(1, "ledger")  # one: a spool is used by one at a time
         self._full = False  # told of, until a batch is taken
         self._failures = 0  # in a row
+        self._under_way: asyncio.Task[bool] | None = None
         self._client = httpx.AsyncClient(
             trust_env=False,
             timeout=collector.answer,
@@ -132,6 +133,8 @@ class Courier:
         """Sends what is left, for a moment; the rest stays in a spool on disk. To be called after `run`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._collector.farewell):
+                if self._under_way is not None:
+                    await self._under_way
                 await self._shelve()
                 while (batch := await self._apart(self._spool.oldest)) is not None:
                     if not await self._sent(batch):
@@ -163,11 +166,16 @@ class Courier:
             batch = await self._apart(self._spool.oldest)
             if batch is None:
                 await self._spooled.wait()
-            elif await self._sent(batch):
+            elif await self._not_cut_off(batch):
                 await asyncio.sleep(self._collector.gather)
             else:
                 retry = self._collector.retry
                 await asyncio.sleep(pause(self._failures, random.random(), retry))
+
+    async def _not_cut_off(self, batch: Batch) -> bool:
+        """As `_sent`, which `close` lets come to its end: else what the collector has just taken comes twice."""
+        self._under_way = asyncio.create_task(self._sent(batch))
+        return await asyncio.shield(self._under_way)
 
     async def _sent(self, batch: Batch) -> bool:
         """Whether the collector is through with the batch."""
