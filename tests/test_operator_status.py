@@ -128,7 +128,7 @@ def test_pods_above_the_minimum_may_be_starting() -> None:
         (
             BurstFacts(credentials="no Secret"),
             Reason.CREDENTIALS_MISSING,
-            "no Secret; looked for every 30 s; until then calls past the warm slots are refused",
+            "no Secret; looked for every 10 s; until then calls past the warm slots are refused",
         ),
         (
             BurstFacts(failures=1, message="Bad token"),

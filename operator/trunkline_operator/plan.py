@@ -54,7 +54,7 @@ LONGEST_RETRY: Final = 300.0
 # Tries to stop an app after the deadline of a deletion, before the agent is let go without.
 STOP_TRIES: Final = 5
 # Nothing tells the operator of a Secret that it does not own, nor of a last call that it cannot see.
-CREDENTIALS_LOOK: Final = 30.0
+CREDENTIALS_LOOK: Final = 10.0
 LAST_CALL_LOOK: Final = 2.0
 # While calls go to burst. One request at Modal; a restore that crashes costs its caller 10 s or more.
 WATCH_LOOK: Final = 10.0
