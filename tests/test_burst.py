@@ -261,13 +261,16 @@ async def test_a_worker_that_cannot_listen_fails_its_container() -> None:
 
 
 BREAKING: Final = """
-import threading, time
+import threading
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.modal_app import HostedWorker
 
 class Breaking(LoopbackEngine):
     def loading(self): return "loading"
-    def watch(self, broken, room): threading.Timer(0.2, broken, ["the device is gone"]).start()
+    def watch(self, broken, room): threading.Thread(target=self.fail, args=[broken]).start()
+    def fail(self, broken): up.wait(); broken("the device is gone")
+
+up = threading.Event()
 
 worker = HostedWorker()
 worker.load()
@@ -276,6 +279,7 @@ worker._engine = Breaking(slots=1)
 worker._engine.load()
 worker.resume()
 print("up", flush=True)
+up.set()
 threading.Event().wait()  # as Modal's own main thread does
 """
 

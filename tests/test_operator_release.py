@@ -147,7 +147,12 @@ async def test_the_operator_ends_and_then_its_apps_with_the_rights_that_the_char
         assert told.line(f"{world.namespace}/plain").endswith(
             "/plain: it has nothing at Modal; finalizer removed"
         )
-        assert told.line("2 of 2") == "released 2 of 2 agents; they and their pods stay"
+        # Without namespaces it releases what other tests have left, too.
+        found = re.fullmatch(
+            r"released (\d+) of \1 agents; they and their pods stay", told.line("released ")
+        )
+        assert found
+        assert int(found[1]) == 2 if namespaced else int(found[1]) >= 2
         assert not app.deployed
         assert await finalizers(world, world.agent_path) == []
         assert await finalizers(world, f"{world.agents}/plain") == [FOREIGN]
