@@ -5,7 +5,7 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trunkline_runtime.gateway.access.answers import Denied
@@ -200,6 +200,7 @@ def test_what_is_no_order_is_refused_in_words(data: bytes, status: int) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 200))
+@example(b"\x01", 48)
 def test_any_bytes_are_read_without_an_exception(data: bytes, place: int) -> None:
     good = request()
     for sent in (data, good[:place] + data, good[:place] + data + good[place:]):

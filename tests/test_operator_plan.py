@@ -394,7 +394,7 @@ def test_a_changed_deployment_is_tried_at_once() -> None:
 
 
 def test_missing_credentials_are_looked_for() -> None:
-    assert burst_steps(BurstFacts(credentials="no Secret modal")) == (Requeue(30),)
+    assert burst_steps(BurstFacts(credentials="no Secret modal")) == (Requeue(10),)
 
 
 def test_burst_that_must_not_be_is_stopped_once_it_is_silent() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import h11
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 
 from trunkline_runtime.contract import CLIENT_SECRETS_PATH, TICKETS_PATH
 from trunkline_runtime.gateway.access.answers import Denied
@@ -93,8 +94,11 @@ def _order(request: h11.Request, body: bytes, default_namespace: str) -> Order |
         return wanted
     model, seconds = wanted
     headers = Headers()
-    for name, value in request.headers:
-        headers[name.decode("latin-1")] = value.decode("latin-1")
+    try:
+        for name, value in request.headers:
+            headers[name.decode("latin-1")] = value.decode("latin-1")
+    except InvalidHeader:  # h11 lets control characters pass, `websockets` does not
+        return invalid("a header has a character that none may have\n")
     shown = Shown(tokens=tuple(bearers(headers)[:1]), origins=tuple(headers.get_all("Origin")))
     agent = full_name(model, default_namespace)
     return Order(kind=kind, agent=agent, seconds=seconds, shown=shown)
