@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
+from trunkline_dev.processes import base_environment
 from trunkline_operator.burst import Burst, BurstApp, BurstError, BurstReason, Credentials
 from trunkline_runtime.contract import (
     ENV_AGENT,
@@ -297,18 +298,19 @@ async def test_an_engine_that_breaks_ends_its_container() -> None:
     }
     container = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", BREAKING),
-        env={**os.environ, **environment},
+        env=base_environment() | environment,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            said, _ = await container.communicate()
+            said, complained = await container.communicate()
     finally:
         if container.returncode is None:
             container.kill()
             await container.wait()
     assert container.returncode == BROKEN_STATUS
+    assert b"up\n" in said, complained.decode()
     up, last = said.decode().index("up\n"), said.decode().index("the device is gone")
     assert up < last
 
