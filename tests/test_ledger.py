@@ -85,7 +85,8 @@ async def test_an_ended_call_is_one_line_with_its_times_and_its_end(tmp_path: Pa
     assert start <= answer <= end
     assert (end - answer).total_seconds() == pytest.approx(line["seconds"], abs=0.003)
     assert (answer - start).total_seconds() * 1000 == pytest.approx(line["admission_ms"], abs=3)
-    assert 0 < line["answered_ms"] <= line["admission_ms"]
+    # uvloop counts in milliseconds, and a worker may answer within one.
+    assert 0 <= line["answered_ms"] <= line["admission_ms"]
     assert line["passed_over"] == []
     assert "warm" not in line
     text = file.read_text()
