@@ -25,7 +25,7 @@ from operator_rig import World
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.processes import Process
-from trunkline_operator.cluster import Cluster
+from trunkline_operator.cluster.client import Cluster
 
 MEGABYTES: Final = 130
 

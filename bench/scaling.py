@@ -16,14 +16,14 @@ from typing import Any
 
 import report
 
-from trunkline_operator.parsing import parsed
-from trunkline_operator.prices import Stakes, read, stakes
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import Percent, VoiceAgent
+from trunkline_operator.scaling.prices import Stakes, read, stakes
 from trunkline_operator.simulation.model import Conditions, Outcome, Scaler, Simulation, packed
 from trunkline_operator.simulation.peers import Hpa, knative
 from trunkline_operator.simulation.scalers import Fixed, Trunkline
 from trunkline_operator.simulation.settings import Price, price_of
 from trunkline_operator.simulation.traces import FIXED, Trace
-from trunkline_operator.spec import Percent, VoiceAgent
 
 AGENT: dict[str, Any] = {
     "metadata": {"name": "bench", "namespace": "bench", "uid": "bench"},

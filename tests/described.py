@@ -13,18 +13,18 @@ from typing import Any
 
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_world, an_agent
 
-from trunkline_operator.burst import BurstError, BurstReason
-from trunkline_operator.cluster import ApiError
-from trunkline_operator.credentials import caller_keys_missing, credentials_missing
-from trunkline_operator.deployments import failed
-from trunkline_operator.events import Look, Memory, chosen, of_look, of_status
-from trunkline_operator.manifests import template_hash
-from trunkline_operator.plan import planned, rfc3339
-from trunkline_operator.scaling import Memory as ScalingMemory
-from trunkline_operator.spec import VoiceAgent
-from trunkline_operator.status import reported
-from trunkline_operator.world import BurstFacts, PodFacts
-from trunkline_operator.world import World as Seen
+from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.burst.client import BurstError, BurstReason
+from trunkline_operator.burst.deployments import failed
+from trunkline_operator.cluster.client import ApiError
+from trunkline_operator.cluster.credentials import caller_keys_missing, credentials_missing
+from trunkline_operator.decisions.events import Look, Memory, chosen, of_look, of_status
+from trunkline_operator.decisions.manifests import template_hash
+from trunkline_operator.decisions.plan import planned, rfc3339
+from trunkline_operator.decisions.status import reported
+from trunkline_operator.decisions.world import BurstFacts, PodFacts
+from trunkline_operator.decisions.world import World as Seen
+from trunkline_operator.scaling.decision import Memory as ScalingMemory
 from trunkline_runtime.contract import ANNOTATION_TEMPLATE
 
 Json = dict[str, Any]

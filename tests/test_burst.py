@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
 from trunkline_dev.processes import base_environment
-from trunkline_operator.burst import Burst, BurstApp, BurstError, BurstReason, Credentials
+from trunkline_operator.burst.client import Burst, BurstApp, BurstError, BurstReason, Credentials
 from trunkline_runtime.contract import (
     ENV_AGENT,
     ENV_ENGINE,

@@ -9,9 +9,9 @@ from test_burst import APP, GOOD, PATIENCE, answered, call, fails, session, unti
 
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.state import Kind
-from trunkline_operator.breaker import Breaker, noted, probe_at, probed
-from trunkline_operator.burst import Burst, BurstApp, BurstReason, Starts
-from trunkline_operator.spec import Snapshot
+from trunkline_operator.agent.spec import Snapshot
+from trunkline_operator.burst.breaker import Breaker, noted, probe_at, probed
+from trunkline_operator.burst.client import Burst, BurstApp, BurstReason, Starts
 
 ONE_CALL: Final = replace(APP, slots=1, max_containers=12, scaledown_window=3600)
 

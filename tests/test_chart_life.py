@@ -19,7 +19,7 @@ from helm_python import Chart, Config, HelmError
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError
-from trunkline_operator.routes_secret import routes_secret
+from trunkline_operator.cluster.routes_secret import routes_secret
 from trunkline_runtime.contract import Routes
 
 Values = dict[str, Any]

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
-from trunkline_operator.burst import Burst, BurstApp, Credentials
+from trunkline_operator.burst.client import Burst, BurstApp, Credentials
 from trunkline_runtime.contract import ENV_ENGINE, BurstRung
 
 GOOD: Final = Credentials(token_id="ak-1", token_secret="as-1")

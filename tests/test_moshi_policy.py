@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import an_agent
 
-from trunkline_operator.routes import Keys, route
+from trunkline_operator.decisions.routes import Keys, route
 from trunkline_runtime.contract import GuardRule, PolicySettings, ReplyRule, Settings
 from trunkline_runtime.engine.moshi.policy import (
     MAX_SEARCHED,

@@ -5,7 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline_operator.breaker import (
+from trunkline_operator.agent.spec import Snapshot
+from trunkline_operator.burst.breaker import (
     FIRST_WAIT,
     LEVELS,
     LONGEST_WAIT,
@@ -17,7 +18,6 @@ from trunkline_operator.breaker import (
     probe_at,
     probed,
 )
-from trunkline_operator.spec import Snapshot
 
 NOW = 1_000.0
 GPU, CPU, NONE = LEVELS

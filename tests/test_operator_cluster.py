@@ -12,7 +12,7 @@ import yaml
 from aiohttp import web
 
 from trunkline_dev.controlplane import ControlPlane
-from trunkline_operator.cluster import ApiError, Cluster, path, retry_delay
+from trunkline_operator.cluster.client import ApiError, Cluster, path, retry_delay
 from trunkline_operator.config import ConfigError
 
 

@@ -15,10 +15,11 @@ from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent,
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
-from trunkline_operator.events import (
+from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.decisions.events import (
     BURST as AT_ONCE,
 )
-from trunkline_operator.events import (
+from trunkline_operator.decisions.events import (
     REFILL_SECONDS,
     REPEAT_SECONDS,
     Event,
@@ -30,13 +31,12 @@ from trunkline_operator.events import (
     of_status,
     remembered,
 )
-from trunkline_operator.plan import planned
-from trunkline_operator.scaling import Memory as ScalingMemory
-from trunkline_operator.spec import VoiceAgent
-from trunkline_operator.status import reported
-from trunkline_operator.steps import IssueCertificate, RemoveFinalizer, Step
-from trunkline_operator.world import BurstFacts, Phase
-from trunkline_operator.world import World as Seen
+from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.status import reported
+from trunkline_operator.decisions.steps import IssueCertificate, RemoveFinalizer, Step
+from trunkline_operator.decisions.world import BurstFacts, Phase
+from trunkline_operator.decisions.world import World as Seen
+from trunkline_operator.scaling.decision import Memory as ScalingMemory
 
 Json = dict[str, Any]
 

@@ -15,14 +15,14 @@ from trunkline_dev.kube import Api
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
-from trunkline_operator.breaker import FIRST_WAIT, Breaker, noted
-from trunkline_operator.manifests import burst_app, burst_hash
-from trunkline_operator.plan import planned
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import Snapshot
-from trunkline_operator.status import Reason, reported
-from trunkline_operator.steps import DeployBurst, Requeue, Step, WatchBurst
-from trunkline_operator.world import BurstFacts
+from trunkline_operator.agent.spec import Snapshot
+from trunkline_operator.burst.breaker import FIRST_WAIT, Breaker, noted
+from trunkline_operator.decisions.manifests import burst_app, burst_hash
+from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.status import Reason, reported
+from trunkline_operator.decisions.steps import DeployBurst, Requeue, Step, WatchBurst
+from trunkline_operator.decisions.world import BurstFacts
+from trunkline_operator.scaling.decision import Memory
 
 AGENT = an_agent(**BURST)
 SOUND = Breaker.of(Snapshot.CPU)

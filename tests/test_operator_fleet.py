@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tls_rig import Links
 
 from trunkline_operator.fleet import Fleet
-from trunkline_operator.loads import AgentReport, Loads, parse_load
+from trunkline_operator.scaling.loads import AgentReport, Loads, parse_load
 from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, Route
 from trunkline_runtime.tls import trusting
 

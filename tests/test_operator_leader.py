@@ -25,8 +25,8 @@ from operator_rig import NAME, SPEC, World, free_port, operated
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
 from trunkline_dev.processes import Process, ProcessFailed
-from trunkline_operator.leader import LOST_STATUS, identity
-from trunkline_operator.lease import (
+from trunkline_operator.cluster.leader import LOST_STATUS, identity
+from trunkline_operator.cluster.lease import (
     ANNOTATION_EPOCH,
     DEADLINE_SECONDS,
     LEASE_SECONDS,

@@ -8,7 +8,8 @@ import pytest
 from worlds import BURST, INSTALLATION, an_agent
 
 from trunkline_dev.kube import Api
-from trunkline_operator.manifests import (
+from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.decisions.manifests import (
     burst_app,
     burst_hash,
     engine_environment,
@@ -18,8 +19,7 @@ from trunkline_operator.manifests import (
     template_hash,
     worker_pod,
 )
-from trunkline_operator.spec import VoiceAgent
-from trunkline_operator.world import Phase, PodFacts
+from trunkline_operator.decisions.world import Phase, PodFacts
 from trunkline_runtime import contract
 
 

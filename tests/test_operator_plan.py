@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.manifests import Installation, burst_app, burst_hash
-from trunkline_operator.plan import Plan, planned, rfc3339
-from trunkline_operator.routes import Keys, route
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import VoiceAgent, epoch
-from trunkline_operator.steps import (
+from trunkline_operator.agent.spec import VoiceAgent, epoch
+from trunkline_operator.decisions.manifests import Installation, burst_app, burst_hash
+from trunkline_operator.decisions.plan import Plan, planned, rfc3339
+from trunkline_operator.decisions.routes import Keys, route
+from trunkline_operator.decisions.steps import (
     AddFinalizer,
     CreatePod,
     DeletePod,
@@ -28,7 +27,7 @@ from trunkline_operator.steps import (
     StopBurst,
     Undrain,
 )
-from trunkline_operator.world import (
+from trunkline_operator.decisions.world import (
     BurstFacts,
     Phase,
     PodFacts,
@@ -36,6 +35,7 @@ from trunkline_operator.world import (
     WorkerFacts,
     World,
 )
+from trunkline_operator.scaling.decision import Memory
 from trunkline_runtime.contract import ANNOTATION_CA, FINALIZER
 
 SETTLED = Memory(wish=0, refused=0)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from worlds import BURST, an_agent
 
-from trunkline_operator.policy import ladder
+from trunkline_operator.agent.policy import ladder
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from worlds import BURST, an_object
 
 from trunkline_operator.agenda import BACKOFF_SECONDS, Agenda, backoff
-from trunkline_operator.burst import Burst, BurstApp, Credentials
-from trunkline_operator.cluster import ApiError
-from trunkline_operator.credentials import caller_keys_missing, credentials_missing, proxy_token
-from trunkline_operator.deployments import Account, Deployments, described
-from trunkline_operator.parsing import parsed
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.burst.client import Burst, BurstApp, Credentials
+from trunkline_operator.burst.deployments import Account, Deployments, described
+from trunkline_operator.cluster.client import ApiError
+from trunkline_operator.cluster.credentials import (
+    caller_keys_missing,
+    credentials_missing,
+    proxy_token,
+)
+from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.reconcile import difference
-from trunkline_operator.world import BurstFacts
 
 AGENT = "ns/desk"
 

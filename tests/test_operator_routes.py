@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from worlds import BURST, an_agent
 
-from trunkline_operator.routes import Keys, route
+from trunkline_operator.decisions.routes import Keys, route
 from trunkline_runtime.contract import BurstRung, Route
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected

@@ -6,9 +6,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline_operator.scaling import Decision, Demand, Memory, decided, spare
-from trunkline_operator.schedule import Window
-from trunkline_operator.spec import Autoscaling, Percent, Warm
+from trunkline_operator.agent.spec import Autoscaling, Percent, Warm
+from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided, spare
+from trunkline_operator.scaling.schedule import Window
 
 IDLE = Demand(busy=0, burst=0, refused=0, known=True, active=1, serving=1)
 WARM = Warm(slots_per_pod=4, min_pods=1, max_pods=4, buffer_slots=1, scale_down_delay_seconds=60)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from worlds import BURST, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.plan import planned
-from trunkline_operator.prices import GpuPrice, Prices
-from trunkline_operator.scaling import Memory
-from trunkline_operator.staffing import Count, Flow
-from trunkline_operator.steps import Drain
-from trunkline_operator.world import PodFacts
+from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.steps import Drain
+from trunkline_operator.decisions.world import PodFacts
+from trunkline_operator.scaling.decision import Memory
+from trunkline_operator.scaling.prices import GpuPrice, Prices
+from trunkline_operator.scaling.staffing import Count, Flow
 
 SETTLED = Memory(wish=0, refused=0)
 FLOW = Flow(at=NOW, count=Count(), arriving=0.5, leaving=0.5)

@@ -7,12 +7,12 @@ import pytest
 from worlds import a_pod, a_world, an_agent
 
 from trunkline_operator.__main__ import configured
-from trunkline_operator.advice import Day, advice, watched
+from trunkline_operator.agent.spec import Burst, Gpu, Warm
 from trunkline_operator.assembly import known_prices
 from trunkline_operator.config import ConfigError
-from trunkline_operator.prices import GpuPrice, Prices, PricesError, Stakes, read, stakes
-from trunkline_operator.scaling import Decision, Memory
-from trunkline_operator.spec import Burst, Gpu, Warm
+from trunkline_operator.scaling.advice import Day, advice, watched
+from trunkline_operator.scaling.decision import Decision, Memory
+from trunkline_operator.scaling.prices import GpuPrice, Prices, PricesError, Stakes, read, stakes
 
 L4 = Prices(gpus={"L4": GpuPrice(cluster=0.70, modal=0.80)})
 WARM = Warm(slots_per_pod=4, gpu=Gpu(count=1))
@@ -156,8 +156,8 @@ def test_calls_share_a_container_as_far_as_it_has_slots() -> None:
 
 
 def test_the_advice_stands_in_the_condition() -> None:
-    from trunkline_operator.plan import Plan
-    from trunkline_operator.status import reported
+    from trunkline_operator.decisions.plan import Plan
+    from trunkline_operator.decisions.status import reported
 
     agent = an_agent()
     scaling = Decision(pods=1, reason="", memory=Memory(), look_again=None, advice="do this")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline_operator.prices import Stakes
-from trunkline_operator.scaling import Decision, Demand, Memory, decided, spare
-from trunkline_operator.spec import Percent, Warm
-from trunkline_operator.staffing import RATE_SECONDS, Count, Flow, followed, reserve
+from trunkline_operator.agent.spec import Percent, Warm
+from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided, spare
+from trunkline_operator.scaling.prices import Stakes
+from trunkline_operator.scaling.staffing import RATE_SECONDS, Count, Flow, followed, reserve
 
 WARM = Warm(slots_per_pod=4, min_pods=1, max_pods=100, buffer_slots=1, scale_down_delay_seconds=0)
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import an_agent
 
-from trunkline_operator.scaling import Demand, Memory, decided
-from trunkline_operator.schedule import Floor, Window, floor, trouble
-from trunkline_operator.spec import Autoscaling, SpecError, Warm
+from trunkline_operator.agent.spec import Autoscaling, SpecError, Warm
+from trunkline_operator.scaling.decision import Demand, Memory, decided
+from trunkline_operator.scaling.schedule import Floor, Window, floor, trouble
 
 OFFICE = Window(start="0 8 * * MON-FRI", duration_seconds=9 * 3600, min_pods=5)
 NIGHT = Window(start="0 22 * * *", duration_seconds=8 * 3600, min_pods=2)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from worlds import BURST, an_agent, an_object
 
-from trunkline_operator.parsing import parsed
-from trunkline_operator.spec import (
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import (
     Autoscaling,
     CallPolicy,
     EngineType,

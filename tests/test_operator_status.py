@@ -17,13 +17,19 @@ from worlds import (
     pending,
 )
 
-from trunkline_operator.parsing import parsed
-from trunkline_operator.plan import planned
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import SpecError, VoiceAgent
-from trunkline_operator.staffing import Flow
-from trunkline_operator.status import Condition, Reason, only_numbers_differ, rejected, reported
-from trunkline_operator.world import BurstFacts, Phase, PodFacts, World
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import SpecError, VoiceAgent
+from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.status import (
+    Condition,
+    Reason,
+    only_numbers_differ,
+    rejected,
+    reported,
+)
+from trunkline_operator.decisions.world import BurstFacts, Phase, PodFacts, World
+from trunkline_operator.scaling.decision import Memory
+from trunkline_operator.scaling.staffing import Flow
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from crd_reference import CRD, PAGE, written
 
-from trunkline_operator.events import WARNINGS, News
+from trunkline_operator.decisions.events import WARNINGS, News
 
 TEXT = CRD.read_text()
 

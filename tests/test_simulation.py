@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import INSTALLATION, NOW, a_pod, a_world, an_agent
 
-from trunkline_operator.plan import planned
-from trunkline_operator.prices import Stakes
-from trunkline_operator.scaling import Memory
+from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.steps import Drain
+from trunkline_operator.scaling.decision import Memory
+from trunkline_operator.scaling.prices import Stakes
 from trunkline_operator.simulation import traces
 from trunkline_operator.simulation.model import (
     Conditions,
@@ -25,8 +27,6 @@ from trunkline_operator.simulation.model import (
 from trunkline_operator.simulation.peers import Hpa, knative
 from trunkline_operator.simulation.scalers import Fixed, Trunkline, externally
 from trunkline_operator.simulation.traces import HOUR, Call, Trace
-from trunkline_operator.spec import VoiceAgent
-from trunkline_operator.steps import Drain
 
 MODAL: dict[str, Any] = {"credentialsSecretRef": {"name": "modal"}, "slotsPerContainer": 2}
 

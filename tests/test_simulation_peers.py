@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from trunkline_operator.agent.spec import Warm
 from trunkline_operator.simulation.model import Seen
 from trunkline_operator.simulation.peers import (
     Hpa,
@@ -14,7 +15,6 @@ from trunkline_operator.simulation.peers import (
     pods_replicas,
     ratio_replicas,
 )
-from trunkline_operator.spec import Warm
 
 WARM = Warm(slots_per_pod=4, min_pods=1, max_pods=100)
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tls_rig import Pki
 
-from trunkline_operator.authority import (
+from trunkline_operator.cluster.authority import (
     LIFETIME,
     Authority,
     AuthorityError,

@@ -3,10 +3,17 @@
 import copy
 from typing import Any
 
-from trunkline_operator.manifests import Installation, template_hash
-from trunkline_operator.parsing import parsed
-from trunkline_operator.spec import VoiceAgent
-from trunkline_operator.world import BurstFacts, Phase, PodFacts, Traffic, WorkerFacts, World
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.decisions.manifests import Installation, template_hash
+from trunkline_operator.decisions.world import (
+    BurstFacts,
+    Phase,
+    PodFacts,
+    Traffic,
+    WorkerFacts,
+    World,
+)
 from trunkline_runtime.contract import FINALIZER
 
 Json = dict[str, Any]

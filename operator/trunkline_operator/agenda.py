@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from trunkline_operator.cluster import ApiError
+from trunkline_operator.cluster.client import ApiError
 
 Look = Callable[[str], Awaitable[float | None]]
 """Looks at an agent and returns the seconds until it wants to look again, or None if the agent is gone."""

@@ -14,22 +14,23 @@ from typing import Final
 
 import kopf
 
-from trunkline_operator import metrics, prices
+from trunkline_operator import metrics
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
-from trunkline_operator.authority import Authority
-from trunkline_operator.burst import Burst
-from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
+from trunkline_operator.burst.client import Burst
+from trunkline_operator.burst.deployments import Deployments
+from trunkline_operator.cluster.authority import Authority
+from trunkline_operator.cluster.client import AGENTS, ApiError, Cluster, path
+from trunkline_operator.cluster.herald import Herald
+from trunkline_operator.cluster.leader import identity, leading
+from trunkline_operator.cluster.lease import Candidate, epoch_after
+from trunkline_operator.cluster.routes_secret import RoutesSecret
 from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
-from trunkline_operator.deployments import Deployments
+from trunkline_operator.decisions.manifests import Installation
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.handlers import registered, watching
-from trunkline_operator.herald import Herald
-from trunkline_operator.leader import identity, leading
-from trunkline_operator.lease import Candidate, epoch_after
-from trunkline_operator.manifests import Installation
-from trunkline_operator.prices import Prices
 from trunkline_operator.reconcile import Reconciler, Settings
-from trunkline_operator.routes_secret import RoutesSecret
+from trunkline_operator.scaling import prices
+from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 from trunkline_runtime.tls import trusting
 

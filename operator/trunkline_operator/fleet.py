@@ -20,7 +20,7 @@ from typing import Final, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
 
-from trunkline_operator.loads import AgentReport, Loads, parse_load
+from trunkline_operator.scaling.loads import AgentReport, Loads, parse_load
 from trunkline_runtime.contract import (
     DEAD_AFTER_SECONDS,
     ENV_OPERATOR_TOKEN,

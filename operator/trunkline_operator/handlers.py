@@ -10,7 +10,7 @@ from typing import Any, Final
 import kopf
 
 from trunkline_operator.agenda import Agenda
-from trunkline_operator.cluster import Cluster
+from trunkline_operator.cluster.client import Cluster
 from trunkline_runtime.contract import GROUP, LABEL_AGENT, PLURAL, VERSION
 
 # A watch that a network device has cut in silence is noticed after this at the latest.

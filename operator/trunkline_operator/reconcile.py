@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from trunkline_operator import events, metrics
-from trunkline_operator.authority import Authority, new_certificate, why_issue
-from trunkline_operator.breaker import LEVELS, Breaker, following, probed, recovered
-from trunkline_operator.cluster import ApiError, Cluster, path
-from trunkline_operator.credentials import (
+from trunkline_operator import metrics
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
+from trunkline_operator.burst.breaker import LEVELS, Breaker, following, probed, recovered
+from trunkline_operator.burst.deployments import Deployments, described
+from trunkline_operator.cluster.authority import Authority, new_certificate, why_issue
+from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.credentials import (
     HOOK_TOKEN,
     account_of,
     caller_keys_missing,
@@ -26,10 +29,9 @@ from trunkline_operator.credentials import (
     hook_secret,
     proxy_token,
 )
-from trunkline_operator.deployments import Deployments, described
-from trunkline_operator.fleet import Fleet
-from trunkline_operator.herald import Herald
-from trunkline_operator.manifests import (
+from trunkline_operator.cluster.herald import Herald
+from trunkline_operator.decisions import events
+from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
     WORKER_KEY,
     Installation,
@@ -39,13 +41,10 @@ from trunkline_operator.manifests import (
     secret_name,
     secret_strings,
 )
-from trunkline_operator.parsing import parsed
-from trunkline_operator.plan import Plan, planned
-from trunkline_operator.routes import Keys, route
-from trunkline_operator.scaling import Memory
-from trunkline_operator.spec import Json, SpecError, VoiceAgent
-from trunkline_operator.status import only_numbers_differ, rejected, reported
-from trunkline_operator.steps import (
+from trunkline_operator.decisions.plan import Plan, planned
+from trunkline_operator.decisions.routes import Keys, route
+from trunkline_operator.decisions.status import only_numbers_differ, rejected, reported
+from trunkline_operator.decisions.steps import (
     AddFinalizer,
     CreatePod,
     DeletePod,
@@ -60,7 +59,9 @@ from trunkline_operator.steps import (
     Undrain,
     WatchBurst,
 )
-from trunkline_operator.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
+from trunkline_operator.decisions.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
+from trunkline_operator.fleet import Fleet
+from trunkline_operator.scaling.decision import Memory
 from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER, LABEL_AGENT
 
 KEY_BYTES: Final = 32

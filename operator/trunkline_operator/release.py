@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trunkline_operator.burst import CALL_SECONDS, Burst, BurstError, BurstReason
-from trunkline_operator.cluster import AGENTS, ApiError, Cluster, path
+from trunkline_operator.agent.spec import Burst as BurstSpec
+from trunkline_operator.agent.spec import Json
+from trunkline_operator.burst.client import CALL_SECONDS, Burst, BurstError, BurstReason
+from trunkline_operator.cluster.client import AGENTS, ApiError, Cluster, path
+from trunkline_operator.cluster.credentials import account_of, credentials_missing
 from trunkline_operator.config import ConfigError, parse_name
-from trunkline_operator.credentials import account_of, credentials_missing
-from trunkline_operator.manifests import app_name, secret_strings
-from trunkline_operator.spec import Burst as BurstSpec
-from trunkline_operator.spec import Json
+from trunkline_operator.decisions.manifests import app_name, secret_strings
 from trunkline_runtime.contract import FINALIZER
 
 DEADLINE_SECONDS: Final = 240.0

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from trunkline_operator.prices import Prices
+    from trunkline_operator.agent.spec import VoiceAgent
+    from trunkline_operator.scaling.prices import Prices
     from trunkline_operator.simulation.model import Conditions
     from trunkline_operator.simulation.settings import Bill, Setting
     from trunkline_operator.simulation.traces import Trace
-    from trunkline_operator.spec import VoiceAgent
 
 MISUSED: Final = 2
 CENT: Final = 0.01
@@ -76,7 +76,7 @@ def simulate(
     Prints how many calls would have found no warm slot, the hours of pods and containers, and their price.
     """
     _require("yaml", "cronsim", extra="trunkline[operator]")
-    from trunkline_operator.prices import PricesError, read
+    from trunkline_operator.scaling.prices import PricesError, read
     from trunkline_operator.simulation.model import Conditions
     from trunkline_operator.simulation.reading import TraceError
     from trunkline_operator.simulation.reading import trace as read_trace
@@ -122,9 +122,9 @@ def declared(path: Path, name: str) -> "VoiceAgent":
 
     import yaml
 
-    from trunkline_operator.parsing import parsed
-    from trunkline_operator.policy import ladder
-    from trunkline_operator.spec import SpecError
+    from trunkline_operator.agent.parsing import parsed
+    from trunkline_operator.agent.policy import ladder
+    from trunkline_operator.agent.spec import SpecError
     from trunkline_runtime.contract import KIND
 
     try:

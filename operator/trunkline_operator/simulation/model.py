@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.simulation.traces import HOUR, Call, Trace
-from trunkline_operator.spec import Burst, ScaleDown, VoiceAgent
 
 # Gateways tell of a change that matters at once, and of the rest once a second.
 URGENT_SECONDS: Final = 0.05

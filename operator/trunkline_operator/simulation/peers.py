@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from trunkline_operator.agent.spec import Warm
 from trunkline_operator.simulation.model import Seen
 from trunkline_operator.simulation.scalers import externally
-from trunkline_operator.spec import Warm
 
 # Defaults of the HorizontalPodAutoscaler (kube-controller-manager's flags, and `behavior`).
 SYNC_SECONDS: Final = 15.0

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from trunkline_operator.prices import Stakes
-from trunkline_operator.scaling import Decision, Demand, Memory, decided
+from trunkline_operator.agent.spec import Autoscaling, Warm
+from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
+from trunkline_operator.scaling.prices import Stakes
 from trunkline_operator.simulation.model import Seen
-from trunkline_operator.spec import Autoscaling, Warm
 
 # A fixed number needs no looks; one an hour keeps the clock simple.
 IDLE_PERIOD: Final = 3600.0

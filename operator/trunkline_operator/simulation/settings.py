@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from trunkline_operator.prices import Prices, stakes
+from trunkline_operator.agent.spec import Autoscaling, Percent, VoiceAgent, Warm
+from trunkline_operator.scaling.prices import Prices, stakes
 from trunkline_operator.simulation.model import (
     Conditions,
     Outcome,
@@ -14,7 +15,6 @@ from trunkline_operator.simulation.model import (
 from trunkline_operator.simulation.peers import Hpa, knative
 from trunkline_operator.simulation.scalers import Fixed, Trunkline
 from trunkline_operator.simulation.traces import Trace
-from trunkline_operator.spec import Autoscaling, Percent, VoiceAgent, Warm
 
 Progress = Callable[[float], None]
 

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, Self
 
-from trunkline_operator.cluster import ApiError, Cluster, path
-from trunkline_operator.events import Event, manifest
-from trunkline_operator.spec import Json
+from trunkline_operator.agent.spec import Json
+from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.decisions.events import Event, manifest
 
 # A thousand agents in trouble at once; what comes on top is in their status anyway.
 LONGEST_QUEUE: Final = 1000

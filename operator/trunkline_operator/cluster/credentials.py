@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Final
 
-from trunkline_operator.burst import Credentials
-from trunkline_operator.deployments import Account
-from trunkline_operator.spec import Burst, VoiceAgent
+from trunkline_operator.agent.spec import Burst, VoiceAgent
+from trunkline_operator.burst.client import Credentials
+from trunkline_operator.burst.deployments import Account
 
 HOOK_TOKEN: Final = "token"
 """The entry of a Secret that holds the bearer for a policy hook."""

@@ -5,7 +5,7 @@ A create finds the name taken, a delete finds the uid gone; both are fine.
 
 from dataclasses import dataclass
 
-from trunkline_operator.spec import Json
+from trunkline_operator.agent.spec import Json
 
 
 @dataclass(frozen=True, slots=True)

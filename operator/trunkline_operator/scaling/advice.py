@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trunkline_operator.prices import Stakes
-from trunkline_operator.spec import Warm
+from trunkline_operator.agent.spec import Warm
+from trunkline_operator.scaling.prices import Stakes
 
 HOUR: Final = 3600.0
 HOURS: Final = 24

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import yaml
 
-from trunkline_operator.spec import Burst, Warm
-from trunkline_operator.staffing import USUAL_Z
+from trunkline_operator.agent.spec import Burst, Warm
+from trunkline_operator.scaling.staffing import USUAL_Z
 
 HOUR: Final = 3600.0
 # A call of a help desk; the few calls that overflow have their containers almost to themselves.

@@ -11,7 +11,7 @@ Pure: what is known goes in and comes out as a value, and the time is an argumen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trunkline_operator.spec import Snapshot
+from trunkline_operator.agent.spec import Snapshot
 
 LEVELS: Final = (Snapshot.GPU, Snapshot.CPU, Snapshot.NONE)  # from the fastest to the surest
 WINDOW: Final = 5  # starts that are looked at

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from trunkline_operator.spec import Json
+from trunkline_operator.agent.spec import Json
 from trunkline_runtime.contract import GROUP, LABEL_MANAGED_BY, MANAGED_BY
 
 LEASE_SECONDS: Final = 15

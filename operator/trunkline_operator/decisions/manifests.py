@@ -11,9 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trunkline_operator.prices import Prices
-from trunkline_operator.spec import Engine, EngineType, Json, Quantization, Snapshot, VoiceAgent
-from trunkline_operator.world import CONTAINER
+from trunkline_operator.agent.spec import (
+    Engine,
+    EngineType,
+    Json,
+    Quantization,
+    Snapshot,
+    VoiceAgent,
+)
+from trunkline_operator.decisions.world import CONTAINER
+from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import (
     ANNOTATION_CA,
     ANNOTATION_TEMPLATE,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from trunkline_operator.manifests import Installation
-from trunkline_operator.plan import Plan, View, rfc3339
-from trunkline_operator.spec import Json, VoiceAgent
-from trunkline_operator.status import LONGEST_MESSAGE, Condition, Reason
-from trunkline_operator.steps import (
+from trunkline_operator.agent.spec import Json, VoiceAgent
+from trunkline_operator.decisions.manifests import Installation
+from trunkline_operator.decisions.plan import Plan, View, rfc3339
+from trunkline_operator.decisions.status import LONGEST_MESSAGE, Condition, Reason
+from trunkline_operator.decisions.steps import (
     DeletePod,
     Drain,
     IssueCertificate,
@@ -25,7 +25,7 @@ from trunkline_operator.steps import (
     Step,
     Undrain,
 )
-from trunkline_operator.world import PodFacts, World
+from trunkline_operator.decisions.world import PodFacts, World
 from trunkline_runtime.contract import GROUP, KIND, VERSION
 
 REPEAT_SECONDS: Final = 600.0

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trunkline_operator.rules import IN_CLUSTER
-from trunkline_operator.spec import Burst, DataClass, VoiceAgent
+from trunkline_operator.agent.rules import IN_CLUSTER
+from trunkline_operator.agent.spec import Burst, DataClass, VoiceAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

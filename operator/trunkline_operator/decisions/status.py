@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
-from trunkline_operator.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
-from trunkline_operator.policy import ladder
-from trunkline_operator.spec import Json, SpecError, VoiceAgent
-from trunkline_operator.world import BurstFacts, PodFacts, World
+from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
+from trunkline_operator.decisions.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
+from trunkline_operator.decisions.world import BurstFacts, PodFacts, World
 from trunkline_runtime.contract import LABEL_AGENT
 
 

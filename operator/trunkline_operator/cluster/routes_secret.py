@@ -8,9 +8,9 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Final
 
-from trunkline_operator.cluster import ApiError, Cluster, path
+from trunkline_operator.agent.spec import Json
+from trunkline_operator.cluster.client import ApiError, Cluster, path
 from trunkline_operator.fleet import Fleet
-from trunkline_operator.spec import Json
 from trunkline_runtime.contract import Routes
 
 KEY: Final = "routes.json"

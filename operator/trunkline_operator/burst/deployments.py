@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from trunkline_operator.breaker import Breaker, noted
-from trunkline_operator.burst import Burst, BurstApp, BurstError, Credentials
-from trunkline_operator.manifests import engine_environment
+from trunkline_operator.agent.spec import Burst as BurstSpec
+from trunkline_operator.agent.spec import Snapshot, VoiceAgent
+from trunkline_operator.burst.breaker import Breaker, noted
+from trunkline_operator.burst.client import Burst, BurstApp, BurstError, Credentials
+from trunkline_operator.decisions.manifests import engine_environment
+from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.metrics import DEPLOYMENTS
-from trunkline_operator.spec import Burst as BurstSpec
-from trunkline_operator.spec import Snapshot, VoiceAgent
-from trunkline_operator.world import BurstFacts
 from trunkline_runtime.contract import GROUP
 
 # The first boot of an app loads its model: minutes, where it is not in the image.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from trunkline_operator.spec import (
+from trunkline_operator.agent.spec import (
     Autoscaling,
     Burst,
     DataClass,

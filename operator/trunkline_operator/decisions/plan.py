@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from trunkline_operator.breaker import probe_at
-from trunkline_operator.manifests import (
+from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.spec import ScaleDown, Snapshot, VoiceAgent
+from trunkline_operator.burst.breaker import probe_at
+from trunkline_operator.decisions.manifests import (
     GRACE_BEYOND_LAST_CALL,
     Installation,
     burst_app,
@@ -26,11 +28,7 @@ from trunkline_operator.manifests import (
     template_hash,
     worker_pod,
 )
-from trunkline_operator.policy import ladder
-from trunkline_operator.prices import stakes
-from trunkline_operator.scaling import Decision, Demand, Memory, decided
-from trunkline_operator.spec import ScaleDown, Snapshot, VoiceAgent
-from trunkline_operator.steps import (
+from trunkline_operator.decisions.steps import (
     AddFinalizer,
     CreatePod,
     DeletePod,
@@ -45,7 +43,9 @@ from trunkline_operator.steps import (
     Undrain,
     WatchBurst,
 )
-from trunkline_operator.world import Phase, PodFacts, World
+from trunkline_operator.decisions.world import Phase, PodFacts, World
+from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
+from trunkline_operator.scaling.prices import stakes
 from trunkline_runtime.contract import FINALIZER
 
 # Modal refuses for reasons that pass in seconds (its limits) or that a person must mend (a token).

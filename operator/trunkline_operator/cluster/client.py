@@ -100,7 +100,7 @@ class Cluster:
         # Versions of objects, as our last writes of their status left them; the oldest first.
         self._own: dict[str, None] = {}
         self.may_write: Callable[[], bool] = lambda: True
-        """Asked before each request that changes something; see `trunkline_operator.leader`."""
+        """Asked before each request that changes something; see `trunkline_operator.cluster.leader`."""
 
     @classmethod
     async def connect(cls, env: Mapping[str, str] = os.environ) -> Self:

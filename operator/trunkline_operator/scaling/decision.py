@@ -13,11 +13,11 @@ comes out (`Memory`), so the decision is a function.
 import math
 from dataclasses import dataclass, field, replace
 
-from trunkline_operator.advice import Day, advice, watched
-from trunkline_operator.prices import Stakes
-from trunkline_operator.schedule import Floor, floor
-from trunkline_operator.spec import Autoscaling, Percent, Warm
-from trunkline_operator.staffing import Count, Flow, followed, reserve
+from trunkline_operator.agent.spec import Autoscaling, Percent, Warm
+from trunkline_operator.scaling.advice import Day, advice, watched
+from trunkline_operator.scaling.prices import Stakes
+from trunkline_operator.scaling.schedule import Floor, floor
+from trunkline_operator.scaling.staffing import Count, Flow, followed, reserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

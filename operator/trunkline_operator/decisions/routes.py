@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from trunkline_operator import spec
-from trunkline_operator.policy import ladder
-from trunkline_operator.spec import VoiceAgent
+from trunkline_operator.agent import spec
+from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.spec import VoiceAgent
 from trunkline_runtime.contract import (
     Access,
     BurstRung,

@@ -22,9 +22,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, NoReturn
 
 from trunkline_operator import metrics
-from trunkline_operator.cluster import ApiError, Cluster, path
-from trunkline_operator.config import ConfigError
-from trunkline_operator.lease import (
+from trunkline_operator.agent.spec import Json
+from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.lease import (
     Candidate,
     Create,
     Lease,
@@ -34,7 +34,7 @@ from trunkline_operator.lease import (
     Sleep,
     Write,
 )
-from trunkline_operator.spec import Json
+from trunkline_operator.config import ConfigError
 
 LOST_STATUS: Final = 3
 """The exit status of a process that lost the Lease."""

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from trunkline_operator.rules import broken
-from trunkline_operator.schedule import LONGEST_WINDOW_SECONDS, Window, trouble
-from trunkline_operator.spec import (
+from trunkline_operator.agent.rules import broken
+from trunkline_operator.agent.spec import (
     Access,
     Autoscaling,
     Burst,
@@ -43,6 +42,7 @@ from trunkline_operator.spec import (
     Warm,
     epoch,
 )
+from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, trouble
 
 
 def parsed(obj: Json) -> VoiceAgent:

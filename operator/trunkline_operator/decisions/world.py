@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
-from trunkline_operator.breaker import Breaker
-from trunkline_operator.spec import Json, epoch
+from trunkline_operator.agent.spec import Json, epoch
+from trunkline_operator.burst.breaker import Breaker
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
 CONTAINER: Final = "worker"

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from trunkline_operator.schedule import Window
+from trunkline_operator.scaling.schedule import Window
 
 Json = dict[str, Any]
 """An object of the Kubernetes API, as JSON."""

@@ -1,0 +1,1 @@
+"""The Kubernetes API: the one client, the Lease, Events, Secrets and certificates."""

@@ -1,0 +1,1 @@
+"""From an agent and the observed world to steps, bodies, routes, status and Events. Pure."""
