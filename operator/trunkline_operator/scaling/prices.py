@@ -58,7 +58,7 @@ class Stakes:
 
 def read(own: str = "") -> Prices:
     """The prices that come with Trunkline, with those of a YAML text laid over them."""
-    shipped = _parsed((files("trunkline_operator") / "prices.yaml").read_text(), Prices())
+    shipped = _parsed((files("trunkline_operator.scaling") / "prices.yaml").read_text(), Prices())
     return _parsed(own, shipped)
 
 
