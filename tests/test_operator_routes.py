@@ -116,7 +116,9 @@ def test_an_issuer_and_tenants_travel_with_every_limit_resolved() -> None:
     tenants = {
         "claim": "org",
         "limits": {"concurrentCalls": 5, "startsPerMinute": 60},
-        "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}],
+        "overrides": [
+            {"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4, "burstShare": 30}
+        ],
     }
     access = made(access={"jwt": jwt, "tenants": tenants})["access"]
     assert access["jwt"] == jwt
@@ -125,8 +127,9 @@ def test_an_issuer_and_tenants_travel_with_every_limit_resolved() -> None:
         "startsPerMinute": 60,
         "minutesPerDay": 0,
         "guaranteedSlots": 0,
+        "burstShare": 100,
     }
-    acme = {**everybody, "concurrentCalls": 50, "guaranteedSlots": 4}
+    acme = {**everybody, "concurrentCalls": 50, "guaranteedSlots": 4, "burstShare": 30}
     assert access["tenants"] == {"claim": "org", "limits": everybody, "overrides": {"acme": acme}}
     assert not {"jwt", "tenants"} & made(**KEYED)["access"].keys()
 
@@ -135,8 +138,8 @@ def test_a_gateway_reads_what_the_operator_writes() -> None:
     jwt = {"issuer": "https://id.example/", "audience": "calls", "jwksUri": "https://id.example/k"}
     tenants = {
         "claim": "org",
-        "limits": {"concurrentCalls": 5},
-        "overrides": [{"tenant": "acme", "guaranteedSlots": 4}],
+        "limits": {"concurrentCalls": 5, "burstShare": 50},
+        "overrides": [{"tenant": "acme", "guaranteedSlots": 4, "burstShare": 0}],
     }
     written = made(access={**KEYED["access"], "jwt": jwt, "tenants": tenants})
     read = routes_from({"type": "routes", "version": 1, "epoch": 1, "routes": [written]})
@@ -146,8 +149,8 @@ def test_a_gateway_reads_what_the_operator_writes() -> None:
         source="https://id.example/k",
     )
     assert access.tenancy == Tenancy(
-        limits=Limits(concurrent_calls=5),
-        overrides={"acme": Limits(concurrent_calls=5, guaranteed_slots=4)},
+        limits=Limits(concurrent_calls=5, burst_share=50),
+        overrides={"acme": Limits(concurrent_calls=5, guaranteed_slots=4, burst_share=0)},
         named=frozenset({"phone", "web"}),
     )
     assert access.mint_key not in repr(read)

@@ -281,6 +281,7 @@ class TenantLimits(TypedDict):
     startsPerMinute: int
     minutesPerDay: int
     guaranteedSlots: int  # warm ones that others leave free for it
+    burstShare: NotRequired[int]  # percent of the burst budget; 100 without, and 0 is none of it
 
 
 class Tenants(TypedDict):

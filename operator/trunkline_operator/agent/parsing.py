@@ -227,6 +227,7 @@ LIMITS: Final[Table] = {
     "startsPerMinute": ("starts_per_minute", _number(0, 100_000)),
     "minutesPerDay": ("minutes_per_day", _number(0, 10_000_000)),
     "guaranteedSlots": ("guaranteed_slots", _number(0, 10_000)),
+    "burstShare": ("burst_share", _number(0, 100)),
 }
 
 

@@ -198,12 +198,13 @@ class Jwt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one tenant, at all gateways together; 0 is no limit."""
+    """Of one tenant, at all gateways together; 0 is no limit, but of `burst_share`."""
 
     concurrent_calls: int = 0
     starts_per_minute: int = 0
     minutes_per_day: int = 0
     guaranteed_slots: int = 0
+    burst_share: int = 100  # percent of the agent's burst budget; 0 keeps the tenant off burst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,7 @@ def _limits(limits: spec.Limits) -> TenantLimits:
         startsPerMinute=limits.starts_per_minute,
         minutesPerDay=limits.minutes_per_day,
         guaranteedSlots=limits.guaranteed_slots,
+        burstShare=limits.burst_share,
     )
 
 

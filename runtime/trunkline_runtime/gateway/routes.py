@@ -197,6 +197,7 @@ def _limits(reader: "_Reader") -> Limits:
         starts_per_minute=reader.whole("startsPerMinute"),
         minutes_per_day=reader.whole("minutesPerDay"),
         guaranteed_slots=reader.whole("guaranteedSlots"),
+        burst_share=min(100, reader.whole("burstShare")) if reader.has("burstShare") else 100,
     )
 
 

@@ -32,12 +32,16 @@ ROUNDING: Final = 1e-6  # a third of 3 is one call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Of one tenant at one agent, at all gateways together. 0 is no limit, and no guarantee."""
+    """Of one tenant at one agent, at all gateways together. 0 is no limit, and no guarantee.
+
+    `burst_share` is handed on to whoever keeps the budget: an account here knows no prices.
+    """
 
     concurrent_calls: int = 0
     starts_per_minute: int = 0
     minutes_per_day: int = 0  # of calls, from their 101 on; the day is UTC's
     guaranteed_slots: int = 0
+    burst_share: int = 100  # percent of the agent's burst budget; 0 keeps the tenant off burst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
