@@ -33,13 +33,14 @@ CLASSES: dict[str, type] = {
     "warm.gpu": spec.Gpu,
     "warm.resources": spec.Resources,
     "burst.modal": spec.Burst,
+    "burst.modal.budget": spec.Budget,
     "session": spec.Session,
     "access": spec.Access,
     "access.jwt": spec.Jwt,
     "access.tenants": spec.Tenants,
     "access.tenants.limits": spec.Limits,
-    "policy": spec.VoiceAgent,
-    "slo": spec.VoiceAgent,
+    "policy": spec.Policy,
+    "slo": spec.Slo,
 }
 """Group of `parsing.FIELDS` → the dataclass that it fills."""
 
@@ -196,9 +197,29 @@ REFUSED: dict[str, Json] = {
     },
     "session.maxSeconds is at most 3600 with burst, because Modal lets a container finish its calls for "
     "one hour: lower maxSeconds or remove burst": {**BURST, "session__maxSeconds": 3601},
-    "policy.dataClass phi keeps calls in the cluster: remove burst or set dataClass to standard": {
+    "policy.dataClass phi keeps calls in the cluster: remove burst, or set policy.baa.acknowledged once "
+    "Modal has signed a business associate agreement with you": {
         **BURST,
+        "burst__modal__snapshot": "none",
         "policy__dataClass": "phi",
+    },
+    "policy.dataClass phi goes into no snapshot, which Modal's business associate agreement leaves out: "
+    "set burst.modal.snapshot to none": {
+        **BURST,
+        "policy": {"dataClass": "phi", "baa": {"acknowledged": True}},
+    },
+    "policy.transcripts none tells nobody what callers say: remove engine.policy.hook or set transcripts "
+    "to caller": {
+        "engine": MOSHI | {"policy": {"hook": {"url": "https://a.example/"}}},
+        "policy__transcripts": "none",
+    },
+    "burst.modal.regions names a region twice: remove one": {
+        **BURST,
+        "burst__modal__regions": ["eu-west", "us-east", "eu-west"],
+    },
+    "burst.modal.budget.perHour is above perDay and would never be reached: lower it or raise perDay": {
+        **BURST,
+        "burst__modal__budget": {"perHour": 5, "perDay": 4.99},
     },
 }
 """Sentence of a rule → a spec that breaks this rule and no other."""
@@ -275,6 +296,12 @@ async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) ->
         ),
         ({"burst__modal": {}}, "spec.burst.modal.credentialsSecretRef: Required value"),
         ({"warm__resources__requests": {"cpu": "much"}}, "spec.warm.resources.requests.cpu"),
+        (BURST | {"burst__modal__regions": []}, "spec.burst.modal.regions"),
+        (BURST | {"burst__modal__regions": ["us"]}, 'Unsupported value: "us": supported values: "us-east"'),
+        (BURST | {"burst__modal__budget": {"perDay": -1}}, "spec.burst.modal.budget.perDay"),
+        ({"policy__residency": ["EU"]}, "spec.policy.residency[0]"),
+        ({"policy__residency": ["eu", "eu"]}, "Duplicate value"),
+        ({"session__protocols": ["sip"]}, 'Unsupported value: "sip": supported values: "realtime", "moshi"'),
     ],
 )  # fmt: skip
 async def test_a_wrong_shape_is_refused(api: Api, agents: str, changes: Json, said: str) -> None:
@@ -292,6 +319,10 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         ("planned", planned),
         ("moshi", {"engine": MOSHI}),
         ("ruled", {"engine": MOSHI | {"policy": RULED}}),
+        (
+            "bounded",
+            BURST | {"burst__modal__budget": {"perHour": 7.5}, "policy__residency": ["eu"]},
+        ),
     ):
         body = an_agent(name, **changes)
         stored = await api.create(agents, body)
@@ -477,6 +508,16 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
             yield schema["minimum"], schema["minimum"] - 1
             yield schema["minimum"], True
             yield (most := schema.get("maximum", 2**31 - 1)), most + 1
+        case {"type": "number"}:
+            yield schema["minimum"], -0.01
+            yield 7.5, "7.5"
+            yield schema["maximum"], schema["maximum"] + 0.01
+            yield 0.0, False
+        case {"type": "array", "items": {"enum": [word, *_]}}:
+            least, most = schema.get("minItems", 0), schema["maxItems"]
+            yield [word] * most, [word] * (most + 1)
+            yield [word] * least, [word] * (least - 1) if least else "a"
+            yield [word], [f"{word}-"]
         case {"type": "string"}:
             yield "a" * schema["maxLength"], "a" * (schema["maxLength"] + 1)
             yield "a", 1

@@ -32,6 +32,12 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
     ("changes", "said"),
     [
         (BURST | {"policy__dataClass": "phi"}, "phi keeps calls in the cluster"),
+        (BURST | {"policy": {"dataClass": "phi", "baa": {"acknowledged": True}}}, "no snapshot"),
+        (BURST | {"policy__residency": ["eu"]}, "leaves out us-east of burst.modal.regions"),
+        (
+            BURST | {"burst__modal__budget": {"perDay": 0}},
+            "budget is 0, so burst.modal is not used",
+        ),
         ({"warm__minPods": 0}, "set it to 0 to let all pods go"),
         ({"warm": {"minPods": 0, "bufferSlots": 0}}, "the first call is refused"),
         (

@@ -9,15 +9,19 @@ from worlds import BURST, an_agent, an_object
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.spec import (
     Autoscaling,
+    Budget,
     CallPolicy,
     EngineType,
     Guard,
     GuardAction,
     Hook,
     OnFailure,
+    Policy,
+    Protocol,
     Reply,
     Snapshot,
     SpecError,
+    Transcripts,
     epoch,
 )
 
@@ -46,13 +50,24 @@ def test_every_group_is_read() -> None:
             "modal": {
                 "credentialsSecretRef": {"name": "modal"},
                 "gpu": ["L4", "A10"],
-                "region": "eu-west",
+                "regions": ["eu-west", "us-east"],
                 "snapshot": "gpu",
+                "budget": {"perHour": 20, "perDay": 100.5},
             }
         },
-        session={"maxSeconds": 600, "idleSeconds": 30, "answerSeconds": 9},
+        session={
+            "maxSeconds": 600,
+            "idleSeconds": 30,
+            "answerSeconds": 9,
+            "protocols": ["moshi"],
+        },
+        policy={
+            "residency": ["eu", "us-east-1"],
+            "baa": {"acknowledged": True},
+            "transcripts": "none",
+        },
         access={"apiKeysSecretRef": {"name": "callers"}, "origins": ["https://a.example"]},
-        slo={"admissionMs": 250},
+        slo={"admissionMs": 250, "firstAudioMs": 700},
     )
     assert agent.key == "ns/desk"
     assert (agent.engine.type, agent.engine.greeting) == (EngineType.SPEECH, "Hello.")
@@ -63,10 +78,15 @@ def test_every_group_is_read() -> None:
     assert agent.warm.scale_down_delay_seconds == 9
     assert agent.burst is not None
     assert (agent.burst.credentials_secret, agent.burst.gpu) == ("modal", ("L4", "A10"))
-    assert (agent.burst.region, agent.burst.snapshot) == ("eu-west", Snapshot.GPU)
+    assert (agent.burst.regions, agent.burst.snapshot) == (("eu-west", "us-east"), Snapshot.GPU)
+    assert agent.burst.budget == Budget(per_hour=20.0, per_day=100.5)
+    assert agent.policy == Policy(
+        baa_acknowledged=True, residency=("eu", "us-east-1"), transcripts=Transcripts.NONE
+    )
+    assert (agent.slo.first_audio_ms, agent.session.protocols) == (700, (Protocol.MOSHI,))
     assert (agent.session.max_seconds, agent.session.answer_seconds) == (600, 9)
     assert (agent.access.api_keys_secret, agent.access.public) == ("callers", False)
-    assert (agent.access.origins, agent.admission_ms) == (("https://a.example",), 250)
+    assert (agent.access.origins, agent.slo.admission_ms) == (("https://a.example",), 250)
 
 
 def test_values_are_frozen() -> None:

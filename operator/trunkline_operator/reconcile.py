@@ -16,6 +16,7 @@ from typing import Final
 
 from trunkline_operator import metrics
 from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
 from trunkline_operator.burst.breaker import LEVELS, Breaker, following, probed, recovered
 from trunkline_operator.burst.deployments import Deployments, described
@@ -293,9 +294,10 @@ class Reconciler:
 
     def _breaker(self, agent: VoiceAgent, facts: BurstFacts, now: float) -> Breaker | None:
         """The one that is kept, or what the deployed app tells of an earlier operator's."""
-        if agent.burst is None:
+        burst = allowed_burst(agent)
+        if burst is None:
             return None
-        asked = agent.burst.snapshot
+        asked = burst.snapshot
         known = facts.breaker
         if known is None:
             levels = {burst_hash(agent, self._settings.installation, at): at for at in LEVELS}
@@ -404,7 +406,7 @@ class Reconciler:
             await self._cluster.patch(path("Secret", seen.agent.namespace, name), {"data": data})
 
     async def _deploy(self, seen: _Seen, step: DeployBurst) -> None:
-        burst = seen.agent.burst
+        burst = allowed_burst(seen.agent)
         if burst is None:
             return
         keys = await self._own_keys(seen)

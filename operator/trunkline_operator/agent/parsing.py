@@ -14,6 +14,7 @@ from trunkline_operator.agent.rules import broken
 from trunkline_operator.agent.spec import (
     Access,
     Autoscaling,
+    Budget,
     Burst,
     CallPolicy,
     DataClass,
@@ -29,20 +30,28 @@ from trunkline_operator.agent.spec import (
     OnFailure,
     Override,
     Percent,
+    Policy,
+    Protocol,
     Quantization,
+    Recordings,
     Region,
     Reply,
     Resources,
     ScaleDown,
     Session,
+    Slo,
     Snapshot,
     SpecError,
     Tenants,
+    Transcripts,
     VoiceAgent,
     Warm,
     epoch,
 )
 from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, trouble
+
+# More than anybody's voice agent costs in a day; it catches an amount that was meant in cents.
+MOST_DOLLARS: Final = 1_000_000
 
 
 def parsed(obj: Json) -> VoiceAgent:
@@ -81,8 +90,8 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         burst=_burst(spec),
         session=Session(**_fields(spec, "session")),
         access=_access(spec),
-        **_fields(spec, "policy"),
-        **_fields(spec, "slo"),
+        policy=Policy(**_fields(spec, "policy")),
+        slo=Slo(**_fields(spec, "slo")),
     )
     if sentences := "; ".join(broken(agent)):
         raise SpecError(sentences)
@@ -102,6 +111,12 @@ def _number(low: int, high: int) -> Reader:
         return value
 
     return read
+
+
+def _dollars(value: Any, path: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= MOST_DOLLARS:
+        raise SpecError(f"{path} must be US dollars from 0 to {MOST_DOLLARS}")
+    return float(value)
 
 
 def _text(longest: int) -> Reader:
@@ -128,13 +143,22 @@ def _one_of(words: type[StrEnum]) -> Reader:
     return read
 
 
-def _many(most: int, item: Reader) -> Reader:
+def _many(most: int, item: Reader, least: int = 0) -> Reader:
     def read(value: Any, path: str) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) > most:
-            raise SpecError(f"{path} must be a list of at most {most} entries")
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            bounds = f"{least} to {most}" if least else f"at most {most}"
+            raise SpecError(f"{path} must be a list of {bounds} entries")
         return tuple(item(entry, f"{path}[{n}]") for n, entry in enumerate(value))
 
     return read
+
+
+def _region_name(value: Any, path: str) -> str:
+    """A region, or how the names of some begin."""
+    text: str = _text(63)(value, path)
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+        raise SpecError(f"{path} must be a region or how its name begins, such as eu or eu-west")
+    return text
 
 
 def _slots_or_percent(value: Any, path: str) -> int | Percent:
@@ -286,7 +310,7 @@ FIELDS: Final[Mapping[str, Table]] = {
     "burst.modal": {
         "credentialsSecretRef.name": ("credentials_secret", _text(253)),
         "gpu": ("gpu", _many(8, _text(64))),
-        "region": ("region", _one_of(Region)),
+        "regions": ("regions", _many(4, _one_of(Region), least=1)),
         "slotsPerContainer": ("slots_per_container", _number(1, 256)),
         "minContainers": ("min_containers", _number(0, 1000)),
         "bufferContainers": ("buffer_containers", _number(0, 1000)),
@@ -297,10 +321,15 @@ FIELDS: Final[Mapping[str, Table]] = {
         "environment": ("environment", _text(64)),
         "image": ("image", _text(1024)),
     },
+    "burst.modal.budget": {
+        "perHour": ("per_hour", _dollars),
+        "perDay": ("per_day", _dollars),
+    },
     "session": {
         "maxSeconds": ("max_seconds", _number(60, 86_400)),
         "idleSeconds": ("idle_seconds", _number(5, 86_400)),
         "answerSeconds": ("answer_seconds", _number(1, 60)),
+        "protocols": ("protocols", _many(4, _one_of(Protocol))),
     },
     "access": {
         "public": ("public", _flag),
@@ -318,8 +347,17 @@ FIELDS: Final[Mapping[str, Table]] = {
         "overrides": ("overrides", _many(64, _override)),
     },
     "access.tenants.limits": LIMITS,
-    "policy": {"dataClass": ("data_class", _one_of(DataClass))},
-    "slo": {"admissionMs": ("admission_ms", _number(0, 60_000))},
+    "policy": {
+        "dataClass": ("data_class", _one_of(DataClass)),
+        "baa.acknowledged": ("baa_acknowledged", _flag),
+        "residency": ("residency", _many(16, _region_name)),
+        "transcripts": ("transcripts", _one_of(Transcripts)),
+        "recordings": ("recordings", _one_of(Recordings)),
+    },
+    "slo": {
+        "admissionMs": ("admission_ms", _number(0, 60_000)),
+        "firstAudioMs": ("first_audio_ms", _number(0, 60_000)),
+    },
 }
 
 
@@ -375,4 +413,5 @@ def _burst(spec: Json) -> Burst | None:
     sentence = (
         "burst.modal.credentialsSecretRef.name must name a Secret with token-id and token-secret"
     )
-    return Burst(**_required(fields, "credentials_secret", sentence))
+    budget = Budget(**_fields(spec, "burst.modal.budget"))
+    return Burst(budget=budget, **_required(fields, "credentials_secret", sentence))

@@ -1,9 +1,9 @@
 """What an agent's policy allows: the ladder, and the arithmetic of what it can hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trunkline_operator.agent.rules import IN_CLUSTER
-from trunkline_operator.agent.spec import Burst, DataClass, VoiceAgent
+from trunkline_operator.agent.spec import Burst, DataClass, Snapshot, VoiceAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +20,36 @@ def ladder(agent: VoiceAgent) -> Ladder:
     """The rungs that policy allows. An agent that is being deleted has none."""
     leaving = agent.deleted_at is not None
     warm = agent.warm.max_pods > 0 and not leaving
-    burst = None if leaving or agent.data_class is DataClass.PHI else agent.burst
+    burst = None if leaving else allowed_burst(agent)
     return Ladder(
         warm=warm,
         burst=burst,
         words=_arithmetic(agent, warm, burst),
         warnings=() if leaving else _warnings(agent, warm, burst),
     )
+
+
+def allowed_burst(agent: VoiceAgent) -> Burst | None:
+    """The burst that the agent asks for, with what its policy forbids taken away; None = nothing is left.
+
+    Modal's business associate agreement leaves out memory snapshots, so phi goes into none.
+    """
+    burst, policy = agent.burst, agent.policy
+    if burst is None or 0 in (burst.budget.per_hour, burst.budget.per_day):
+        return None
+    regions = tuple(region for region in burst.regions if resident(region, policy.residency))
+    if not regions:
+        return None
+    if policy.data_class is DataClass.PHI:
+        if not policy.baa_acknowledged:
+            return None
+        burst = replace(burst, snapshot=Snapshot.NONE)
+    return replace(burst, regions=regions)
+
+
+def resident(region: str, residency: tuple[str, ...]) -> bool:
+    """Whether calls may be handled in a region: it, or how its name begins, is listed; all are by none."""
+    return not residency or any(f"{region}-".startswith(f"{each}-") for each in residency)
 
 
 def _arithmetic(agent: VoiceAgent, warm: bool, burst: Burst | None) -> str:
@@ -46,9 +69,7 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
     spare = agent.warm.buffer_slots
     kept = spare if isinstance(spare, int) else 0  # a percentage of no calls is none
     said = {
-        "policy.dataClass phi keeps calls in the cluster, so burst.modal is not used": (
-            agent.burst is not None and agent.data_class is DataClass.PHI
-        ),
+        **_forbidden(agent),
         "warm.bufferSlots keeps a pod although warm.minPods is 0: set it to 0 to let all pods go": (
             warm and agent.warm.min_pods == 0 and kept > 0
         ),
@@ -65,3 +86,24 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
         "always warm.maxPods pods": warm and kept > room,
     }
     return tuple(sentence for sentence, true in said.items() if true)
+
+
+def _forbidden(agent: VoiceAgent) -> dict[str, bool]:
+    """What the agent asks for and its policy takes away."""
+    burst, policy = agent.burst, agent.policy
+    if burst is None:
+        return {}
+    phi = policy.data_class is DataClass.PHI
+    outside = [each.value for each in burst.regions if not resident(each, policy.residency)]
+    return {
+        "policy.dataClass phi keeps calls in the cluster, so burst.modal is not used": (
+            phi and not policy.baa_acknowledged
+        ),
+        "policy.dataClass phi goes into no snapshot, so containers at Modal start without": (
+            phi and policy.baa_acknowledged and burst.snapshot is not Snapshot.NONE
+        ),
+        f"policy.residency leaves out {', '.join(outside)} of burst.modal.regions": bool(outside),
+        "burst.modal.budget is 0, so burst.modal is not used": (
+            0 in (burst.budget.per_hour, burst.budget.per_day)
+        ),
+    }

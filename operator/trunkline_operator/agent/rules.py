@@ -15,6 +15,7 @@ from trunkline_operator.agent.spec import (
     EngineType,
     Session,
     Snapshot,
+    Transcripts,
     VoiceAgent,
 )
 
@@ -82,9 +83,13 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "(https://name.namespace.svc/…) or set dataClass to standard": (
         lambda agent: (
             not _hook_address(agent)
-            or agent.data_class is not DataClass.PHI
+            or agent.policy.data_class is not DataClass.PHI
             or IN_CLUSTER.match(_hook_address(agent)) is not None
         )
+    ),
+    "policy.transcripts none tells nobody what callers say: remove engine.policy.hook or set transcripts "
+    "to caller": (
+        lambda agent: agent.policy.transcripts is not Transcripts.NONE or not _hook_address(agent)
     ),
     "warm.maxPods is below warm.minPods: raise maxPods or lower minPods": (
         lambda agent: agent.warm.max_pods >= agent.warm.min_pods
@@ -139,6 +144,16 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
 BURST_RULES: Final[Mapping[str, Callable[[Burst, Session], bool]]] = {
     "burst.modal.maxContainers is below minContainers: raise maxContainers or lower minContainers": (
         lambda burst, _: burst.max_containers >= burst.min_containers
+    ),
+    "burst.modal.regions names a region twice: remove one": (
+        lambda burst, _: len(set(burst.regions)) == len(burst.regions)
+    ),
+    "burst.modal.budget.perHour is above perDay and would never be reached: lower it or raise perDay": (
+        lambda burst, _: (
+            burst.budget.per_hour is None
+            or burst.budget.per_day is None
+            or burst.budget.per_hour <= burst.budget.per_day
+        )
     ),
     "burst.modal.snapshot gpu needs a GPU: name one in burst.modal.gpu or set snapshot to cpu": (
         lambda burst, _: burst.snapshot is not Snapshot.GPU or bool(burst.gpu)

@@ -54,7 +54,27 @@ class Region(StrEnum):
 
 class DataClass(StrEnum):
     STANDARD = "standard"
-    PHI = "phi"  # protected health information: stays in the cluster
+    PHI = "phi"  # protected health information: leaves the cluster only under an agreement
+
+
+class Transcripts(StrEnum):
+    """Who is told what callers say."""
+
+    CALLER = "caller"  # the caller, and the hook of the agent's policy
+    NONE = "none"
+
+
+class Recordings(StrEnum):
+    """Who keeps the audio of calls."""
+
+    NONE = "none"
+
+
+class Protocol(StrEnum):
+    """What callers speak."""
+
+    REALTIME = "realtime"
+    MOSHI = "moshi"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +182,20 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """`burst.modal.budget`: the most that burst may cost, in US dollars; None is no limit."""
+
+    per_hour: float | None = None
+    per_day: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Burst:
     """`spec.burst.modal`."""
 
     credentials_secret: str
     gpu: tuple[str, ...] = ("L4",)
-    region: Region = Region.US_EAST
+    regions: tuple[Region, ...] = (Region.US_EAST,)  # in the order in which they are tried
     slots_per_container: int = 4
     min_containers: int = 0
     buffer_containers: int = 0
@@ -177,6 +205,12 @@ class Burst:
     snapshot: Snapshot = Snapshot.CPU
     environment: str = ""
     image: str = ""
+    budget: Budget = Budget()
+
+    @property
+    def region(self) -> Region:
+        """The first one, where its app is."""
+        return self.regions[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +218,26 @@ class Session:
     max_seconds: int = 1800
     idle_seconds: int = 300
     answer_seconds: int = 8
+    protocols: tuple[Protocol, ...] = ()  # () = all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """`spec.policy`: what may happen to calls."""
+
+    data_class: DataClass = DataClass.STANDARD
+    baa_acknowledged: bool = False
+    residency: tuple[str, ...] = ()  # regions, or how their names begin; () = anywhere
+    transcripts: Transcripts = Transcripts.CALLER
+    recordings: Recordings = Recordings.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """`spec.slo`: what is promised, and so measured; 0 = not."""
+
+    admission_ms: int = 0
+    first_audio_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +306,8 @@ class VoiceAgent:
     burst: Burst | None
     session: Session
     access: Access
-    data_class: DataClass = DataClass.STANDARD
-    admission_ms: int = 0
+    policy: Policy = Policy()
+    slo: Slo = Slo()
 
     @property
     def key(self) -> str:

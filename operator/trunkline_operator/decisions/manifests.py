@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import (
     Engine,
     EngineType,
@@ -287,11 +288,11 @@ def app_name(namespace: str, name: str, uid: str) -> str:
 
 
 def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | None = None) -> str:
-    """Of all that a deployment at Modal depends on; "" without burst.
+    """Of all that a deployment at Modal depends on; "" where none is asked for or allowed.
 
     `level` is the snapshot that the breaker leaves of what is asked for; None = all of it.
     """
-    burst = agent.burst
+    burst = allowed_burst(agent)
     if burst is None:
         return ""
     fallen = {} if level in (None, burst.snapshot) else {"level": level}

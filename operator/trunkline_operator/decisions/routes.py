@@ -61,7 +61,7 @@ def route(
         access=_access(agent, keys),
         answerSeconds=agent.session.answer_seconds,
         maxSeconds=agent.session.max_seconds,
-        admissionMs=agent.admission_ms,
+        admissionMs=agent.slo.admission_ms,
         settings=_settings(agent, keys),
         rungs=_rungs(agent, keys, burst_url),
         draining=sorted(draining),
