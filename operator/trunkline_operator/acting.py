@@ -1,0 +1,188 @@
+"""Takes the steps of a plan, each so that it may have been taken before.
+
+A step that the API refuses (a quota, a name that is taken) does not keep the others from being taken.
+"""
+
+import logging
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.burst.deployments import Deployments, described
+from trunkline_operator.cluster.authority import Authority, new_certificate
+from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.decisions.manifests import encoded, secret
+from trunkline_operator.decisions.plan import Plan
+from trunkline_operator.decisions.steps import (
+    AddFinalizer,
+    CreatePod,
+    DeletePod,
+    DeployBurst,
+    Drain,
+    EnsureSecret,
+    IssueCertificate,
+    RemoveFinalizer,
+    Requeue,
+    Step,
+    StopBurst,
+    Undrain,
+    WatchBurst,
+)
+from trunkline_operator.decisions.world import PodFacts, World
+from trunkline_operator.observing import Observer, Seen
+from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER
+
+KEY_BYTES: Final = 32
+
+log = logging.getLogger("trunkline.reconcile")
+
+
+@dataclass(slots=True, kw_only=True)
+class Acts:
+    """What became of a plan's steps."""
+
+    taken: list[Step] = field(default_factory=list)
+    made: list[PodFacts] = field(default_factory=list)
+    failures: list[ApiError] = field(default_factory=list)
+    refused: str = ""  # the API's words where they keep a pod from being made
+
+    def after(self, world: World) -> World:
+        """The world with the pods that were just made and deleted, so that a status needs no correction."""
+        deleted = {step.uid for step in self.taken if isinstance(step, DeletePod)}
+        here = [
+            replace(pod, terminating=pod.terminating or pod.uid in deleted)
+            for pod in world.pods
+            if pod.started or pod.uid not in deleted  # one without a worker is gone at once
+        ]
+        return replace(world, pods=(*here, *self.made))
+
+
+class Actor:
+    """Acts on the cluster and, through `deployments`, at Modal. `authority` None: plain links."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        observer: Observer,
+        deployments: Deployments,
+        authority: Authority | None,
+    ) -> None:
+        self._cluster = cluster
+        self._observer = observer
+        self._deployments = deployments
+        self._authority = authority
+
+    async def act(self, seen: Seen, plan: Plan) -> Acts:
+        """Takes the steps."""
+        if plan.scaling and any(
+            isinstance(step, CreatePod | Drain | Undrain) for step in plan.steps
+        ):
+            why = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
+            log.info("%s: %s", seen.agent.key, why, extra={"agent": seen.agent.key})
+        acts = Acts()
+        for step in plan.steps:
+            try:
+                if isinstance(step, CreatePod):
+                    acts.made += await self._create(seen, step)
+                else:
+                    await self._take(seen, step)
+            except ApiError as error:
+                log.warning(
+                    "%s: %s: %s",
+                    seen.agent.key,
+                    type(step).__name__,
+                    error,
+                    extra={"agent": seen.agent.key},
+                )
+                acts.failures.append(error)
+                if isinstance(step, EnsureSecret | CreatePod) and error.lasting:
+                    acts.refused = acts.refused or error.message
+                if isinstance(step, AddFinalizer):  # before anything else is made
+                    break
+            else:
+                acts.taken.append(step)
+        return acts
+
+    async def _create(self, seen: Seen, step: CreatePod) -> list[PodFacts]:
+        """Makes a pod; nothing, if its name is taken."""
+        key = seen.agent.key
+        log.info("%s: %s", key, words(step), extra={"agent": key})
+        made = await self._cluster.create(path("Pod", seen.agent.namespace), step.manifest)
+        if made is None:
+            log.warning("%s: a pod %s is there already", key, step.name)
+            return []
+        return [PodFacts.of(made)]
+
+    async def _take(self, seen: Seen, step: Step) -> None:
+        agent, cluster = seen.agent, self._cluster
+        if not isinstance(step, Requeue):
+            log.info("%s: %s", agent.key, words(step), extra={"agent": agent.key})
+        match step:
+            case AddFinalizer():
+                await self._finalizers(seen, (*agent.finalizers, FINALIZER))
+            case RemoveFinalizer():
+                if step.left_behind:
+                    log.error("%s is gone, and left behind: %s", agent.key, step.left_behind)
+                await self._finalizers(seen, [f for f in agent.finalizers if f != FINALIZER])
+            case EnsureSecret():
+                body = secret(
+                    agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES)
+                )
+                await cluster.create(path("Secret", agent.namespace), body)
+            case IssueCertificate():
+                await self._issue(seen, step.name)
+            case Drain():
+                await self._annotate(seen, step.name, step.uid, step.since)
+            case Undrain():
+                await self._annotate(seen, step.name, step.uid, None)
+            case DeletePod():
+                await cluster.delete(path("Pod", agent.namespace, step.name), step.uid)
+            case DeployBurst():
+                await self._deploy(seen, step)
+            case WatchBurst():
+                self._deployments.watch(agent.key, step.app)
+            case StopBurst():
+                self._deployments.stop(agent.key, step.app)
+            case CreatePod() | Requeue():
+                pass
+
+    async def _finalizers(self, seen: Seen, finalizers: "tuple[str, ...] | list[str]") -> None:
+        """Only if nobody changed the agent meanwhile: others have finalizers too."""
+        version = seen.obj["metadata"]["resourceVersion"]
+        body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": version}}
+        await self._cluster.patch(seen.path, body)
+
+    async def _annotate(self, seen: Seen, name: str, uid: str, since: str | None) -> None:
+        body = {"metadata": {"uid": uid, "annotations": {ANNOTATION_DRAINING: since}}}
+        try:
+            await self._cluster.patch(path("Pod", seen.agent.namespace, name), body)
+        except ApiError as error:
+            if error.status not in (
+                404,
+                409,
+            ):  # gone, or another has its name: the next look sees it
+                raise
+
+    async def _issue(self, seen: Seen, name: str) -> None:
+        """In one write, so that whoever reads the Secret finds a pair."""
+        if (authority := self._authority) is not None:
+            data = encoded(new_certificate(authority, seen.agent.key))
+            await self._cluster.patch(path("Secret", seen.agent.namespace, name), {"data": data})
+
+    async def _deploy(self, seen: Seen, step: DeployBurst) -> None:
+        burst = allowed_burst(seen.agent)
+        if burst is None:
+            return
+        keys = await self._observer.own_keys(seen)
+        app = described(seen.agent, burst, step.app, keys.ticket)
+        if breaker := seen.world.burst.breaker:
+            app = replace(app, snapshot=breaker.level.value)
+        self._deployments.deploy(seen.agent.key, app, step.hash)
+
+
+def words(step: Step) -> str:
+    """A step for the log; a manifest is too long for it."""
+    name = getattr(step, "name", "") or getattr(step, "app", "")
+    why = getattr(step, "why", "")
+    return f"{type(step).__name__} {name}".rstrip() + (f": {why}" if why else "")

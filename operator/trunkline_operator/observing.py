@@ -1,0 +1,170 @@
+"""What a look sees of one agent: its pods and Secrets, what gateways say of it, and its Modal app."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.agent.spec import Json, VoiceAgent
+from trunkline_operator.burst.breaker import LEVELS, Breaker, following, probed, recovered
+from trunkline_operator.burst.deployments import Deployments
+from trunkline_operator.cluster.authority import Authority, why_issue
+from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.credentials import (
+    HOOK_TOKEN,
+    account_of,
+    caller_keys_missing,
+    credentials_missing,
+    hook_secret,
+    proxy_token,
+)
+from trunkline_operator.decisions.manifests import (
+    TICKET_KEY,
+    WORKER_KEY,
+    Installation,
+    burst_hash,
+    secret_name,
+    secret_strings,
+)
+from trunkline_operator.decisions.routes import Keys
+from trunkline_operator.decisions.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
+from trunkline_operator.fleet import Fleet
+from trunkline_runtime.contract import FINALIZER, LABEL_AGENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """An agent, and all that was observed of it at one moment."""
+
+    obj: Json
+    agent: VoiceAgent
+    world: World
+    keys: Keys
+    now: float
+
+    @property
+    def path(self) -> str:
+        return path("VoiceAgent", self.agent.namespace, self.agent.name)
+
+
+class Observer:
+    """Observes agents. `authority` None: plain links."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fleet: Fleet,
+        deployments: Deployments,
+        installation: Installation,
+        authority: Authority | None,
+    ) -> None:
+        self._cluster = cluster
+        self._fleet = fleet
+        self._deployments = deployments
+        self._installation = installation
+        self._authority = authority
+
+    async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
+        """All of it at one moment."""
+        modal = agent.burst
+        pods, own, callers, account, hook = await asyncio.gather(
+            self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
+            self._secret(agent.namespace, secret_name(agent)),
+            self._secret(agent.namespace, agent.access.api_keys_secret),
+            self._secret(agent.namespace, modal.credentials_secret if modal else ""),
+            self._secret(agent.namespace, hook_secret(agent)),
+        )
+        world = World(
+            pods=tuple(PodFacts.of(pod) for pod in pods),
+            traffic=self._traffic(agent.key),
+            secret_exists=own is not None,
+            certificate=self._certificate(own or {}, agent, now),
+            burst=self._burst_facts(obj, agent, account, now),
+            access=caller_keys_missing(agent, callers),
+        )
+        keys = Keys(
+            worker=(own or {}).get(WORKER_KEY, ""),
+            ticket=(own or {}).get(TICKET_KEY, ""),
+            callers=callers or {},
+            proxy_token=proxy_token(account or {}),
+            hook_token=(hook or {}).get(HOOK_TOKEN, ""),
+        )
+        return Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
+
+    def _certificate(self, own: Mapping[str, str], agent: VoiceAgent, now: float) -> str:
+        """Why the workers need a new certificate; "" = they do not."""
+        authority = self._authority
+        if authority is None:
+            return ""
+        return why_issue(own, authority, agent.key, datetime.fromtimestamp(now, UTC))
+
+    async def _secret(self, namespace: str, name: str) -> dict[str, str] | None:
+        """The entries of a Secret, None if it does not exist."""
+        found = await self._cluster.find(path("Secret", namespace, name)) if name else None
+        return None if found is None else secret_strings(found)
+
+    def _traffic(self, key: str) -> Traffic:
+        report = self._fleet.report(key)
+        return Traffic(
+            known=self._fleet.complete,
+            acknowledged=self._fleet.acknowledged(key),
+            workers={
+                name: WorkerFacts(
+                    slots=worker["slots"], busy=worker["busy"], draining=worker["draining"]
+                )
+                for name, worker in report.workers.items()
+            },
+            burst=report.burst,
+            arrivals=report.arrivals,
+            refused=report.refused,
+            burst_error=report.burst_error,
+        )
+
+    def _burst_facts(
+        self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None, now: float
+    ) -> BurstFacts:
+        # Without the finalizer nobody looked after the app, and `release` may have stopped it.
+        status = obj.get("status") or {} if FINALIZER in agent.finalizers else {}
+        facts = self._deployments.facts(agent.key, BurstFacts.of(status))
+        missing = ""
+        if agent.burst:
+            missing = credentials_missing(agent.burst, account)
+            if account and not missing:
+                self._deployments.remember(agent.key, account_of(agent.burst, account))
+        remembered = self._deployments.account(agent.key) is not None
+        if agent.deleted_at is not None and remembered:
+            # A Secret may go first, and what is remembered of it is enough to stop the app.
+            missing = ""
+        elif agent.burst is None and facts.app and not remembered:
+            missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
+        breaker = self._breaker(agent, facts, now)
+        return replace(facts, credentials=missing, breaker=breaker)
+
+    def _breaker(self, agent: VoiceAgent, facts: BurstFacts, now: float) -> Breaker | None:
+        """The one that is kept, or what the deployed app tells of an earlier operator's."""
+        burst = allowed_burst(agent)
+        if burst is None:
+            return None
+        asked = burst.snapshot
+        known = facts.breaker
+        if known is None:
+            levels = {burst_hash(agent, self._installation, at): at for at in LEVELS}
+            known = recovered(asked, levels.get(facts.hash, asked), now)
+        known = probed(following(known, asked), now)
+        self._deployments.keep(agent.key, known)
+        return known
+
+    async def own_keys(self, seen: Seen) -> Keys:
+        """The agent's keys, also where this look has made its Secret."""
+        if seen.keys.worker and seen.keys.ticket:
+            return seen.keys
+        name = secret_name(seen.agent)
+        own = await self._secret(seen.agent.namespace, name) or {}
+        if not (own.get(WORKER_KEY) and own.get(TICKET_KEY)):
+            raise ApiError(
+                422,
+                "Invalid",
+                f"Secret {name} lacks {WORKER_KEY} or {TICKET_KEY}: delete it, then it is made anew",
+            )
+        return replace(seen.keys, worker=own[WORKER_KEY], ticket=own[TICKET_KEY])
