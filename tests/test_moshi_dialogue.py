@@ -7,6 +7,7 @@ from trunkline_runtime.engine import (
     Ended,
     Event,
     Heard,
+    HeardPart,
     HungUp,
     ReplyAudio,
     ReplyEnded,
@@ -129,16 +130,33 @@ def test_the_callers_turn_from_its_first_word_to_its_text() -> None:
     subject = dialogue()
     before = [outcome(word=PAD)] * 20
     told = after(subject, *before, *(outcome(word=w) for w in (END_OF_PAD, A, PAD)))
-    assert told == [SpeechStarted(1180)]
+    assert told == [SpeechStarted(1180), HeardPart("a")]
     assert after(subject, *[outcome(pause=1.0)] * 2) == []
     assert subject.wants_flush
     told = subject.flushed([ord("b"), PAD])
-    assert [type(event) for event in told] == [SpeechStopped, Heard]
-    assert isinstance(told[1], Heard)
-    assert told[1].text == "a b"
+    assert [type(event) for event in told] == [HeardPart, SpeechStopped, Heard]
+    assert told[0] == HeardPart(" b")
+    assert isinstance(told[2], Heard)
+    assert told[2].text == "a b", "the parts of a turn are its text"
     assert (subject.wants_flush, subject.wants_restart) == (False, True)
     subject.restarted()
     assert not subject.wants_restart
+
+
+def test_a_clear_forgets_the_turn_and_not_one_that_is_committed() -> None:
+    subject = dialogue()
+    word = [outcome(word=END_OF_PAD), outcome(word=A), outcome(word=PAD)]
+    after(subject, *word)
+    subject.clear()
+    assert subject.wants_restart, "what is on its way through the model is forgotten, too"
+    subject.restarted()
+    started, part = after(subject, *word)
+    assert isinstance(started, SpeechStarted), "the next word begins a turn"
+    assert part == HeardPart("a"), "and is its first"
+    subject.commit()
+    subject.clear()
+    (heard,) = [event for event in subject.flushed([]) if isinstance(event, Heard)]
+    assert heard.text == "a"
 
 
 def test_each_commit_is_answered_with_what_was_heard_also_without_a_transcript() -> None:
@@ -165,6 +183,7 @@ def test_what_a_policy_wants_is_done() -> None:
     told = after(subject, outcome(word=A), outcome(word=PAD))
     assert without_audio(told) == [
         SpeechStarted(0),
+        HeardPart("a"),
         ReplyEnded(Ended.INTERRUPTED),
         HungUp("bye"),
     ]

@@ -1,4 +1,4 @@
-"""The stock `openai` client against a real worker: the loopback engine, then a spoken conversation."""
+"""The stock `openai` client against a real worker: the loopback engine, a spoken conversation, Moshi."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from moshi_rig import call, models
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from openai.types.realtime import RealtimeSessionCreateRequest
@@ -15,6 +16,7 @@ from worker_rig import AGENT, FRAME, FakeGateway, RunningWorker, worker
 
 from trunkline_runtime.contract import TICKET_HEADER
 from trunkline_runtime.engine import FRAME_MS, SAMPLE_RATE
+from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.speech import Recogniser, SpeechEngine, Synthesiser
 
 PATIENCE = 60.0  # generous: models are loaded, and the machine may be busy
@@ -208,3 +210,53 @@ async def test_a_spoken_conversation() -> None:
         await connection.conversation.item.retrieve(item_id=heard.item_id)
         retrieved, _ = await until(connection, "conversation.item.retrieved")
         assert retrieved.item.content[0].transcript == heard.transcript
+
+
+# --- moshi -----------------------------------------------------------------------------------------------
+
+WORDS = 2
+HEARD = "conversation.item.input_audio_transcription.delta"
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+SAID = "response.output_audio_transcript.delta"
+
+
+def told(events: list[Any], kind: str) -> list[Any]:
+    return [event for event in events if event.type == kind]
+
+
+async def test_what_caller_and_moshi_say_arrives_while_they_say_it() -> None:
+    """Deltas of both transcripts; tiny models say nothing sensible, but they say it in words."""
+    noise = itertools.cycle(frame for number in range(8) for frame in call(number))
+    async with (
+        FakeGateway().serving() as gateway,
+        worker(gateway, engine=MoshiEngine(models, Knobs(slots=2, measure=False))) as running,
+        dialled(gateway, running) as connection,
+    ):
+        await connection.session.update(
+            session={
+                "type": "realtime",
+                "audio": {"input": {"transcription": {"model": AGENT}, "turn_detection": None}},
+            }
+        )
+        seen: list[Any] = []
+        async with speaking(connection, b"".join(itertools.islice(noise, 750))):
+            async for event in connection:
+                seen.append(event)
+                if min(len(told(seen, HEARD)), len(told(seen, SAID))) >= WORDS:
+                    break
+            await connection.input_audio_buffer.commit()
+            for kind in ("input_audio_buffer.committed", COMPLETED, "response.done"):
+                if kind == "response.done":
+                    await connection.response.cancel()
+                event, before = await until(connection, kind)
+                seen += [*before, event]
+    (committed,) = told(seen, "input_audio_buffer.committed")
+    (completed,) = told(seen, COMPLETED)
+    heard = told(seen, HEARD)
+    assert {event.item_id for event in heard} == {committed.item_id}
+    assert "".join(event.delta for event in heard) == completed.transcript
+    assert len(completed.transcript.split()) >= WORDS
+    done = told(seen, "response.done")[-1].response
+    said = "".join(event.delta for event in told(seen, SAID) if event.response_id == done.id)
+    assert said
+    assert done.output[0].content[0].transcript == said

@@ -22,6 +22,7 @@ from trunkline_runtime.engine import (
     Event,
     Failed,
     Heard,
+    HeardPart,
     ReplyAudio,
     ReplyEnded,
     ReplyStarted,
@@ -67,15 +68,20 @@ TURN = {
         "input_audio_buffer.speech_started": "speaking",
         "input_audio_buffer.committed": "committed",  # by the client, without voice activity
         "conversation.item.added": "added",  # a client's own item
+        "conversation.item.input_audio_transcription.delta": "speaking",  # without voice activity
     },
     "speaking": {
+        "conversation.item.input_audio_transcription.delta": "speaking",
         "input_audio_buffer.speech_stopped": "stopped",
         "input_audio_buffer.committed": "committed",
     },
     "stopped": {"input_audio_buffer.committed": "committed"},
     "committed": {"conversation.item.added": "added"},
     "added": {"conversation.item.done": "done"},
-    "done": {"conversation.item.input_audio_transcription.completed": "heard"},
+    "done": {
+        "conversation.item.input_audio_transcription.delta": "done",
+        "conversation.item.input_audio_transcription.completed": "heard",
+    },
     "heard": {},
 }
 
@@ -240,7 +246,11 @@ sessions = st.fixed_dictionaries(
             optional={
                 "input": st.fixed_dictionaries(
                     {},
-                    optional={"turn_detection": st.none() | detections | values, "format": formats},
+                    optional={
+                        "turn_detection": st.none() | detections | values,
+                        "transcription": st.none() | values,
+                        "format": formats,
+                    },
                 )
                 | values,
                 "output": values,
@@ -293,6 +303,7 @@ client_messages: st.SearchStrategy[Json | str] = st.one_of(
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(SpeechStarted, st.integers(0, 9)),
     st.builds(SpeechStopped, st.integers(0, 9)),
+    st.builds(HeardPart, texts),
     st.builds(Heard, texts, st.floats(0, 60)),
     st.just(ReplyStarted()),
     st.builds(ReplyText, texts),
@@ -511,6 +522,53 @@ def test_turns_are_heard_in_the_order_in_which_they_ended() -> None:
     ]
 
 
+def test_words_are_told_while_the_turn_goes_on_and_belong_to_its_item() -> None:
+    client = Client()
+    told = client.is_told(SpeechStarted(0), HeardPart("what"), HeardPart(" is"), SpeechStopped(1))
+    started, *deltas = told[:3]
+    assert kinds(deltas) == ["conversation.item.input_audio_transcription.delta"] * 2
+    assert {message["item_id"] for message in deltas} == {started["item_id"]}
+    (completed,) = client.is_told(Heard("what is", 1.0))
+    assert "".join(message["delta"] for message in deltas) == completed["transcript"]
+
+
+def test_words_that_come_after_the_clients_commit_belong_to_what_it_committed() -> None:
+    client = Client()
+    client.asks(append(bytes(2 * FRAME_BYTES)))
+    client.is_told(SpeechStarted(0))
+    _, (committed, *_) = client.asks({"type": "input_audio_buffer.commit"})
+    first, heard = client.is_told(HeardPart("late"), Heard("late", 1.0))
+    assert first["item_id"] == heard["item_id"] == committed["item_id"]
+
+
+def test_without_turn_detection_the_first_word_names_the_item_that_the_commit_makes() -> None:
+    client = Client()
+    client.asks(detection(None))
+    client.asks(append(bytes(2 * FRAME_BYTES)))
+    first, second = client.is_told(HeardPart("one"), HeardPart(" two"))
+    _, (committed, *_) = client.asks({"type": "input_audio_buffer.commit"})
+    assert first["item_id"] == second["item_id"] == committed["item_id"]
+
+
+def test_a_word_of_a_turn_that_was_cleared_on_its_way_is_not_told() -> None:
+    client = Client()
+    client.is_told(SpeechStarted(0))
+    client.asks({"type": "input_audio_buffer.clear"})
+    assert client.is_told(HeardPart("no")) == []
+    assert kinds(client.is_told(SpeechStarted(2))) == ["input_audio_buffer.speech_started"]
+
+
+def test_a_client_that_wants_no_transcription_gets_none() -> None:
+    client = Client()
+    _, (updated,) = client.asks(update(audio={"input": {"transcription": None}}))
+    assert updated["session"]["audio"]["input"]["transcription"] is None
+    told = client.is_told(SpeechStarted(0), HeardPart("a"), SpeechStopped(1), Heard("a", 1.0))
+    assert not [kind for kind in kinds(told) if "transcription" in kind]
+    client.asks(update(audio={"input": {"transcription": {"model": "any"}}}))
+    told = client.is_told(SpeechStarted(2), HeardPart("b"), SpeechStopped(3), Heard("b", 1.0))
+    assert len([kind for kind in kinds(told) if "transcription" in kind]) == 2
+
+
 def test_a_turn_that_was_cleared_on_its_way_takes_no_other_turns_words() -> None:
     client = Client()
     first, *_ = client.is_told(SpeechStarted(0), SpeechStopped(1))
@@ -608,6 +666,11 @@ def test_instructions_are_read_back() -> None:
         ({"type": "transcription"}, "session.type", "realtime"),
         ({"audio": []}, "session.audio", "object"),
         ({"instructions": 5}, "session.instructions", "string"),
+        (
+            {"audio": {"input": {"transcription": "whisper"}}},
+            "session.audio.input.transcription",
+            "object",
+        ),
         (
             {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 1.5}}}},
             "turn_detection.threshold",

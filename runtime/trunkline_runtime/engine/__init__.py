@@ -55,6 +55,16 @@ class SpeechStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardPart:
+    """More of the caller's turn while it goes on, to be appended; the parts of a turn are its `Heard`.
+
+    Not every engine hears before a turn is over.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """The caller's turn, recognised. Follows the `SpeechStopped` (or commit) that ended it."""
 
@@ -100,6 +110,7 @@ class Failed:
 Event = (
     SpeechStarted
     | SpeechStopped
+    | HeardPart
     | Heard
     | ReplyStarted
     | ReplyText

@@ -5,7 +5,8 @@ The worker feeds `RealtimeSession.receive` with text frames, gives its commands 
 the order that stock clients need:
 
     session.created, then in any number
-      turn:      speech_started → speech_stopped → committed → item.added → item.done → transcription
+      turn:      speech_started → speech_stopped → committed → item.added → item.done
+                 → input_audio_transcription.completed; its deltas from speech_started on
       response:  created → output_item.added → item.added → content_part.added
                  → (output_audio_transcript.delta | output_audio.delta)*
                  → output_audio.done → output_audio_transcript.done → content_part.done
@@ -29,6 +30,7 @@ from trunkline_runtime.engine import (
     Event,
     Failed,
     Heard,
+    HeardPart,
     HungUp,
     ReplyAudio,
     ReplyEnded,
@@ -128,6 +130,8 @@ class RealtimeSession:
                 return self._speech_started(at_ms)
             case SpeechStopped(at_ms):
                 return self._speech_stopped(at_ms)
+            case HeardPart(text):
+                return self._heard_part(text)
             case Heard(text, seconds):
                 return self._heard(text, seconds)
             case ReplyStarted():
@@ -259,9 +263,28 @@ class RealtimeSession:
         )
         return [stopped, *self._committed()]
 
+    def _heard_part(self, text: str) -> list[str]:
+        if self._unheard:
+            item_id = self._unheard[0]
+        else:
+            if self._turn is None and not self._settings.turn.enabled:
+                # Nobody says where a turn begins; the client's commit will make this item of it.
+                self._turn = self._new_id("item")
+            item_id = self._turn
+        if item_id is None or not self._settings.transcribed:
+            return []
+        return [
+            self._event(
+                "conversation.item.input_audio_transcription.delta",
+                item_id=item_id,
+                content_index=0,
+                delta=text,
+            )
+        ]
+
     def _heard(self, text: str, seconds: float) -> list[str]:
         item_id = self._unheard.popleft() if self._unheard else None
-        if item_id is None:
+        if item_id is None or not self._settings.transcribed:
             return []
         self._items.put(caller_item(item_id, text))
         return [

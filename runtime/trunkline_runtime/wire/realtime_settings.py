@@ -41,6 +41,7 @@ class SessionSettings:
     detector: Literal["server_vad", "semantic_vad"] = "server_vad"
     eagerness: str = "auto"
     turn: TurnDetection = field(default_factory=TurnDetection)
+    transcribed: bool = True  # the client is told what the caller says
 
 
 def as_session(settings: SessionSettings, session_id: str, model: str) -> Object:
@@ -61,7 +62,7 @@ def as_session(settings: SessionSettings, session_id: str, model: str) -> Object
         "audio": {
             "input": {
                 "format": AUDIO_FORMAT,
-                "transcription": {"model": model},
+                "transcription": {"model": model} if settings.transcribed else None,
                 "noise_reduction": None,
                 "turn_detection": _as_detection(settings),
             },
@@ -87,6 +88,10 @@ def updated(settings: SessionSettings, update: Object) -> SessionSettings:
     if instructions is not None:
         settings = replace(settings, instructions=instructions)
     hearing: Object = audio.get("input") or {}
+    if "transcription" in hearing:
+        # Which model transcribes is the agent's affair, so what the object holds is not looked at.
+        wanted = optional(hearing, "transcription", dict, "session.audio.input.transcription")
+        settings = replace(settings, transcribed=wanted is not None)
     if "turn_detection" in hearing:
         settings = _detecting(settings, hearing["turn_detection"])
     return settings

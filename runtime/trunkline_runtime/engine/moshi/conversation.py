@@ -70,6 +70,7 @@ class MoshiConversation:
     def clear(self) -> None:
         with self._lock:
             self._inbox.clear()
+            self._dialogue.clear()
 
     def respond(self, instructions: str | None = None) -> None:
         """Says the instructions (experimental); without any, the agent's next words are the reply."""

@@ -13,6 +13,7 @@ from typing import Final, assert_never
 from trunkline_runtime.engine import (
     Ended,
     Event,
+    HeardPart,
     HungUp,
     ReplyAudio,
     ReplyEnded,
@@ -85,6 +86,7 @@ class Dialogue:
         self._wordless = 0  # frames in a row
         self._asked = False  # a reply, whether the agent has a word or not
         self._in_turn = False  # the client was told that the caller speaks
+        self._shown = 0  # words of the turn that the client was told
         self._ending: list[bool] = []  # turns that wait for a flush; True: the client committed it
         self._scripted: deque[int] = deque()
         self._bans = Bans()
@@ -124,6 +126,13 @@ class Dialogue:
         """Ends the caller's turn; one `Heard` follows."""
         self._ending.append(True)
         self.wants_flush = True
+
+    def clear(self) -> None:
+        """Forgets the turn in progress, and what of it is on its way through the model; no committed one."""
+        if self._transcript is not None and not self._ending:
+            self._transcript.end_turn()
+            self._in_turn, self._shown = False, 0
+            self.wants_restart = True
 
     def respond(self, instructions: str | None) -> None:
         """Says the instructions; without any, the agent's own next words are the reply."""
@@ -239,6 +248,8 @@ class Dialogue:
         if not self._in_turn and detection.enabled:
             self._in_turn = True
             self._told.append(SpeechStarted(round(word.start * 1000)))
+        self._told.append(HeardPart(f" {word.text}" if self._shown else word.text))
+        self._shown += 1
         turn = self._transcript.text
         self._act(self._policy.on_word(word, turn, agent_speaks=self._replying > 0))
 
@@ -247,7 +258,7 @@ class Dialogue:
         if not committed:
             assert self._transcript is not None
             self._told.append(SpeechStopped(round(self._transcript.frames * 80)))
-        self._in_turn = False
+        self._in_turn, self._shown = False, 0
         self._told.append(TurnHeard(text, seconds))
         self._act(self._policy.on_pause(text))
 
