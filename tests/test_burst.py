@@ -21,7 +21,14 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
 from trunkline_dev.processes import base_environment
-from trunkline_operator.burst.client import Burst, BurstApp, BurstError, BurstReason, Credentials
+from trunkline_operator.burst.client import (
+    Burst,
+    BurstApp,
+    BurstError,
+    BurstReason,
+    Credentials,
+    Place,
+)
 from trunkline_runtime.contract import (
     ENV_AGENT,
     ENV_ENGINE,
@@ -40,6 +47,7 @@ GOOD: Final = Credentials(token_id="ak-good", token_secret="as-good-and-secret")
 BAD: Final = Credentials(token_id="ak-bad", token_secret="as-bad-and-secret")
 PROXY: Final = {"Authorization": "Bearer wk-1.ws-1"}
 PATIENCE: Final = 30.0
+EAST: Final = "us-east"
 APP: Final = BurstApp(
     name="va-default-echo",
     agent="default/echo",
@@ -49,6 +57,10 @@ APP: Final = BurstApp(
     max_containers=2,
     scaledown_window=2,
 )
+
+
+def place(app: BurstApp = APP, credentials: Credentials = GOOD) -> Place:
+    return Place(app=app.name, environment=app.environment, credentials=credentials)
 
 
 @contextlib.asynccontextmanager
@@ -103,26 +115,28 @@ async def test_deploy_warm_up_call_and_stop(
         deployed = await burst.deploy(APP, GOOD)
         assert await burst.deploy(APP, GOOD) == deployed
         assert local.state.apps[deployed.app_id].version == 1
-        assert 1.0 <= await burst.warm_up(APP.name, "", GOOD, PATIENCE) < PATIENCE
+        assert 1.0 <= await burst.warm_up(place(), EAST, PATIENCE) < PATIENCE
         assert [boot.kind for boot in local.boots] == [Kind.COLD]
 
         # Three callers for containers of two slots: the second container is a restored one.
-        tokens = await asyncio.gather(*[session(deployed.url) for _ in range(3)])
+        tokens = await asyncio.gather(*[session(deployed.urls[EAST]) for _ in range(3)])
         assert [boot.kind for boot in local.boots] == [Kind.COLD, Kind.RESTORED]
         for token in tokens:
-            async with call(deployed.url, token, call=f"call-{token}") as link:
+            async with call(deployed.urls[EAST], token, call=f"call-{token}") as link:
                 await answered(link)
         with pytest.raises(InvalidStatus) as refused:
-            async with call(deployed.url, tokens[0], key="another key of 32 characters!!!!!"):
+            async with call(
+                deployed.urls[EAST], tokens[0], key="another key of 32 characters!!!!!"
+            ):
                 pass
         assert refused.value.response.status_code in (401, 403)
 
-        await burst.stop(APP.name, "", GOOD)
-        await burst.stop(APP.name, "", GOOD)  # it is gone: fine
+        await burst.stop(place())
+        await burst.stop(place())  # it is gone: fine
         async with httpx.AsyncClient() as http:
             for token in tokens:
                 ended = {"x-modal-server-session-token": token}
-                await http.post(f"{deployed.url}/_modal/sessions/terminate", headers=ended)
+                await http.post(f"{deployed.urls[EAST]}/_modal/sessions/terminate", headers=ended)
         await until(lambda: not local.pids)
     logs = {path.stem: path.read_text() for path in tmp_path.iterdir()}
     assert set(logs) == {boot.container for boot in local.boots}
@@ -142,8 +156,8 @@ def lines(text: str, logger: str) -> list[dict[str, Any]]:
 async def test_other_snapshots(monkeypatch: pytest.MonkeyPatch, snapshot: Any) -> None:
     async with world(monkeypatch) as (local, burst):
         deployed = await burst.deploy(replace(APP, snapshot=snapshot), GOOD)
-        await burst.warm_up(APP.name, "", GOOD, PATIENCE)
-        async with call(deployed.url, await session(deployed.url)) as link:
+        await burst.warm_up(place(), EAST, PATIENCE)
+        async with call(deployed.urls[EAST], await session(deployed.urls[EAST])) as link:
             await answered(link)
         [record] = local.state.servers.values()
         assert record.definition.checkpointing_enabled is (snapshot == "gpu")
@@ -157,7 +171,7 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         environment="staging",
         tags={"trunkline.dev/agent": "default/" + "x" * 80, "plain": "kept"},
         gpu=("L4", "A10"),
-        region="eu-west",
+        regions=("eu-west",),
         slots=16,
         min_containers=0,
         buffer_containers=1,
@@ -184,9 +198,9 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told.http_config.exit_grace_period == 3600  # Modal's longest
         assert list(told.http_config.proxy_regions) == ["eu-west"]
         assert not told.http_config.unauthenticated
-        await burst.stop(app.name, "", GOOD)  # another environment: not this app
+        await burst.stop(place(replace(app, environment="")))  # another environment: not this app
         assert record.deployed
-        await burst.stop(app.name, "staging", GOOD)
+        await burst.stop(place(app))
         assert not record.deployed
 
 
@@ -202,8 +216,8 @@ async def test_what_modal_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(monkeypatch) as (local, burst):
         for work in (
             burst.deploy(APP, BAD),
-            burst.warm_up(APP.name, "", BAD, PATIENCE),
-            burst.stop(APP.name, "", BAD),
+            burst.warm_up(place(credentials=BAD), EAST, PATIENCE),
+            burst.stop(place(credentials=BAD)),
         ):
             assert (await fails(work)).reason is BurstReason.CREDENTIALS_REFUSED
         error = await fails(burst.deploy(replace(APP, gpu=("Z9",)), GOOD))
@@ -214,7 +228,7 @@ async def test_what_modal_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         error = await fails(burst.deploy(replace(APP, name="x" * 65), GOOD))
         assert error.reason is BurstReason.REFUSED
         assert "64" in error.message
-        error = await fails(burst.warm_up("va-unknown", "", GOOD, PATIENCE))
+        error = await fails(burst.warm_up(place(replace(APP, name="va-unknown")), EAST, PATIENCE))
         assert error.reason is BurstReason.WARM_UP_FAILED
         assert not local.boots
         # One bad agent does not spoil the client of another.
@@ -226,7 +240,7 @@ async def test_a_worker_that_cannot_start_fails_the_warm_up_in_time(
 ) -> None:
     async with world(monkeypatch) as (local, burst):
         await burst.deploy(replace(APP, ticket_key="too short"), GOOD)
-        error = await fails(burst.warm_up(APP.name, "", GOOD, 3.0))
+        error = await fails(burst.warm_up(place(), EAST, 3.0))
         assert error.reason is BurstReason.WARM_UP_FAILED
         await until(lambda: local.boots[0].end_t)
         assert local.boots[0].ready_t is None

@@ -5,7 +5,19 @@ from dataclasses import replace
 from typing import Final
 
 import pytest
-from test_burst import APP, GOOD, PATIENCE, answered, call, fails, session, until, world
+from test_burst import (
+    APP,
+    EAST,
+    GOOD,
+    PATIENCE,
+    answered,
+    call,
+    fails,
+    place,
+    session,
+    until,
+    world,
+)
 
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.state import Kind
@@ -19,16 +31,16 @@ ONE_CALL: Final = replace(APP, slots=1, max_containers=12, scaledown_window=3600
 async def seen(burst: Burst, app: BurstApp, since: float) -> tuple[Starts, float]:
     """What has happened since then, and until when."""
     until_ = time.time()
-    return await burst.starts(app.name, "", GOOD, since, until_), until_
+    return await burst.starts(place(app), app.regions, since, until_), until_
 
 
 async def test_modal_tells_how_containers_started(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(monkeypatch) as (local, burst):
         began = time.time()
-        error = await fails(burst.starts(APP.name, "", GOOD, began - 1, began))
+        error = await fails(burst.starts(place(), [EAST], began - 1, began))
         assert error.reason is BurstReason.STATS_FAILED
-        url = (await burst.deploy(ONE_CALL, GOOD)).url
-        await burst.warm_up(APP.name, "", GOOD, PATIENCE)
+        url = (await burst.deploy(ONE_CALL, GOOD)).urls[EAST]
+        await burst.warm_up(place(), EAST, PATIENCE)
         starts, now = await seen(burst, APP, began)
         assert starts == Starts(good=1, bad=0)
         # The one that is there is taken; the next is to be restored, and cannot.
@@ -47,8 +59,8 @@ async def test_crashing_restores_open_the_breaker_and_healthy_ones_close_it(
     async with world(monkeypatch) as (local, burst):
         now = time.time()
         breaker = Breaker.of(Snapshot.CPU)
-        url = (await burst.deploy(ONE_CALL, GOOD)).url
-        await burst.warm_up(APP.name, "", GOOD, PATIENCE)
+        url = (await burst.deploy(ONE_CALL, GOOD)).urls[EAST]
+        await burst.warm_up(place(), EAST, PATIENCE)
         async with call(url, await session(url)) as link:
             await answered(link)
             await local.inject(Rule(fault=Fault.RESTORE_CRASHES, share=0.6, seconds=0.1), seed=1)
@@ -68,7 +80,7 @@ async def test_crashing_restores_open_the_breaker_and_healthy_ones_close_it(
 
             # The level below is a deployment; the call that is there stays where it is.
             below = replace(ONE_CALL, snapshot=breaker.level.value)
-            assert (await burst.deploy(below, GOOD)).url == url
+            assert (await burst.deploy(below, GOOD)).urls[EAST] == url
             async with call(url, await session(url), call="below") as other:
                 await answered(other)
             assert local.boots[-1].kind is Kind.COLD
@@ -79,7 +91,7 @@ async def test_crashing_restores_open_the_breaker_and_healthy_ones_close_it(
             breaker = probed(breaker, probe_at(breaker))
             assert (breaker.level, breaker.fallen) == (Snapshot.CPU, False)
             await burst.deploy(ONE_CALL, GOOD)
-            await burst.warm_up(APP.name, "", GOOD, PATIENCE)
+            await burst.warm_up(place(), EAST, PATIENCE)
             first = len(local.boots)
             for _ in range(3):
                 await session(url)

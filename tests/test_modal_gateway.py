@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
-from trunkline_operator.burst.client import Burst, BurstApp, Credentials
+from trunkline_operator.burst.client import Burst, BurstApp, Credentials, Place
 from trunkline_runtime.contract import ENV_ENGINE, BurstRung
 
 GOOD: Final = Credentials(token_id="ak-1", token_secret="as-1")
@@ -51,11 +51,13 @@ async def modal(
 async def rung(burst: Burst, app: BurstApp, seconds: float = PATIENCE) -> BurstRung:
     """The app, deployed, with one container that is ready."""
     deployed = await burst.deploy(app, GOOD)
-    await burst.warm_up(app.name, "", GOOD, PATIENCE)
+    (region,) = app.regions
+    place = Place(app=app.name, environment=app.environment, credentials=GOOD)
+    await burst.warm_up(place, region, PATIENCE)
     return BurstRung(
         kind="burst",
-        name=app.region,
-        url=deployed.url,
+        name=region,
+        url=deployed.urls[region],
         proxyToken="wk-1.ws-1",
         ticketKey=TICKET_KEY,
         deadlineSeconds=seconds,
@@ -139,7 +141,7 @@ def test_what_goes_wrong_in_one_region_sends_calls_to_the_next_and_touches_none(
     async def run() -> None:
         async with modal(monkeypatch) as (local, burst):
             near = await rung(burst, replace(APP, slots=8), seconds=1.5)
-            far = await rung(burst, replace(APP, name="far", region="eu-west", slots=8))
+            far = await rung(burst, replace(APP, name="far", regions=("eu-west",), slots=8))
             route = a_route(rungs=[near, far], answerSeconds=PATIENCE)
             async with a_gateway(route) as gateway, call(gateway) as first:
                 await live(first)

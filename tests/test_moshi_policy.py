@@ -135,7 +135,7 @@ def test_the_example_of_the_docs_is_a_policy() -> None:
     found = re.search(r"```yaml\n(engine:.*?)```", text, re.DOTALL)
     assert found is not None
     agent = an_agent(engine=yaml.safe_load(found[1])["engine"])
-    subject = rules_of(route(agent, Keys(worker="w", ticket="t"), "")["settings"])
+    subject = rules_of(route(agent, Keys(worker="w", ticket="t"), {})["settings"])
     assert heard(subject, "hi my name is Bo", agent_speaks=True) == [Mute(), Say("Hello Bo.")]
 
 

@@ -308,7 +308,7 @@ def test_a_rollout_without_room_drains_a_busy_pod_where_burst_takes_calls() -> N
     busy = {"desk-0": 2, "desk-1": 1}
     deployed = replace(DEPLOYED, hash=burst_hash(agent, INSTALLATION))
     assert steps(agent, a_world(pods, busy, burst=deployed)) == (of(Drain, pods[1]),)
-    away = replace(deployed, url="")
+    away = replace(deployed, urls={})
     assert steps(agent, a_world(pods, busy, burst=away)) == ()
     one_by_one = [pods[0], replace(pods[1], draining_since=NOW)]
     assert steps(agent, a_world(one_by_one, busy, burst=deployed)) == ()
@@ -657,7 +657,7 @@ class Cluster(RuleBasedStateMachine):
                 facts, failures=failures, failed_at=self.now, failed_hash=self.work
             )
         elif self.work:
-            self.burst = BurstFacts(app="app", url="https://burst", hash=self.work)
+            self.burst = replace(DEPLOYED, hash=self.work)
         else:
             self.burst = BurstFacts(stopped=True)
             assert self.burst_calls == 0 or self.late
@@ -710,7 +710,7 @@ class Cluster(RuleBasedStateMachine):
         made = planned(agent, world, self.now, self.memory, self.installation)
         assert made == planned(agent, world, self.now, self.memory, self.installation)
         self.memory = made.memory
-        rung = any(rung["kind"] == "burst" for rung in route(agent, KEYS, self.burst.url)["rungs"])
+        rung = any(rung["kind"] == "burst" for rung in route(agent, KEYS, self.burst.urls)["rungs"])
         self.route = (rung, made.draining)
         return made
 

@@ -261,9 +261,8 @@ async def test_a_modal_that_is_away_is_a_fact_and_no_exception(
 ) -> None:
     deployments, ends = away
     account = Account(credentials=Credentials(token_id="ak-1", token_secret="as-1"), environment="")
-    assert deployments.facts(AGENT, BurstFacts(app="app", url="u")) == BurstFacts(
-        app="app", url="u"
-    )
+    there = BurstFacts(app="app", urls={"us-east": "u"})
+    assert deployments.facts(AGENT, there) == there
     deployments.remember(AGENT, account)
     deployments.deploy(AGENT, app(), "hash-1")
     deployments.deploy(AGENT, app(), "hash-2")  # never two at once

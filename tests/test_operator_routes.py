@@ -23,12 +23,13 @@ KEYS = Keys(
 )
 KEYED: dict[str, Any] = {"access": {"apiKeysSecretRef": {"name": "callers"}}}
 URL = "https://burst.example"
+URLS = {"us-east": URL}
 
 
 def made(
     url: str = URL, keys: Keys = KEYS, draining: tuple[str, ...] = (), **changes: Any
 ) -> Route:
-    return route(an_agent(**BURST | changes), keys, url, draining)
+    return route(an_agent(**BURST | changes), keys, {"us-east": url} if url else {}, draining)
 
 
 def test_what_a_gateway_needs() -> None:
@@ -181,6 +182,17 @@ def test_rungs_are_those_that_are_there_and_allowed(
     assert [rung["kind"] for rung in made(url, **changes)["rungs"]] == kinds
 
 
+def test_each_region_that_takes_calls_has_its_rung_in_the_agents_order() -> None:
+    regions = ["eu-west", "us-east", "ap-south"]
+    agent = an_agent(**BURST, burst__modal__regions=regions)
+    urls = {"us-east": "https://us", "eu-west": "https://eu"}
+    rungs = [rung for rung in route(agent, KEYS, urls)["rungs"] if rung["kind"] == "burst"]
+    assert [(rung["name"], rung["url"]) for rung in rungs] == [
+        ("eu-west", "https://eu"),
+        ("us-east", "https://us"),
+    ]
+
+
 def test_keys_are_not_shown() -> None:
     assert "key-1" not in repr(KEYS)
     assert "sk-" not in repr(KEYS)
@@ -195,7 +207,7 @@ def test_the_hash_is_of_all_the_rest() -> None:
         made(url="https://other.example", **KEYED),
         made(keys=Keys(worker="worker-key-2", ticket="t"), **KEYED),
         made(draining=("desk-0",), **KEYED),
-        route(an_agent(**BURST, **KEYED), KEYS, URL, default_namespace=True),
+        route(an_agent(**BURST, **KEYED), KEYS, URLS, default_namespace=True),
     ]
     assert len({one["hash"], *(other["hash"] for other in others)}) == 6
 
@@ -208,7 +220,7 @@ def test_a_route_is_json() -> None:
 
 def test_gateways_learn_the_ca_of_workers_and_plain_links_by_its_absence() -> None:
     agent = an_agent(**BURST)
-    plain, secure = route(agent, KEYS, URL), route(agent, KEYS, URL, worker_ca="PEM")
+    plain, secure = route(agent, KEYS, URLS), route(agent, KEYS, URLS, worker_ca="PEM")
     assert "workerTls" not in plain
     assert secure["workerTls"] == "PEM"
     assert secure["hash"] != plain["hash"]

@@ -19,6 +19,7 @@ from worlds import (
 
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.spec import SpecError, VoiceAgent
+from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.plan import planned
 from trunkline_operator.decisions.status import (
     Condition,
@@ -68,13 +69,14 @@ def test_numbers() -> None:
         "app": "app",
         "appId": "ap-1",
         "url": "https://burst",
+        "regions": [{"name": "us-east", "url": "https://burst"}],
         "hash": "old",
     }
 
 
 def test_an_operator_that_restarts_knows_the_app_from_the_status() -> None:
     status = told(an_agent(**BURST), a_world(burst=replace(DEPLOYED, snapshot="cpu")))
-    assert BurstFacts.of(status) == replace(DEPLOYED, snapshot="cpu")
+    assert BurstFacts.of(status) == replace(DEPLOYED, snapshot="cpu", standing=Standing())
     assert BurstFacts.of({}) == BurstFacts()
 
 

@@ -4,7 +4,8 @@ import copy
 from typing import Any
 
 from trunkline_operator.agent.parsing import parsed
-from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.agent.spec import Region, VoiceAgent
+from trunkline_operator.burst.standby import Scaling, Standing
 from trunkline_operator.decisions.manifests import Installation, template_hash
 from trunkline_operator.decisions.world import (
     BurstFacts,
@@ -21,7 +22,14 @@ Json = dict[str, Any]
 INSTALLATION = Installation(worker_image="worker:1", gateways="gateway:8081", build="1.0")
 NOW = 1_800_000_000.0
 BURST: Json = {"burst__modal__credentialsSecretRef__name": "modal"}
-DEPLOYED = BurstFacts(app="app", app_id="ap-1", url="https://burst", hash="old")
+REST = Scaling(minimum=0, buffer=0, maximum=10, window=60)
+DEPLOYED = BurstFacts(
+    app="app",
+    app_id="ap-1",
+    urls={Region.US_EAST: "https://burst"},
+    hash="old",
+    standing=Standing(scalings={Region.US_EAST: REST}),
+)
 
 
 def an_object(**changes: Any) -> Json:

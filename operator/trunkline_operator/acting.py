@@ -24,6 +24,7 @@ from trunkline_operator.decisions.steps import (
     IssueCertificate,
     RemoveFinalizer,
     Requeue,
+    ScaleBurst,
     Step,
     StopBurst,
     Undrain,
@@ -142,6 +143,8 @@ class Actor:
                 await self._deploy(seen, step)
             case WatchBurst():
                 self._deployments.watch(agent.key, step.app)
+            case ScaleBurst():
+                self._deployments.scale(agent.key, step.app, step.scalings)
             case StopBurst():
                 self._deployments.stop(agent.key, step.app)
             case CreatePod() | Requeue():

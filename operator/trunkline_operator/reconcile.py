@@ -168,7 +168,7 @@ class Reconciler:
         made = route(
             seen.agent,
             notes.keys,
-            seen.world.burst.url,
+            seen.world.burst.urls,
             plan.draining,
             default_namespace=seen.agent.namespace == self._settings.default_namespace,
             worker_ca=self._settings.authority.pem if self._settings.authority else "",

@@ -218,13 +218,13 @@ class Release:
         self, it: Claim, burst: BurstSpec, account: Mapping[str, str]
     ) -> tuple[bool, str]:
         """Tries until the end, for an app that is left behind costs money."""
-        credentials = account_of(burst, account).credentials
+        place = account_of(burst, account).place(it.app)
         why, pause = "Modal did not answer in time", RETRY_SECONDS[0]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._seconds()):
                 while True:
                     try:
-                        await self._burst.stop(it.app, burst.environment, credentials)
+                        await self._burst.stop(place)
                         return True, f"stopped {it.app} at Modal"
                     except BurstError as error:
                         why = str(error)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.burst")
 
-SERVER: Final = "worker"  # the server's name in the app
+SERVER: Final = "worker"  # the servers' names in the app begin so
 DISTRIBUTION: Final = "trunkline"
 MAX_GRACE_SECONDS: Final = 3600  # Modal's limit for exit_grace_period
 MAX_TAG: Final = 63  # characters of a tag's key or value
@@ -167,11 +167,12 @@ class BurstApp:
     tags: Mapping[str, str] = field(default_factory=dict)  # any text: cut to what Modal takes
     image: str = ""  # registry reference; "" builds one from this installation
     gpu: tuple[str, ...] = ()  # the first that is there
-    region: str = "us-east"  # where requests are routed through
+    # Where requests are routed through, a server each. Containers that stand by are the first one's.
+    regions: tuple[str, ...] = ("us-east",)
     slots: int = 4  # sessions per container
     min_containers: int = 0
     buffer_containers: int = 0
-    max_containers: int = 10
+    max_containers: int = 10  # of each server
     scaledown_window: int = 60  # seconds, 2…3600
     startup_timeout: int = 600  # seconds; Modal's default of 30 is short for a model
     max_seconds: int = 1800  # the longest call, and so the grace of a container that is to go
@@ -190,8 +191,23 @@ def build_app(options: BurstApp) -> modal.App:
         tags={_tag(key): _tag(value) for key, value in options.tags.items()},
         include_source=False,
     )
-    server = app.server(
-        name=SERVER,
+    for region in options.regions:
+        _server(app, options, region)(
+            modal.sessioned()(BurstWorker if snapshot else PlainBurstWorker)
+        )
+    return app
+
+
+def server_name(region: str) -> str:
+    """What the server of a region is called in its app."""
+    return f"{SERVER}-{region}"
+
+
+def _server(app: modal.App, options: BurstApp, region: str) -> Any:
+    """The decorator that makes a class the server of a region."""
+    first = region == options.regions[0]
+    return app.server(
+        name=server_name(region),
         env={
             ENV_AGENT: options.agent,
             **options.engine,
@@ -203,18 +219,16 @@ def build_app(options: BurstApp) -> modal.App:
         port=WORKER_PORT,
         max_concurrency=options.slots,
         target_concurrency=options.slots,  # without it nothing scales
-        min_containers=options.min_containers,
-        buffer_containers=options.buffer_containers,
+        min_containers=options.min_containers if first else 0,
+        buffer_containers=options.buffer_containers if first else 0,
         max_containers=options.max_containers,
         scaledown_window=options.scaledown_window,
         startup_timeout=options.startup_timeout,
         exit_grace_period=min(options.max_seconds, MAX_GRACE_SECONDS),
-        routing_region=options.region,
-        enable_memory_snapshot=snapshot,
+        routing_region=region,
+        enable_memory_snapshot=options.snapshot != "none",
         experimental_options={"enable_gpu_snapshot": True} if options.snapshot == "gpu" else None,
     )
-    server(modal.sessioned()(BurstWorker if snapshot else PlainBurstWorker))
-    return app
 
 
 def _image(options: BurstApp) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,11 +18,23 @@ from typing import Any, Final
 import aiohttp
 import modal
 import modal.exception
+import modal.experimental
 from grpclib import GRPCError
 
-from trunkline_runtime.modal_app import SERVER, BurstApp, build_app
+from trunkline_operator.burst.standby import Scalings
+from trunkline_runtime.modal_app import BurstApp, build_app, server_name
 
-__all__ = ["Burst", "BurstApp", "BurstError", "BurstReason", "Credentials", "Deployed", "Starts"]
+__all__ = [
+    "Burst",
+    "BurstApp",
+    "BurstError",
+    "BurstReason",
+    "Credentials",
+    "Deployed",
+    "Found",
+    "Place",
+    "Starts",
+]
 
 CALL_SECONDS: Final = 20.0  # for anything but a deployment and a warm-up
 DEPLOY_SECONDS: Final = 900.0  # an image with a model in it takes minutes to build
@@ -43,6 +55,8 @@ class BurstReason(StrEnum):
     WARM_UP_FAILED = "WarmUpFailed"
     STOP_FAILED = "StopFailed"
     STATS_FAILED = "StatsFailed"
+    SCALING_FAILED = "ScalingFailed"
+    SEARCH_FAILED = "SearchFailed"
 
 
 # The first that fits; what fits none has the reason of the work that failed.
@@ -75,9 +89,26 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """An app of a workspace, and who may work on it."""
+
+    app: str
+    environment: str  # "" is the workspace's default
+    credentials: Credentials = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
     app_id: str
-    url: str  # where sessions are started
+    urls: Mapping[str, str]  # region → where sessions are started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An app that is deployed, whoever did so."""
+
+    name: str
+    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +140,21 @@ class Burst:
             async with asyncio.timeout(self._deploy_seconds):
                 built = build_app(app)
                 await built.deploy.aio(client=client, environment_name=environment)
-                url = await self._server(app.name, app.environment, client).get_url.aio()
-        if not built.app_id or not url:
+                place = Place(app=app.name, environment=app.environment, credentials=credentials)
+                found = [await _server(place, r, client).get_url.aio() for r in app.regions]
+        if not built.app_id or not all(found):
             raise BurstError(BurstReason.DEPLOY_FAILED, f"Modal gave {app.name} no id or no URL")
-        return Deployed(app_id=built.app_id, url=url)
+        return Deployed(app_id=built.app_id, urls=dict(zip(app.regions, found, strict=True)))
 
-    async def warm_up(
-        self, app_name: str, environment: str, credentials: Credentials, deadline: float
-    ) -> float:
+    async def warm_up(self, place: Place, region: str, deadline: float) -> float:
         """Starts and ends a session, so that the snapshot exists before a caller waits for it.
 
         Returns the seconds until the session had a container; `deadline` seconds at most.
         """
         began = time.monotonic()
-        async with self._failing(BurstReason.WARM_UP_FAILED, credentials):
-            client = await self._client(credentials)
-            server = self._server(app_name, environment, client)
+        async with self._failing(BurstReason.WARM_UP_FAILED, place.credentials):
+            client = await self._client(place.credentials)
+            server = _server(place, region, client)
             async with asyncio.timeout(deadline):
                 session = await server.sessions.start.aio(idle_timeout=SESSION_IDLE_SECONDS)
             seconds = time.monotonic() - began
@@ -132,40 +162,71 @@ class Burst:
                 await server.sessions.terminate.aio(session.token)
         return seconds
 
+    async def scale(self, place: Place, scalings: Scalings) -> None:
+        """Changes live servers' autoscalers; nothing is deployed and no call is touched."""
+        async with self._failing(BurstReason.SCALING_FAILED, place.credentials):
+            client = await self._client(place.credentials)
+            async with asyncio.timeout(self._call_seconds):
+                for region, scaling in scalings.items():
+                    await _server(place, region.value, client).autoscaler.update.aio(
+                        min_containers=scaling.minimum,
+                        buffer_containers=scaling.buffer,
+                        max_containers=scaling.maximum,
+                        scaledown_window=scaling.window,
+                    )
+
     async def starts(
-        self, app_name: str, environment: str, credentials: Credentials, since: float, until: float
+        self, place: Place, regions: Iterable[str], since: float, until: float
     ) -> Starts:
         """How the containers of an app started between two moments, in seconds since the epoch."""
-        async with self._failing(BurstReason.STATS_FAILED, credentials):
+        good = bad = 0
+        async with self._failing(BurstReason.STATS_FAILED, place.credentials):
+            client = await self._client(place.credentials)
+            async with asyncio.timeout(self._call_seconds):
+                for region in regions:
+                    stats = await _server(place, region, client).stats.aio(
+                        since=datetime.fromtimestamp(since, UTC),
+                        until=datetime.fromtimestamp(until, UTC),
+                    )
+                    bad += stats.container_error_count
+                    # Modal boots anew what it could not restore, and that start says nothing of restores.
+                    good += max(stats.container_started_count - stats.container_error_count, 0)
+        return Starts(good=good, bad=bad)
+
+    async def find(self, environment: str, credentials: Credentials, prefix: str) -> list[Found]:
+        """The deployed apps of an environment whose names begin so, with their tags."""
+        async with self._failing(BurstReason.SEARCH_FAILED, credentials):
             client = await self._client(credentials)
             async with asyncio.timeout(self._call_seconds):
-                stats = await self._server(app_name, environment, client).stats.aio(
-                    since=datetime.fromtimestamp(since, UTC),
-                    until=datetime.fromtimestamp(until, UTC),
+                listed = await modal.experimental.list_deployed_apps.aio(
+                    environment_name=environment, client=client
                 )
-        bad = stats.container_error_count
-        # Modal boots anew what it could not restore, and that start says nothing of restores.
-        return Starts(good=max(stats.container_started_count - bad, 0), bad=bad)
+            found = []
+            for name in (one.name for one in listed if one.name.startswith(prefix)):
+                # One that goes meanwhile is no longer to be found.
+                with contextlib.suppress(modal.exception.NotFoundError):
+                    async with asyncio.timeout(self._call_seconds):
+                        app = await modal.App.lookup.aio(
+                            name, environment_name=environment or None, client=client
+                        )
+                        tags = await app.get_tags.aio(client=client)
+                    found.append(Found(name=name, tags=tags))
+        return found
 
-    async def stop(self, app_name: str, environment: str, credentials: Credentials) -> None:
+    async def stop(self, place: Place) -> None:
         """Stops the app; one that is not there is stopped already."""
-        async with self._failing(BurstReason.STOP_FAILED, credentials):
-            client = await self._client(credentials)
+        async with self._failing(BurstReason.STOP_FAILED, place.credentials):
+            client = await self._client(place.credentials)
             with contextlib.suppress(modal.exception.NotFoundError):
                 async with asyncio.timeout(self._call_seconds):
                     app = await modal.App.lookup.aio(
-                        app_name, environment_name=environment or None, client=client
+                        place.app, environment_name=place.environment or None, client=client
                     )
                     await app.stop.aio(client=client)
 
     async def close(self) -> None:
         for credentials in list(self._clients):
             await self._forget(credentials)
-
-    def _server(self, app_name: str, environment: str, client: Any) -> Any:
-        return modal.Server.from_name(
-            app_name, SERVER, environment_name=environment or None, client=client
-        )
 
     async def _client(self, credentials: Credentials) -> Any:
         """A client that Modal has just answered with these credentials."""
@@ -208,6 +269,15 @@ class Burst:
                 (reason for kind, reason in REASONS if isinstance(error, kind)), otherwise
             )
             raise BurstError(reason, _message(error, credentials)) from error
+
+
+def _server(place: Place, region: str, client: Any) -> Any:
+    return modal.Server.from_name(
+        place.app,
+        server_name(region),
+        environment_name=place.environment or None,
+        client=client,
+    )
 
 
 def _message(error: Exception, credentials: Credentials) -> str:

@@ -8,14 +8,15 @@ Credentials are remembered while there may be an app, because an agent's Secret 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trunkline_operator.agent.spec import Burst as BurstSpec
 from trunkline_operator.agent.spec import Snapshot, VoiceAgent
 from trunkline_operator.burst.breaker import Breaker, noted
-from trunkline_operator.burst.client import Burst, BurstApp, BurstError, Credentials
+from trunkline_operator.burst.client import Burst, BurstApp, BurstError, Credentials, Place
+from trunkline_operator.burst.standby import Scalings, Standing
 from trunkline_operator.decisions.manifests import engine_environment
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.metrics import DEPLOYMENTS
@@ -39,6 +40,10 @@ class Account:
     credentials: Credentials = field(repr=False)
     environment: str
 
+    def place(self, app: str) -> Place:
+        """Of an app there."""
+        return Place(app=app, environment=self.environment, credentials=self.credentials)
+
 
 @dataclass(slots=True)
 class _App:
@@ -46,6 +51,7 @@ class _App:
     account: Account | None = None
     task: asyncio.Task[None] | None = None
     watch: asyncio.Task[None] | None = None
+    scaling: asyncio.Task[None] | None = None
     counted: float = field(default_factory=time.time)  # starts until then are known
 
 
@@ -77,13 +83,13 @@ class Deployments:
 
     def forget(self, agent: str) -> None:
         app = self._apps.pop(agent, None)
-        for task in (app.task, app.watch) if app else ():
+        for task in (app.task, app.watch, app.scaling) if app else ():
             if task:
                 task.cancel()
 
     async def close(self) -> None:
         apps = self._apps.values()
-        tasks = [task for app in apps for task in (app.task, app.watch) if task]
+        tasks = [task for app in apps for task in (app.task, app.watch, app.scaling) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -103,25 +109,55 @@ class Deployments:
         account = self._apps[agent].account
         assert account is not None
         deployed = await self._burst.deploy(app, account.credentials)
-        # From here on there is something to stop, whatever comes.
-        self._apps[agent].facts = replace(
-            self._apps[agent].facts, app=app.name, app_id=deployed.app_id, stopped=False
+        # From here on there is something to stop, whatever comes; what it stood at before is wiped.
+        known = self._apps[agent]
+        known.facts = replace(
+            known.facts,
+            app=app.name,
+            app_id=deployed.app_id,
+            stopped=False,
+            standing=Standing(),
+            urls={each: url for each, url in deployed.urls.items() if each in known.facts.urls},
         )
         self._changed(agent)
         if app.snapshot != Snapshot.NONE.value:
-            seconds = await self._burst.warm_up(
-                app.name, app.environment, account.credentials, WARM_UP_SECONDS
-            )
-            log.info("%s: first session after %.1f s", agent, seconds, extra={"agent": agent})
-        self._apps[agent].counted = time.time()  # the first start makes the snapshot
+            await self._warmed(agent, app, account.place(app.name), deployed.urls)
+        known.counted = time.time()  # the first start makes the snapshot
         return BurstFacts(
             app=app.name,
             app_id=deployed.app_id,
-            url=deployed.url,
+            urls=deployed.urls,
             hash=build,
             snapshot=app.snapshot,
-            breaker=self._apps[agent].facts.breaker,
+            breaker=known.facts.breaker,
+            first_boot=known.facts.first_boot,
         )
+
+    async def _warmed(
+        self, agent: str, app: BurstApp, place: Place, urls: Mapping[str, str]
+    ) -> None:
+        """A session in each region, all at once; calls may go to one as soon as it has had its own.
+
+        Raises the first failure, after all have ended.
+        """
+
+        async def warm(region: str) -> None:
+            seconds = await self._burst.warm_up(place, region, WARM_UP_SECONDS)
+            words = "%s: first session in %s after %.1f s"
+            log.info(words, agent, region, seconds, extra={"agent": agent})
+            facts = self._apps[agent].facts
+            ready = {each: urls[each] for each in urls if each == region or each in facts.urls}
+            self._apps[agent].facts = replace(
+                facts, urls=ready, first_boot=max(facts.first_boot, seconds)
+            )
+            self._changed(agent)
+
+        outcomes = await asyncio.gather(*map(warm, app.regions), return_exceptions=True)
+        for region, outcome in zip(app.regions, outcomes, strict=True):
+            if isinstance(outcome, BurstError):
+                raise BurstError(outcome.reason, f"{region}: {outcome.message}") from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def watch(self, agent: str, name: str) -> None:
         """Asks Modal how the app's containers have started, and tells the breaker."""
@@ -133,9 +169,7 @@ class Deployments:
         now = time.time()
         since = max(app.counted, now - LONGEST_STATS)
         try:
-            starts = await self._burst.starts(
-                name, account.environment, account.credentials, since, now
-            )
+            starts = await self._burst.starts(account.place(name), app.facts.urls, since, now)
         except BurstError as error:  # the next look asks for this time as well
             log.warning("%s: no news of starts: %s", agent, error, extra={"agent": agent})
         else:
@@ -149,10 +183,38 @@ class Deployments:
             app.facts = replace(app.facts, watched=now)
         self._changed(agent)
 
+    def scale(self, agent: str, name: str, scalings: Scalings) -> None:
+        """Tells Modal how many containers stand by, beside everything else but a change of the app."""
+        app = self._apps[agent]
+        if app.account is not None and app.task is None and app.scaling is None:
+            app.scaling = asyncio.create_task(
+                self._scaled(agent, app, app.account.place(name), scalings)
+            )
+
+    async def _scaled(self, agent: str, app: _App, place: Place, scalings: Scalings) -> None:
+        standing, failed_at = app.facts.standing, 0.0
+        try:
+            await self._burst.scale(place, scalings)
+            standing = Standing(scalings=scalings, since=time.time())
+            words = ", ".join(
+                f"{region} {each.minimum}+{each.buffer}" for region, each in scalings.items()
+            )
+            log.info("%s: containers stand by: %s", agent, words, extra={"agent": agent})
+        except BurstError as error:  # the next look tries again
+            failed_at = time.time()
+            log.warning("%s: not scaled: %s", agent, error, extra={"agent": agent})
+        finally:
+            app.scaling = None
+            # A deployment that began meanwhile wipes what was told.
+            if app.task is None:
+                app.facts = replace(app.facts, standing=standing, unscaled_at=failed_at)
+        DEPLOYMENTS.labels("scale", "failed" if failed_at else "done").inc()
+        self._changed(agent)
+
     async def _stopped(self, agent: str, name: str) -> BurstFacts:
         account = self._apps[agent].account
         assert account is not None
-        await self._burst.stop(name, account.environment, account.credentials)
+        await self._burst.stop(account.place(name))
         return BurstFacts(stopped=True)
 
     def _start(self, agent: str, work: str, build: str, outcome: Outcome) -> None:
@@ -194,7 +256,11 @@ def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:
 
 
 def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -> BurstApp:
-    """The app of that name which the agent asks for."""
+    """The app of that name which the agent asks for.
+
+    It is deployed with no container that stands by: those come once a snapshot exists to restore them from, and
+    none is paid for if the operator ends before the deployment is known.
+    """
     return BurstApp(
         name=name,
         agent=agent.key,
@@ -204,10 +270,8 @@ def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -
         tags={GROUP: agent.key},
         image=burst.image,
         gpu=burst.gpu,
-        region=burst.region,
+        regions=tuple(region.value for region in burst.regions),
         slots=burst.slots_per_container,
-        min_containers=burst.min_containers,
-        buffer_containers=burst.buffer_containers,
         max_containers=burst.max_containers,
         scaledown_window=burst.scaledown_window_seconds,
         max_seconds=agent.session.max_seconds,

@@ -290,6 +290,7 @@ def app_name(namespace: str, name: str, uid: str) -> str:
 def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | None = None) -> str:
     """Of all that a deployment at Modal depends on; "" where none is asked for or allowed.
 
+    How many containers there may be is a setting of the live app (`burst.standby`), so it is not among it.
     `level` is the snapshot that the breaker leaves of what is asked for; None = all of it.
     """
     burst = allowed_burst(agent)
@@ -304,10 +305,8 @@ def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | 
             "engine": engine_environment(agent.engine),
             "maxSeconds": agent.session.max_seconds,
             "gpu": burst.gpu,
-            "region": burst.region,
+            "regions": burst.regions,
             "slots": burst.slots_per_container,
-            "containers": (burst.min_containers, burst.buffer_containers, burst.max_containers),
-            "scaledownWindow": burst.scaledown_window_seconds,
             "snapshot": burst.snapshot,
             "environment": burst.environment,
             "image": burst.image,

@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from trunkline_operator.agent.policy import ladder
-from trunkline_operator.agent.spec import ScaleDown, Snapshot, VoiceAgent
+from trunkline_operator.agent.spec import Burst, ScaleDown, Snapshot, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
+from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
 from trunkline_operator.decisions.manifests import (
     GRACE_BEYOND_LAST_CALL,
     Installation,
@@ -38,12 +39,13 @@ from trunkline_operator.decisions.steps import (
     IssueCertificate,
     RemoveFinalizer,
     Requeue,
+    ScaleBurst,
     Step,
     StopBurst,
     Undrain,
     WatchBurst,
 )
-from trunkline_operator.decisions.world import Phase, PodFacts, World
+from trunkline_operator.decisions.world import BurstFacts, Phase, PodFacts, World
 from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
 from trunkline_operator.scaling.prices import stakes
 from trunkline_runtime.contract import FINALIZER
@@ -58,6 +60,8 @@ CREDENTIALS_LOOK: Final = 10.0
 LAST_CALL_LOOK: Final = 2.0
 # While calls go to burst. One request at Modal; a restore that crashes costs its caller 10 s or more.
 WATCH_LOOK: Final = 10.0
+# Modal refused to change the number of containers that stand by: its limits pass in seconds.
+SCALE_RETRY: Final = 10.0
 # A wait that ended by rounding must not become a busy loop.
 SOONEST: Final = 0.05
 
@@ -80,7 +84,8 @@ def planned(
     if agent.deleted_at is not None:
         return _plan(view, list(_farewell(view, agent.deleted_at)), None, memory)
     scaling = decided(agent.warm, _demand(view), now, memory)
-    steps = [*_foundation(view), *_pods(view, scaling.pods), *_burst(view)]
+    steps = [*_foundation(view), *_pods(view, scaling.pods)]
+    steps += _burst(view, scaling.memory.flow.growth)
     if scaling.look_again is not None:
         steps.append(Requeue(scaling.look_again))
     return _plan(view, steps, scaling, scaling.memory)
@@ -291,12 +296,15 @@ def _ends(view: View, draining: list[PodFacts]) -> Iterator[Step]:
 # --- burst -----------------------------------------------------------------------------------------------
 
 
-def _burst(view: View) -> Iterator[Step]:
-    """Deployed if policy allows it and something changed; stopped, once silent, if it must not be."""
-    facts = view.world.burst
+def _burst(view: View, growth: float) -> Iterator[Step]:
+    """Deployed if policy allows it and something changed; stopped, once silent, if it must not be.
+
+    `growth` is how many more calls come than end, a second.
+    """
+    facts, burst = view.world.burst, ladder(view.agent).burst
     if facts.working:
         return
-    if ladder(view.agent).burst is None:
+    if burst is None:
         if facts.app:
             yield from _stop(view, facts.app, late=False)
         return
@@ -304,11 +312,33 @@ def _burst(view: View) -> Iterator[Step]:
     goal = burst_hash(view.agent, view.installation, level)
     if facts.app and facts.hash == goal:
         yield from _watch(view)
+        yield from _stand_by(view, burst, growth)
         return
     if facts.credentials:
         yield Requeue(CREDENTIALS_LOOK)
-    else:
-        yield _retried(view, DeployBurst(burst_app(view.agent), goal), about=goal)
+        return
+    yield (step := _retried(view, DeployBurst(burst_app(view.agent), goal), about=goal))
+    if isinstance(step, Requeue):  # what was deployed before goes on meanwhile
+        yield from _stand_by(view, burst, growth)
+
+
+def _stand_by(view: View, burst: Burst, growth: float) -> Iterator[Step]:
+    """More containers while warm slots run short, and back again; a live setting, no deployment."""
+    facts, traffic = view.world.burst, view.world.traffic
+    regions = [region for region in burst.regions if region in facts.urls]
+    if not regions or facts.credentials:
+        return
+    ready = [pod.name for pod in view.pods if pod.active and pod.ready]
+    workers = [traffic.workers[name] for name in ready if name in traffic.workers]
+    free = sum(worker.slots - worker.busy for worker in workers if not worker.draining)
+    wish = needed(burst, Rush(free=free, burst=traffic.burst, growth=growth))
+    wanted = spread(at_cap(wish) if facts.capped else wish, regions, traffic.shut)
+    told, wait = following(facts.standing, wanted, view.now, capped=facts.capped)
+    refused = facts.unscaled_at + SCALE_RETRY - view.now if facts.unscaled_at else 0.0
+    if told is not None:
+        yield Requeue(refused) if refused > 0 else ScaleBurst(facts.app, told)
+    if wait:
+        yield Requeue(wait)
 
 
 def _watch(view: View) -> Iterator[Step]:
@@ -399,7 +429,15 @@ def _stop(view: View, app: str, late: bool) -> Iterator[Step]:
     elif late or view.burst_silent():
         yield _retried(view, StopBurst(app), about="")
     else:
+        yield from _emptied(facts)
         yield Requeue(LAST_CALL_LOOK)
+
+
+def _emptied(facts: BurstFacts) -> Iterator[Step]:
+    """While last calls end nothing else is paid for; what this operator never told stays as it is."""
+    told = facts.standing.scalings
+    if told and told != (none := {region: at_cap(each) for region, each in told.items()}):
+        yield ScaleBurst(facts.app, none)
 
 
 def rfc3339(now: float) -> str:

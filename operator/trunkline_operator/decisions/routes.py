@@ -43,7 +43,7 @@ class Keys:
 def route(
     agent: VoiceAgent,
     keys: Keys,
-    burst_url: str,
+    burst_urls: Mapping[str, str],
     draining: Iterable[str] = (),
     *,
     default_namespace: bool = False,
@@ -51,7 +51,7 @@ def route(
 ) -> Route:
     """The route of an agent; one that is being deleted has no rung, so that it takes no new call.
 
-    `burst_url` is "" while no app is deployed, and then there is no burst rung. `worker_ca` is the PEM of the
+    `burst_urls` has those regions of burst that take calls; another has no rung. `worker_ca` is the PEM of the
     CA of workers' certificates, "" where their links are plain.
     """
     content = Route(
@@ -63,7 +63,7 @@ def route(
         maxSeconds=agent.session.max_seconds,
         admissionMs=agent.slo.admission_ms,
         settings=_settings(agent, keys),
-        rungs=_rungs(agent, keys, burst_url),
+        rungs=_rungs(agent, keys, burst_urls),
         draining=sorted(draining),
     )
     if default_namespace:
@@ -156,20 +156,22 @@ def _policy(policy: spec.CallPolicy, keys: Keys) -> PolicySettings:
     return made
 
 
-def _rungs(agent: VoiceAgent, keys: Keys, burst_url: str) -> list[Rung]:
+def _rungs(agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str]) -> list[Rung]:
     allowed = ladder(agent)
     rungs: list[Rung] = []
     if allowed.warm:
         rungs.append(WarmRung(kind="warm"))
-    if allowed.burst and burst_url:
-        rungs.append(
+    if burst := allowed.burst:
+        rungs += [
             BurstRung(
                 kind="burst",
-                name=allowed.burst.region.value,
-                url=burst_url,
+                name=region.value,
+                url=burst_urls[region],
                 proxyToken=keys.proxy_token,
                 ticketKey=keys.ticket,
-                deadlineSeconds=allowed.burst.start_deadline_seconds,
+                deadlineSeconds=burst.start_deadline_seconds,
             )
-        )
+            for region in burst.regions
+            if region in burst_urls
+        ]
     return rungs

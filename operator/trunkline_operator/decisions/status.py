@@ -1,6 +1,6 @@
 """Agent and world → the status that people read. Conditions report; nothing branches on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -40,6 +40,7 @@ class Reason(StrEnum):
     BURST_DEPLOYING = "BurstDeploying"
     BURST_FAILING = "BurstFailing"
     SNAPSHOT_FALLBACK = "SnapshotFallback"  # calls are taken, by containers that start slower
+    REGION_DOWN = "RegionDown"  # calls are taken in the other regions
     CREDENTIALS_MISSING = "CredentialsMissing"
     ANSWERING = "Answering"
     NO_CAPACITY = "NoCapacity"
@@ -161,7 +162,9 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
         "snapshot": facts.snapshot,
         "message": facts.credentials or facts.message,
     }
-    return {"calls": calls} | {name: text for name, text in texts.items() if text}
+    regions = [{"name": region, "url": url} for region, url in facts.urls.items()]
+    made: Json = {"calls": calls} | {name: text for name, text in texts.items() if text}
+    return made | ({"regions": regions} if regions else {})
 
 
 # --- conditions ------------------------------------------------------------------------------------------
@@ -270,7 +273,8 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
             again = f"check Secret {burst.credentials_secret}; {again}"
         words = f"{facts.message.rstrip('.')}; {again}; {meanwhile}"
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
-    if failure := world.traffic.burst_error:
+    shut = world.traffic.shut
+    if failure := world.traffic.burst_error or _all_shut(facts, shut):
         words = f"{failure}; each call that finds no warm slot tries again"
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     if facts.credentials:
@@ -279,14 +283,24 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     if not facts.url:
         words = "the first container starts" if facts.app else "the app is being deployed"
         return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, words
-    words = f"app {facts.app} takes calls in {burst.region}"
+    taking = [region for region in burst.regions if region in facts.urls and region not in shut]
+    words = f"app {facts.app} takes calls in {' and '.join(taking)}"
     if (breaker := facts.breaker) and breaker.fallen:
         words += (
             f"; its containers start with snapshot {breaker.level} because restores from "
             f"{breaker.asked} failed, tried again after {breaker.wait / 60:g} minutes"
         )
         return Condition.BURST_READY, True, Reason.SNAPSHOT_FALLBACK, words
+    if down := [region for region in burst.regions if region in facts.urls and region in shut]:
+        words += f"; {down[0]} is passed over for a while: {shut[down[0]]}"
+        return Condition.BURST_READY, True, Reason.REGION_DOWN, words
     return Condition.BURST_READY, True, Reason.BURST_READY, words
+
+
+def _all_shut(facts: BurstFacts, shut: Mapping[str, str]) -> str:
+    """Why gateways pass over every region that there is, "" = they do not."""
+    there = [region for region in facts.urls if region in shut]
+    return shut[there[0]] if there and len(there) == len(facts.urls) else ""
 
 
 def _ready(

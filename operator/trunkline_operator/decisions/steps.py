@@ -6,6 +6,7 @@ A create finds the name taken, a delete finds the uid gone; both are fine.
 from dataclasses import dataclass
 
 from trunkline_operator.agent.spec import Json
+from trunkline_operator.burst.standby import Scalings
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,14 @@ class WatchBurst:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleBurst:
+    """Tell Modal how many containers stand by in each region; no deployment."""
+
+    app: str
+    scalings: Scalings
+
+
+@dataclass(frozen=True, slots=True)
 class StopBurst:
     """Stop the app; one that does not exist counts as stopped."""
 
@@ -106,6 +115,7 @@ Step = (
     | DeletePod
     | DeployBurst
     | WatchBurst
+    | ScaleBurst
     | StopBurst
     | Requeue
 )

@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from trunkline_operator.agent.spec import Json, epoch
 from trunkline_operator.burst.breaker import Breaker
+from trunkline_operator.burst.standby import Standing
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
 CONTAINER: Final = "worker"
@@ -195,6 +196,9 @@ class Traffic:
     arrivals: int = 0  # total
     refused: int = 0  # total
     burst_error: str = ""  # the gateways' last failure to reach burst, "" after a success
+    shut: Mapping[str, str] = field(
+        default_factory=dict
+    )  # regions that gateways pass over, and why
 
     @property
     def busy(self) -> int:
@@ -208,7 +212,9 @@ class BurstFacts:
 
     app: str = ""  # the deployed app's name; "" = none that we know of
     app_id: str = ""
-    url: str = ""  # known once its first container has answered
+    # Region → where sessions are started, in the order of the regions; each is known once its first
+    # container has answered.
+    urls: Mapping[str, str] = field(default_factory=dict)
     hash: str = ""  # what was deployed (`manifests.burst_hash`)
     snapshot: str = ""  # what its containers are restored from
     working: bool = False  # a deployment or a stop is under way
@@ -220,6 +226,17 @@ class BurstFacts:
     credentials: str = ""  # "" = present; else the sentence that says what is missing
     breaker: Breaker | None = None  # what containers start from; None = what is asked for
     watched: float = 0.0  # when Modal was last asked how they start
+    first_boot: float = (
+        0.0  # seconds that the slowest region took for its first session; 0 = unknown
+    )
+    standing: Standing = field(default_factory=Standing)  # the containers that stand by
+    unscaled_at: float = 0.0  # when Modal last refused another number of them; 0 = it did not
+    capped: bool = False  # the budget is spent: none stands by
+
+    @property
+    def url(self) -> str:
+        """That of the first region which has one."""
+        return next(iter(self.urls.values()), "")
 
     @classmethod
     def of(cls, status: Json) -> Self:
@@ -228,7 +245,7 @@ class BurstFacts:
         return cls(
             app=burst.get("app", ""),
             app_id=burst.get("appId", ""),
-            url=burst.get("url", ""),
+            urls={one["name"]: one["url"] for one in burst.get("regions") or ()},
             hash=burst.get("hash", ""),
             snapshot=burst.get("snapshot", ""),
         )
