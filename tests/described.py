@@ -219,13 +219,20 @@ def shown(status: Json) -> list[str]:
     last = status["lastDecision"]
     lines.append(f"Last decision: {last['pods']} pods at {last['time']}: {last['reason']}")
     for part in ("pods", "slots", "burst"):
-        numbers = ", ".join(f"{name} {value}" for name, value in status[part].items())
+        numbers = ", ".join(f"{name} {told(value)}" for name, value in status[part].items())
         lines.append(f"{part.capitalize()}: {numbers}")
     return lines
 
 
 def indented(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines]
+
+
+def told(value: Any) -> str:
+    """Of a list of objects their own values."""
+    if isinstance(value, list):
+        return " and ".join(" ".join(map(str, each.values())) for each in value)
+    return str(value)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.agent.spec import VoiceAgent, epoch
+from trunkline_operator.agent.spec import Region, VoiceAgent, epoch
+from trunkline_operator.burst.standby import Scaling, Standing
 from trunkline_operator.decisions.manifests import Installation, burst_app, burst_hash
 from trunkline_operator.decisions.plan import Plan, planned, rfc3339
 from trunkline_operator.decisions.routes import Keys, route
@@ -23,6 +24,7 @@ from trunkline_operator.decisions.steps import (
     IssueCertificate,
     RemoveFinalizer,
     Requeue,
+    ScaleBurst,
     Step,
     StopBurst,
     Undrain,
@@ -397,6 +399,34 @@ def test_missing_credentials_are_looked_for() -> None:
     assert burst_steps(BurstFacts(credentials="no Secret modal")) == (Requeue(10),)
 
 
+def test_how_many_containers_there_are_is_no_deployment() -> None:
+    containers = {"burst__modal__minContainers": 2, "burst__modal__maxContainers": 5}
+    agent = an_agent(**BURST, **containers)
+    assert burst_hash(agent, INSTALLATION) == burst_hash(an_agent(**BURST), INSTALLATION)
+    facts = replace(DEPLOYED, hash=burst_hash(agent, INSTALLATION))
+    (step,) = steps(agent, a_world([a_pod(agent, 0)], burst=facts))
+    wanted = {Region.US_EAST: Scaling(minimum=2, buffer=0, maximum=5, window=60)}
+    assert step == ScaleBurst("app", wanted)
+    told = replace(facts, standing=Standing(scalings=wanted, since=NOW))
+    assert steps(agent, a_world([a_pod(agent, 0)], burst=told)) == ()
+    # Modal refused: tried again in a while. At the budget's cap none stands by.
+    refused = replace(facts, unscaled_at=NOW)
+    assert steps(agent, a_world([a_pod(agent, 0)], burst=refused)) == (Requeue(10.0),)
+    capped = steps(agent, a_world([a_pod(agent, 0)], burst=replace(told, capped=True)))
+    none = {Region.US_EAST: replace(wanted[Region.US_EAST], minimum=0)}
+    assert capped == (ScaleBurst("app", none),)
+
+
+def test_nothing_stands_by_while_the_last_calls_of_an_app_end() -> None:
+    agent = an_agent()
+    raised = {Region.US_EAST: Scaling(minimum=2, buffer=1, maximum=5, window=60)}
+    none = {Region.US_EAST: Scaling(minimum=0, buffer=0, maximum=5, window=60)}
+    facts = replace(DEPLOYED, standing=Standing(scalings=raised))
+    world = a_world([a_pod(agent, 0)], burst=facts)
+    world = replace(world, traffic=replace(world.traffic, burst=1))
+    assert steps(agent, world) == (ScaleBurst("app", none), Requeue(2.0))
+
+
 def test_burst_that_must_not_be_is_stopped_once_it_is_silent() -> None:
     agent = an_agent()
     pods = [a_pod(agent, 0)]
@@ -747,6 +777,10 @@ class Cluster(RuleBasedStateMachine):
                 self.delete(self.pods[name], uid)
             case DeployBurst(_, goal):
                 self.burst, self.work = replace(self.burst, working=True), goal
+            case ScaleBurst(_, scalings):
+                self.burst = replace(
+                    self.burst, standing=Standing(scalings=scalings, since=self.now)
+                )
             case StopBurst():
                 assert self.burst_calls == 0 or self.late
                 self.burst, self.work = replace(self.burst, working=True), ""

@@ -207,11 +207,6 @@ class Burst:
     image: str = ""
     budget: Budget = Budget()
 
-    @property
-    def region(self) -> Region:
-        """The first one, where its app is."""
-        return self.regions[0]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:

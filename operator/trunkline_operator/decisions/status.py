@@ -162,7 +162,7 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
         "snapshot": facts.snapshot,
         "message": facts.credentials or facts.message,
     }
-    regions = [{"name": region, "url": url} for region, url in facts.urls.items()]
+    regions = [{"name": str(region), "url": url} for region, url in facts.urls.items()]
     made: Json = {"calls": calls} | {name: text for name, text in texts.items() if text}
     return made | ({"regions": regions} if regions else {})
 

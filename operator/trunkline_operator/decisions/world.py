@@ -196,9 +196,8 @@ class Traffic:
     arrivals: int = 0  # total
     refused: int = 0  # total
     burst_error: str = ""  # the gateways' last failure to reach burst, "" after a success
-    shut: Mapping[str, str] = field(
-        default_factory=dict
-    )  # regions that gateways pass over, and why
+    shut: Mapping[str, str] = field(default_factory=dict)
+    """Regions of burst that gateways pass over for a while, and why."""
 
     @property
     def busy(self) -> int:
@@ -226,9 +225,7 @@ class BurstFacts:
     credentials: str = ""  # "" = present; else the sentence that says what is missing
     breaker: Breaker | None = None  # what containers start from; None = what is asked for
     watched: float = 0.0  # when Modal was last asked how they start
-    first_boot: float = (
-        0.0  # seconds that the slowest region took for its first session; 0 = unknown
-    )
+    first_boot: float = 0.0  # seconds until the slowest region's first session; 0 = unknown
     standing: Standing = field(default_factory=Standing)  # the containers that stand by
     unscaled_at: float = 0.0  # when Modal last refused another number of them; 0 = it did not
     capped: bool = False  # the budget is spent: none stands by
