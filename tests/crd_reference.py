@@ -36,6 +36,7 @@ agent at most 25 at once and then one a minute.
 | `PodFailing`, `PodUnready` | a pod does not run, or is not ready any more: image pull, crash loop, readiness |
 | `PodUnschedulable` | no node has room |
 | `PodsRefused` | the Kubernetes API does not let a pod be made: a quota, a policy of the cluster |
+| `TemplateRejected` | the Kubernetes API takes no such pod as `warm` asks for |
 | `RolloutBlocked` | pods of an older template stay, because they have calls and there is no room for others |
 | `DrainBegan`, `DrainCancelled`, `DrainEnded` | a pod takes no new call (with who wants it), takes calls again, is removed |
 | `BurstDeployed`, `BurstStopped` | the app at Modal is there as it is asked for, or is there no more |

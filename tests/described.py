@@ -22,6 +22,7 @@ from trunkline_operator.decisions.events import Look, Memory, chosen, of_look, o
 from trunkline_operator.decisions.manifests import template_hash
 from trunkline_operator.decisions.plan import planned, rfc3339
 from trunkline_operator.decisions.status import reported
+from trunkline_operator.decisions.template import refusal as of_refusal
 from trunkline_operator.decisions.world import BurstFacts, PodFacts
 from trunkline_operator.decisions.world import World as Seen
 from trunkline_operator.scaling.decision import Memory as ScalingMemory
@@ -163,6 +164,32 @@ def modal_failed(facts: BurstFacts, reason: BurstReason, message: str) -> Case:
     return agent, a_world([healthy(agent)], burst=replace(facts, failed_at=NOW)), None
 
 
+def template_rejected() -> Case:
+    agent = an_agent(warm__template={"affinity": {"nodeAffinity": {"requierd": {}}}})
+    message = (
+        'Pod in version "v1" cannot be handled as a Pod: strict decoding error: unknown field '
+        '"spec.affinity.nodeAffinity.requierd"'
+    )
+    return agent, a_world(), ApiError(400, "BadRequest", message)
+
+
+def missing_priority_class() -> Case:
+    agent = an_agent(**BURST, warm__template={"priorityClassName": "gold"})
+    message = 'pods "desk-0" is forbidden: no PriorityClass with name gold was found'
+    return agent, a_world(burst=DEPLOYED), ApiError(403, "Forbidden", message)
+
+
+def unknown_gpu_product() -> Case:
+    agent = an_agent(**BURST, warm__gpu={"product": "NVIDIA-L5"})
+    message = (
+        "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes "
+        "are available: 3 Preemption is not helpful for scheduling."
+    )
+    scheduled = {"status": "False", "reason": "Unschedulable", "message": message}
+    facts = pod(agent, None, not_ready(), PodScheduled=scheduled)
+    return agent, a_world([facts], burst=DEPLOYED), None
+
+
 def quota() -> Case:
     agent = an_agent(warm__minPods=2)
     message = (
@@ -183,6 +210,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "modal-refused": modal_refused,
     "modal-limit": modal_limit,
     "quota": quota,
+    "template-rejected": template_rejected,
+    "missing-priority-class": missing_priority_class,
+    "unknown-gpu-product": unknown_gpu_product,
 }
 
 
@@ -196,7 +226,8 @@ def described(case: str) -> str:
     earlier = planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION)
     before = reported(agent, well, earlier, {}, NOW - 600)
     plan = planned(agent, world, NOW, earlier.memory, INSTALLATION)
-    status = reported(agent, world, plan, before, NOW, refusal.message if refusal else "")
+    why = of_refusal(agent, refusal.status, refusal.message) if refusal else None
+    status = reported(agent, world, plan, before, NOW, why)
     look = Look(
         agent=agent,
         world=world,

@@ -32,6 +32,7 @@ CLASSES: dict[str, type] = {
     "warm": spec.Warm,
     "warm.gpu": spec.Gpu,
     "warm.resources": spec.Resources,
+    "warm.template": spec.Template,
     "burst.modal": spec.Burst,
     "burst.modal.budget": spec.Budget,
     "session": spec.Session,
@@ -115,7 +116,45 @@ TENANTS: Json = {
     "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}, {"tenant": "b"}],
 }
 
+TEMPLATE: Json = {
+    "nodeSelector": {"pool": "voice"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+                ]
+            }
+        }
+    },
+    "topologySpreadConstraints": [
+        {
+            "maxSkew": 1,
+            "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "ScheduleAnyway",
+        }
+    ],
+    "volumes": [
+        {"name": "weights", "persistentVolumeClaim": {"claimName": "weights", "readOnly": True}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+    ],
+    "volumeMounts": [
+        {"name": "weights", "mountPath": "/models", "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ],
+    "env": [{"name": "HF_HOME", "value": "/models/hub"}],
+    "imagePullSecrets": [{"name": "registry"}],
+    "priorityClassName": "system-node-critical",
+    "runtimeClassName": "nvidia",
+    "serviceAccountName": "voice",
+}
+
 MOSHI: Json = {"type": "moshi", "model": "tiny"}
+VOLUME_RULE = (
+    "warm.template.volumes: each needs exactly one of persistentVolumeClaim, emptyDir, configMap, secret, "
+    "csi and ephemeral"
+)
 GUARD_RULE = "engine.policy.guards: say goes with do: say; set both or neither"
 
 REFUSED: dict[str, Json] = {
@@ -159,6 +198,21 @@ REFUSED: dict[str, Json] = {
     "warm.resources names the resource of warm.gpu: remove it there and set warm.gpu.count": {
         "warm__resources__limits": {"nvidia.com/gpu": 1}
     },
+    "warm.gpu.product is for GPUs of nvidia.com: remove it, or name a label of your nodes in "
+    "warm.template.nodeSelector": {"warm__gpu": {"product": "MI300X", "resource": "amd.com/gpu"}},
+    "warm.template.nodeSelector names nvidia.com/gpu.product, as warm.gpu.product does: remove one of "
+    "them": {
+        "warm__gpu__product": "NVIDIA-L4",
+        "warm__template__nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
+    },
+    "warm.template.volumeMounts names a volume that is not in warm.template.volumes: add it there": {
+        "warm__template__volumeMounts": [{"name": "weights", "mountPath": "/models"}]
+    },
+    "warm.template.env sets what the operator sets, TRUNKLINE_… or HF_TOKEN: remove it there and use the "
+    "fields of engine, warm and session": {
+        "warm__template__env": [{"name": "TRUNKLINE_SLOTS", "value": "9"}]
+    },
+    VOLUME_RULE: {"warm__template__volumes": [{"name": "a"}]},
     "no call could ever be placed: raise warm.maxPods or add burst.modal": {
         "warm": {"minPods": 0, "maxPods": 0}
     },
@@ -299,6 +353,11 @@ async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) ->
         (BURST | {"burst__modal__regions": []}, "spec.burst.modal.regions"),
         (BURST | {"burst__modal__regions": ["us"]}, 'Unsupported value: "us": supported values: "us-east"'),
         (BURST | {"burst__modal__budget": {"perDay": -1}}, "spec.burst.modal.budget.perDay"),
+        ({"warm__gpu": {"product": "L4 or A10"}}, "spec.warm.gpu.product"),
+        ({"warm__template": {"tolerations": [{"operator": "Is"}]}}, "spec.warm.template.tolerations[0].operator"),
+        ({"warm__template": {"volumeMounts": [{"name": "a", "mountPath": "models"}]}}, "volumeMounts[0].mountPath"),
+        ({"warm__template": {"env": [{"name": "A"}]}}, "spec.warm.template.env[0].value: Required value"),
+        ({"warm__template": {"nodeSelector": {"a": "b" * 64}}}, "spec.warm.template.nodeSelector.a"),
         ({"policy__residency": ["EU"]}, "spec.policy.residency[0]"),
         ({"policy__residency": ["eu", "eu"]}, "Duplicate value"),
         ({"session__protocols": ["sip"]}, 'Unsupported value: "sip": supported values: "realtime", "moshi"'),
@@ -319,6 +378,10 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
         ("planned", planned),
         ("moshi", {"engine": MOSHI}),
         ("ruled", {"engine": MOSHI | {"policy": RULED}}),
+        (
+            "placed",
+            {"warm__template": TEMPLATE, "warm__gpu": {"product": "NVIDIA-L4"}},
+        ),
         (
             "bounded",
             BURST | {"burst__modal__budget": {"perHour": 7.5}, "policy__residency": ["eu"]},
@@ -471,7 +534,8 @@ def test_the_operator_reads_every_field() -> None:
     read = {path for _, path, _, _ in table()}
     groups = {path.rsplit(".", n)[0] for path in read for n in range(1, path.count(".") + 1)}
     leaves = {path for path, _ in walk(SPEC) if "[]" not in path} - groups
-    assert leaves == read
+    # What the API server judges goes into a pod as it is.
+    assert {path for path in leaves if not path.startswith("warm.template.affinity.")} == read
 
 
 def test_defaults_are_the_same_in_both() -> None:
@@ -542,6 +606,19 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
             yield [guard], [{**guard, "match": "a" * 257}]
             yield [guard], [{**guard, "say": "a" * 1025}]
             yield [guard], [{**guard, "do": "sing"}]
+        case {"type": "array", "items": {"type": "object", "properties": properties} as each} if (
+            "match" not in properties
+        ):
+            entry: Json = {name: sample(properties[name]) for name in each.get("required", ())}
+            if "emptyDir" in properties:
+                entry |= {"emptyDir": {}}
+                yield [entry], [entry | {"csi": {}}]
+                yield [entry], [{"name": "a", "hostPath": {"path": "/"}}]
+            yield [entry] * schema["maxItems"], [entry] * (schema["maxItems"] + 1)
+            yield [entry], ["a"]
+            yield [entry], [{**entry, "more": "a" * 16_384}]
+            for name in each.get("required", ()):
+                yield [entry], [{**entry, name: None}]
         case {"type": "array"}:
             entry = {"match": "a" * 256, "say": "a" * 1024}
             yield [entry] * schema["maxItems"], [entry] * (schema["maxItems"] + 1)
@@ -549,8 +626,17 @@ def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
             yield [entry], [{**entry, "say": "a" * 1025}]
         case {"type": "boolean"}:
             yield False, "no"
+        case {"type": "object", "additionalProperties": {"maxLength": 63}}:
+            most = schema["maxProperties"]
+            yield {f"k{n}": "a" * 63 for n in range(most)}, {f"k{n}": "a" for n in range(most + 1)}
+            yield {"pool": "voice"}, {"pool": "a" * 64}
         case {"type": "object"}:
             yield {"cpu": 1}, ["cpu"]
+
+
+def sample(schema: Json) -> Any:
+    """A value that a field takes."""
+    return schema.get("minimum", next(iter(schema.get("enum", ["/a"]))))
 
 
 def test_conditions_are_named_in_the_description() -> None:

@@ -38,6 +38,37 @@ async def world(
         yield world
 
 
+@pytest.mark.parametrize(
+    ("warm", "said"),
+    [
+        (
+            {"template": {"affinity": {"nodeAffinity": {"requierd": {}}}}},
+            'unknown field "spec.affinity.nodeAffinity.requierd"',
+        ),
+        (
+            {"template": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},
+            "value must be empty when `operator` is 'Exists'",
+        ),
+        ({"template": {"priorityClassName": "gold"}}, "no PriorityClass with name gold was found"),
+        (
+            {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 1}}},
+            "must be less than or equal to cpu limit of 1",
+        ),
+    ],
+)
+async def test_a_template_that_the_api_rejects_is_told_in_its_words_and_mended_by_an_edit(
+    world: World, warm: Json, said: str
+) -> None:
+    await world.start()
+    await world.apply({**SPEC, "warm": {**SPEC["warm"], **warm}})
+    told = await world.condition("WarmReady", "TemplateRejected")
+    assert told["message"].startswith("0 of 1 pods are ready; the API takes no such pod: ")
+    assert said in told["message"]
+    await world.apply({**SPEC, "warm": {**SPEC["warm"], "template": {}, "resources": {}}})
+    await world.pod_count(1)
+    await world.condition("WarmReady", "PodsStarting")
+
+
 async def test_a_quota_is_told_in_the_apis_words_and_mended_by_its_end(world: World) -> None:
     quota = f"/api/v1/namespaces/{world.namespace}/resourcequotas/few"
     hard = {"pods": "1"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_crd import TEMPLATE
 from worlds import BURST, INSTALLATION, an_agent
 
 from trunkline_dev.kube import Api
@@ -50,6 +51,44 @@ async def test_a_real_api_server_takes_pod_and_secret_as_they_are(api: Api, name
         dryRun="All",
         fieldValidation="Strict",
     )
+
+
+async def test_a_real_api_server_takes_a_pod_with_a_whole_template(
+    api: Api, namespace: str
+) -> None:
+    """Its classes and its account must exist before, so they are left to the test of what is refused."""
+    named = {"runtimeClassName": None, "serviceAccountName": None}
+    template = {**TEMPLATE, **named}
+    agent = an_agent(warm={"template": template, "gpu": {"product": "NVIDIA-L4"}})
+    made = worker_pod(replace(agent, namespace=namespace), 0, INSTALLATION)
+    stored = await api.request(
+        "POST", f"/api/v1/namespaces/{namespace}/pods", made, dryRun="All", fieldValidation="Strict"
+    )
+    pod = stored["spec"]
+    assert pod["nodeSelector"] == {"pool": "voice", "nvidia.com/gpu.product": "NVIDIA-L4"}
+    assert template["tolerations"][0] in pod["tolerations"]
+    assert pod["affinity"] == template["affinity"]
+    (spread,) = pod["topologySpreadConstraints"]
+    assert spread["labelSelector"] == {"matchLabels": {contract.LABEL_AGENT: "desk"}}
+    assert [volume["name"] for volume in pod["volumes"]] == ["weights", "shm"]
+    (worker,) = pod["containers"]
+    assert [mount["mountPath"] for mount in worker["volumeMounts"]] == ["/models", "/dev/shm"]
+    env = {each["name"]: each.get("value") for each in worker["env"]}
+    assert env["HF_HOME"] == "/models/hub"
+    assert env[contract.ENV_SLOTS] == "4"
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert (pod["priorityClassName"], pod["automountServiceAccountToken"]) == (
+        "system-node-critical",
+        False,
+    )
+
+
+def test_without_a_template_a_pod_has_none_of_its_fields() -> None:
+    fields = worker_pod(an_agent(), 0, INSTALLATION)["spec"].keys()
+    assert fields.isdisjoint(
+        {"nodeSelector", "tolerations", "affinity", "volumes", "runtimeClassName"}
+    )
+    assert "volumeMounts" not in container(an_agent())
 
 
 def test_a_worker_learns_everything_from_its_environment() -> None:
@@ -179,6 +218,10 @@ def test_an_agent_without_an_image_gets_the_operators() -> None:
         ({"warm__gpu": {"count": 0}}, True),
         ({"warm__gpu": {"resource": "amd.com/gpu"}}, True),
         ({"warm__resources__requests": {"cpu": 1}}, True),
+        ({"warm__gpu": {"product": "NVIDIA-L4"}}, True),
+        ({"warm__template": {"nodeSelector": {"pool": "voice"}}}, True),
+        ({"warm__template": {"env": [{"name": "HF_HOME", "value": "/models"}]}}, True),
+        ({"warm__template": {"tolerations": []}}, False),
         ({"warm__image": "worker:1"}, False),
         ({"engine__greeting": "Hello."}, False),
         ({"engine__replies": [{"match": "a", "say": "b"}], "engine__fallback": "What?"}, False),

@@ -28,7 +28,8 @@ from trunkline_operator.decisions.status import (
     rejected,
     reported,
 )
-from trunkline_operator.decisions.world import BurstFacts, Phase, PodFacts, World
+from trunkline_operator.decisions.template import refusal
+from trunkline_operator.decisions.world import BurstFacts, Phase, PodFacts, Refusal, World
 from trunkline_operator.scaling.decision import Memory
 from trunkline_operator.scaling.staffing import Flow
 
@@ -215,7 +216,7 @@ def test_a_pod_that_the_api_refuses_is_told() -> None:
     agent = an_agent()
     quota = 'pods "desk-0" is forbidden: exceeded quota: gpus'
     plan = planned(agent, a_world(), NOW, Memory(), INSTALLATION)
-    status = reported(agent, a_world(), plan, {}, NOW, refused=quota)
+    status = reported(agent, a_world(), plan, {}, NOW, refused=Refusal(quota))
     state, reason, words = condition(status, Condition.READY)
     assert (state, reason) == ("False", Reason.PODS_REFUSED)
     assert words.startswith(
@@ -223,8 +224,56 @@ def test_a_pod_that_the_api_refuses_is_told() -> None:
     )
     # What a pod that is there says comes first: it is nearer to the calls.
     world = a_world([pending(agent, 0, trouble="Oops")])
-    status = reported(agent, world, plan, {}, NOW, refused=quota)
+    status = reported(agent, world, plan, {}, NOW, refused=Refusal(quota))
     assert condition(status, Condition.READY)[1] == Reason.POD_FAILING
+
+
+UNFIT = 'Pod "desk-0" is invalid: spec.tolerations[0].operator: Invalid value: "Equal"'
+
+
+def test_a_template_that_the_api_takes_for_no_pod_is_told() -> None:
+    agent = an_agent()
+    plan = planned(agent, a_world(), NOW, Memory(), INSTALLATION)
+    status = reported(agent, a_world(), plan, {}, NOW, Refusal(UNFIT, template=True))
+    state, reason, words = condition(status, Condition.READY)
+    assert (state, reason) == ("False", Reason.TEMPLATE_REJECTED)
+    assert f"the API takes no such pod: {UNFIT}. Change that in warm" in words
+
+
+def test_a_rollout_that_the_api_refuses_is_told_while_old_pods_answer() -> None:
+    agent = an_agent()
+    world = a_world([a_pod(agent, 0, template="old")])
+    plan = planned(agent, world, NOW, Memory(), INSTALLATION)
+    status = reported(agent, world, plan, {}, NOW, Refusal(UNFIT, template=True))
+    state, reason, words = condition(status, Condition.WARM_READY)
+    assert (state, reason) == ("True", Reason.TEMPLATE_REJECTED)
+    assert words.startswith("1 of 1 pods are ready; 1 of an older template stay; the API takes no")
+    assert words.endswith("; calls go on there")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "template"),
+    [
+        (422, UNFIT, True),
+        (400, 'strict decoding error: unknown field "spec.affinity.nodeAffinty"', True),
+        (403, 'pods "desk-0" is forbidden: exceeded quota: gold, requested: pods=1', False),
+        (403, 'pods "desk-0" is forbidden: no PriorityClass with name gold was found', True),
+        (403, 'pods "desk-0" is forbidden: no PriorityClass with name gold-2 was found', False),
+    ],
+)
+def test_what_a_refusal_is_about(status: int, words: str, template: bool) -> None:
+    agent = an_agent(warm__template={"priorityClassName": "gold"})
+    assert refusal(agent, status, words) == Refusal(words, template)
+
+
+def test_a_product_that_no_node_has_is_named() -> None:
+    agent = an_agent(warm__gpu={"product": "NVIDIA-L5"})
+    said = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+    world = a_world([pending(agent, 0, unschedulable=said)])
+    assert (
+        "labelled nvidia.com/gpu.product=NVIDIA-L5; calls are refused"
+        in condition(told(agent, world), Condition.WARM_READY)[2]
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from trunkline_operator.decisions.steps import (
     Undrain,
     WatchBurst,
 )
-from trunkline_operator.decisions.world import PodFacts, World
+from trunkline_operator.decisions.template import refusal
+from trunkline_operator.decisions.world import PodFacts, Refusal, World
 from trunkline_operator.observing import Observer, Seen
 from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER
 
@@ -46,7 +47,7 @@ class Acts:
     taken: list[Step] = field(default_factory=list)
     made: list[PodFacts] = field(default_factory=list)
     failures: list[ApiError] = field(default_factory=list)
-    refused: str = ""  # the API's words where they keep a pod from being made
+    refused: Refusal | None = None  # what keeps a pod from being made
 
     def after(self, world: World) -> World:
         """The world with the pods that were just made and deleted, so that a status needs no correction."""
@@ -79,8 +80,8 @@ class Actor:
         if plan.scaling and any(
             isinstance(step, CreatePod | Drain | Undrain) for step in plan.steps
         ):
-            why = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
-            log.info("%s: %s", seen.agent.key, why, extra={"agent": seen.agent.key})
+            wanted = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
+            log.info("%s: %s", seen.agent.key, wanted, extra={"agent": seen.agent.key})
         acts = Acts()
         for step in plan.steps:
             try:
@@ -98,7 +99,8 @@ class Actor:
                 )
                 acts.failures.append(error)
                 if isinstance(step, EnsureSecret | CreatePod) and error.lasting:
-                    acts.refused = acts.refused or error.message
+                    why = refusal(seen.agent, error.status, error.message)
+                    acts.refused = acts.refused or why
                 if isinstance(step, AddFinalizer):  # before anything else is made
                     break
             else:

@@ -10,9 +10,12 @@ from typing import Any, Final
 from trunkline_operator.agent.readers import (
     Reader,
     dollars,
+    entry,
     flag,
     guard_rule,
     jwks_document,
+    label_value,
+    labels,
     many,
     number,
     one_of,
@@ -22,6 +25,7 @@ from trunkline_operator.agent.readers import (
     schedule_window,
     slots_or_percent,
     text,
+    volume,
 )
 from trunkline_operator.agent.rules import broken
 from trunkline_operator.agent.spec import (
@@ -51,6 +55,7 @@ from trunkline_operator.agent.spec import (
     Slo,
     Snapshot,
     SpecError,
+    Template,
     Tenants,
     Transcripts,
     VoiceAgent,
@@ -90,6 +95,7 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         warm=Warm(
             gpu=Gpu(**_fields(spec, "warm.gpu")),
             resources=Resources(**_fields(spec, "warm.resources")),
+            template=Template(**_fields(spec, "warm.template")),
             **_fields(spec, "warm"),
         ),
         burst=_burst(spec),
@@ -164,10 +170,27 @@ FIELDS: Final[Mapping[str, Table]] = {
     "warm.gpu": {
         "resource": ("resource", text(253)),
         "count": ("count", number(0, 8)),
+        "product": ("product", label_value),
     },
     "warm.resources": {
         "requests": ("requests", quantities),
         "limits": ("limits", quantities),
+    },
+    "warm.template": {
+        "nodeSelector": ("node_selector", labels),
+        "tolerations": ("tolerations", many(32, entry())),
+        "affinity": ("affinity", entry()),
+        "topologySpreadConstraints": (
+            "spread",
+            many(8, entry("maxSkew", "topologyKey", "whenUnsatisfiable")),
+        ),
+        "volumes": ("volumes", many(16, volume)),
+        "volumeMounts": ("volume_mounts", many(16, entry("name", "mountPath"))),
+        "env": ("env", many(32, entry("name", "value"))),
+        "imagePullSecrets": ("image_pull_secrets", many(8, entry("name"))),
+        "priorityClassName": ("priority_class", text(253)),
+        "serviceAccountName": ("service_account", text(253)),
+        "runtimeClassName": ("runtime_class", text(253)),
     },
     "burst.modal": {
         "credentialsSecretRef.name": ("credentials_secret", text(253)),

@@ -9,6 +9,7 @@ from typing import Any, Final
 from trunkline_operator.agent.spec import (
     Guard,
     GuardAction,
+    Json,
     Percent,
     Reply,
     SpecError,
@@ -17,6 +18,12 @@ from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, 
 
 # More than anybody's voice agent costs in a day; it catches an amount that was meant in cents.
 MOST_DOLLARS: Final = 1_000_000
+
+MOST_LABELS: Final = 32
+# Room for any affinity that a person writes; a thousand agents with it still fit an operator's memory.
+MOST_ENTRY_BYTES: Final = 16_384
+# Not hostPath: who may write agents need not be one who may read a node's files.
+VOLUMES: Final = ("persistentVolumeClaim", "emptyDir", "configMap", "secret", "csi", "ephemeral")
 
 Reader = Callable[[Any, str], Any]
 """(value, its path) → the value to keep; raises SpecError."""
@@ -120,6 +127,43 @@ def quantities(value: Any, path: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise SpecError(f"{path} must name resources and amounts, such as cpu: 2")
     return {str(name): str(amount) for name, amount in value.items()}
+
+
+def label_value(value: Any, path: str) -> str:
+    """The value of a label, which may be empty."""
+    name: str = text(63)(value, path)
+    if not re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", name):
+        raise SpecError(f"{path} must be the value of a label, such as NVIDIA-L4")
+    return name
+
+
+def labels(value: Any, path: str) -> dict[str, str]:
+    """Labels of a node."""
+    if not isinstance(value, dict) or len(value) > MOST_LABELS:
+        raise SpecError(f"{path} must be at most {MOST_LABELS} labels and their values")
+    return {name: text(63)(each, f"{path}.{name}") for name, each in value.items()}
+
+
+def entry(*required: str) -> Reader:
+    """Of an object that goes into a pod as it is, with these fields at least."""
+
+    def read(value: Any, path: str) -> Json:
+        if not isinstance(value, dict) or any(value.get(name) is None for name in required):
+            needs = f"needs {' and '.join(required)}" if required else "must be an object"
+            raise SpecError(f"{path} {needs}")
+        if len(json.dumps(value)) > MOST_ENTRY_BYTES:
+            raise SpecError(f"{path} is longer than {MOST_ENTRY_BYTES} bytes of JSON")
+        return value
+
+    return read
+
+
+def volume(value: Any, path: str) -> Json:
+    """A volume of one of the kinds that a pod of an agent may have."""
+    found: Json = entry("name")(value, path)
+    if len(found.keys() & set(VOLUMES)) != 1 or len(found) != len(("name", "source")):
+        raise SpecError(f"{path} needs exactly one of {', '.join(VOLUMES[:-1])} and {VOLUMES[-1]}")
+    return found
 
 
 def reply_rule(value: Any, path: str) -> Reply:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from trunkline_operator.agent.spec import (
+    PRODUCT_LABEL,
     Autoscaling,
     Burst,
     DataClass,
     Engine,
     EngineType,
+    Json,
     Session,
     Snapshot,
     Transcripts,
@@ -33,6 +35,12 @@ IN_CLUSTER: Final = re.compile(
 HOOK_ADDRESS: Final = re.compile(rf"{IN_CLUSTER.pattern}|https://[A-Za-z0-9.-]+(:[0-9]+)?/")
 # Lookaround, a condition, a reference to a group, an atomic group, a possessive repeat.
 NOT_RE2: Final = re.compile(r"[(][?]([=!>(]|<[=!]|P=)|\\[1-9]|[*+?}][+]")
+
+
+def _operators(variable: Json) -> bool:
+    """Whether an entry of the environment is the operator's to set."""
+    name: str = variable["name"]
+    return name.startswith("TRUNKLINE_") or name == "HF_TOKEN"
 
 
 def _hook_address(agent: VoiceAgent) -> str:
@@ -107,6 +115,29 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
             agent.warm.gpu.resource not in agent.warm.resources.requests
             and agent.warm.gpu.resource not in agent.warm.resources.limits
         )
+    ),
+    "warm.gpu.product is for GPUs of nvidia.com: remove it, or name a label of your nodes in "
+    "warm.template.nodeSelector": (
+        lambda agent: (
+            not agent.warm.gpu.product
+            or (agent.warm.gpu.count > 0 and agent.warm.gpu.resource.startswith("nvidia.com/"))
+        )
+    ),
+    "warm.template.nodeSelector names nvidia.com/gpu.product, as warm.gpu.product does: remove one of "
+    "them": (
+        lambda agent: (
+            not agent.warm.gpu.product or PRODUCT_LABEL not in agent.warm.template.node_selector
+        )
+    ),
+    "warm.template.volumeMounts names a volume that is not in warm.template.volumes: add it there": (
+        lambda agent: (
+            {mount["name"] for mount in agent.warm.template.volume_mounts}
+            <= {volume["name"] for volume in agent.warm.template.volumes}
+        )
+    ),
+    "warm.template.env sets what the operator sets, TRUNKLINE_… or HF_TOKEN: remove it there and use the "
+    "fields of engine, warm and session": (
+        lambda agent: not any(map(_operators, agent.warm.template.env))
     ),
     "no call could ever be placed: raise warm.maxPods or add burst.modal": (
         lambda agent: agent.warm.max_pods > 0 or agent.burst is not None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from trunkline_operator.scaling.schedule import Window
 
@@ -145,16 +145,38 @@ class Engine:
     policy: CallPolicy | None = None
 
 
+PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
+"""Of nodes; NVIDIA's GPU feature discovery writes it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     resource: str = "nvidia.com/gpu"
     count: int = 1
+    product: str = ""  # by `PRODUCT_LABEL`; "" = any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     requests: Mapping[str, str] = field(default_factory=lambda: {"cpu": "250m", "memory": "256Mi"})
     limits: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """`warm.template`: what else a pod needs. Entries are as a pod has them, and the API server judges them."""
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Json, ...] = ()
+    affinity: Json = field(default_factory=dict)
+    spread: tuple[Json, ...] = ()  # topologySpreadConstraints, of the agent's own pods
+    volumes: tuple[Json, ...] = ()
+    volume_mounts: tuple[Json, ...] = ()
+    env: tuple[Json, ...] = ()
+    image_pull_secrets: tuple[Json, ...] = ()
+    priority_class: str = ""
+    service_account: str = ""
+    runtime_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +195,7 @@ class Warm:
     buffer_slots: int | Percent = 1
     gpu: Gpu = Gpu()
     resources: Resources = field(default_factory=Resources)
+    template: Template = field(default_factory=Template)
     autoscaling: Autoscaling = Autoscaling.INTERNAL
     replicas: int | None = None
     scale_down_delay_seconds: int = 60

@@ -154,9 +154,10 @@ class Cluster:
         return items
 
     async def create(self, path: str, body: Json) -> Json | None:
-        """The new object, or None if that name is taken."""
+        """The new object, or None if that name is taken. A field that the server does not know is an error."""
         try:
-            return await self._request("POST", path, body)
+            # Left to itself the server drops it, and a misspelt affinity would be none.
+            return await self._request("POST", path, body, params={"fieldValidation": "Strict"})
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return None

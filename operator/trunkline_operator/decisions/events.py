@@ -96,6 +96,7 @@ WARNINGS: Final = frozenset(
         Reason.POD_FAILING,
         Reason.POD_UNREADY,
         Reason.PODS_REFUSED,
+        Reason.TEMPLATE_REJECTED,
         Reason.ROLLOUT_BLOCKED,
         Reason.BURST_FAILING,
         Reason.SNAPSHOT_FALLBACK,

@@ -20,6 +20,7 @@ from trunkline_operator.agent.spec import (
     Snapshot,
     VoiceAgent,
 )
+from trunkline_operator.decisions.template import container_fields, pod_fields
 from trunkline_operator.decisions.world import CONTAINER
 from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import (
@@ -135,6 +136,7 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
         "kind": "Pod",
         "metadata": metadata,
         "spec": {
+            **pod_fields(agent),
             "containers": [_container(agent, installation)],
             "terminationGracePeriodSeconds": agent.session.max_seconds + GRACE_BEYOND_LAST_CALL,
             "automountServiceAccountToken": False,
@@ -169,10 +171,12 @@ def _metadata(agent: VoiceAgent, name: str) -> Json:
 
 
 def _container(agent: VoiceAgent, installation: Installation) -> Json:
+    more = container_fields(agent)
     return {
+        **more,
         "name": CONTAINER,
         "image": image_of(agent, installation),
-        "env": _environment(agent, installation),
+        "env": [*_environment(agent, installation), *more.get("env", ())],
         "ports": [
             {"name": "data", "containerPort": WORKER_PORT},
             {"name": "health", "containerPort": HEALTH_PORT},
@@ -271,6 +275,8 @@ def template_hash(agent: VoiceAgent, installation: Installation) -> str:
             "engine": engine_environment(agent.engine),
             "slots": warm.slots_per_pod,
             "resources": _resources(agent),
+            **pod_fields(agent),
+            "container": container_fields(agent),
         }
     )
 

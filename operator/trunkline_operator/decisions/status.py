@@ -7,7 +7,8 @@ from typing import Final
 from trunkline_operator.agent.policy import ladder
 from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
 from trunkline_operator.decisions.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
-from trunkline_operator.decisions.world import BurstFacts, PodFacts, World
+from trunkline_operator.decisions.template import node_selector
+from trunkline_operator.decisions.world import BurstFacts, PodFacts, Refusal, World
 from trunkline_runtime.contract import LABEL_AGENT
 
 
@@ -33,7 +34,8 @@ class Reason(StrEnum):
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
     POD_UNREADY = "PodUnready"  # its worker runs, and is not ready any more
-    PODS_REFUSED = "PodsRefused"  # the API does not let the operator make one: a quota, a template
+    PODS_REFUSED = "PodsRefused"  # the API does not let the operator make one: a quota, a right
+    TEMPLATE_REJECTED = "TemplateRejected"  # the API takes no such pod as `warm` asks for
     ROLLOUT_BLOCKED = "RolloutBlocked"  # an old pod has calls and there is no room for a new one
     BURST_READY = "BurstReady"
     BURST_OFF = "BurstOff"  # none is asked for, or policy forbids it
@@ -55,15 +57,23 @@ RUNWAYS: Final = (3600, 1800, 600, 300, 120, 60, 30, 10)
 # `burst.BurstReason.CREDENTIALS_REFUSED`, which would bring the SDK with it.
 REFUSED_CREDENTIALS: Final = "CredentialsRefused"
 
+# The scheduler, of nodes that lack a label.
+SELECTOR_MISSED: Final = "didn't match Pod's node affinity/selector"
+
 Verdict = tuple[Condition, bool, Reason, str]
 
 
 def reported(
-    agent: VoiceAgent, world: World, plan: Plan, previous: Json, now: float, refused: str = ""
+    agent: VoiceAgent,
+    world: World,
+    plan: Plan,
+    previous: Json,
+    now: float,
+    refused: Refusal | None = None,
 ) -> Json:
     """The whole `status`. Equal to the previous one when nothing changed, so write it only if it differs.
 
-    `refused` is what the API said when it did not let a pod be made, "" = it did.
+    `refused` is what the API said when it did not let a pod be made, None = it did.
     """
     pods = [pod for pod in world.pods if pod.owner == agent.uid and not pod.finished]
     verdicts = list(_verdicts(agent, world, plan, pods, refused))
@@ -171,10 +181,10 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
 
 
 def _verdicts(
-    agent: VoiceAgent, world: World, plan: Plan, pods: list[PodFacts], refused: str
+    agent: VoiceAgent, world: World, plan: Plan, pods: list[PodFacts], refused: Refusal | None
 ) -> Iterator[Verdict]:
     accepted, burst = _accepted(agent, world), _burst_ready(agent, world)
-    warm = _warm(plan, pods, refused, overflow=burst[1])
+    warm = _warm(agent, plan, pods, refused, overflow=burst[1])
     yield accepted
     yield warm
     yield burst
@@ -197,7 +207,14 @@ def _accepted(agent: VoiceAgent, world: World) -> Verdict:
     return Condition.ACCEPTED, True, Reason.ACCEPTED, message
 
 
-def _warm(plan: Plan, pods: list[PodFacts], refused: str, *, overflow: bool) -> Verdict:
+def _warm(
+    agent: VoiceAgent,
+    plan: Plan,
+    pods: list[PodFacts],
+    refused: Refusal | None,
+    *,
+    overflow: bool,
+) -> Verdict:
     """Live numbers stay out of the message: it would be written again with every call."""
     if plan.scaling is None:
         words = f"{len(pods)} pods are left, and each ends with its last call"
@@ -206,6 +223,10 @@ def _warm(plan: Plan, pods: list[PodFacts], refused: str, *, overflow: bool) -> 
     ready = sum(pod.active and pod.ready for pod in pods)
     count = f"{ready} of {wanted} pods are ready"
     if ready >= wanted:
+        if refused and plan.outdated:
+            reason, said = _refused(refused)
+            words = f"{count}; {plan.outdated} of an older template stay; {said}; calls go on there"
+            return Condition.WARM_READY, True, reason, words
         if plan.blocked:
             words = f"{count}; {plan.outdated} of an older template stay until their calls end"
             help_ = "raise warm.maxPods or add burst.modal to replace them sooner"
@@ -215,22 +236,33 @@ def _warm(plan: Plan, pods: list[PodFacts], refused: str, *, overflow: bool) -> 
         return Condition.WARM_READY, True, reason, f"{count}; {advice}" if advice else count
     meanwhile = _meanwhile(ready, overflow)
     for pod in pods:
-        if pod.active and not pod.ready and (trouble := _pod_trouble(pod)):
+        if pod.active and not pod.ready and (trouble := _pod_trouble(agent, pod)):
             reason, said, next_ = trouble
             words = f"{count}; {pod.name}: {said}. {next_}; {meanwhile}"
             return Condition.WARM_READY, False, reason, words
     if refused:
-        words = (
-            f"{count}; no pod can be made: {refused}. It is tried again within 30 s; {meanwhile}"
-        )
-        return Condition.WARM_READY, False, Reason.PODS_REFUSED, words
+        reason, said = _refused(refused)
+        return Condition.WARM_READY, False, reason, f"{count}; {said}; {meanwhile}"
     return Condition.WARM_READY, False, Reason.PODS_STARTING, count
 
 
-def _pod_trouble(pod: PodFacts) -> tuple[Reason, str, str] | None:
+def _refused(refused: Refusal) -> tuple[Reason, str]:
+    """Why no pod can be made, in the words of the API, and what happens next."""
+    words = refused.words.rstrip(".")
+    if refused.template:
+        said = f"the API takes no such pod: {words}. Change that in warm, and it is tried at once"
+        return Reason.TEMPLATE_REJECTED, said
+    return Reason.PODS_REFUSED, f"no pod can be made: {words}. It is tried again within 30 s"
+
+
+def _pod_trouble(agent: VoiceAgent, pod: PodFacts) -> tuple[Reason, str, str] | None:
     """What keeps a pod from taking calls: the reason, the words of Kubernetes, and what happens next."""
     if pod.unschedulable:
         next_ = "It starts once a node has room: add one, or free what the message names"
+        # The scheduler's words for a label that no node has name neither the label nor its value.
+        if SELECTOR_MISSED in pod.unschedulable and (wanted := node_selector(agent)):
+            labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
+            next_ = f"It starts once a node has room that is labelled {labels}"
         return Reason.POD_UNSCHEDULABLE, pod.unschedulable.rstrip("."), next_
     if pod.unready:
         # Gateways go by their links, not by this probe.

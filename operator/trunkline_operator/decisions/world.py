@@ -248,6 +248,14 @@ class BurstFacts:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the API lets no pod be made, in its own words."""
+
+    words: str
+    template: bool = False  # it would take no such pod, or what the template names is not there
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """Everything that is observed of one agent at one moment."""
