@@ -44,7 +44,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
         }
         for role in ("operator", "gateway")
     },
-    "labelled": {"commonLabels": {"cost-centre": "7"}},
+    "labelled": {"commonLabels": {"cost-centre": "7"}, "region": "eu-central-1"},
     "any user": {
         "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
         "securityContext": {"privileged": False},

@@ -305,6 +305,12 @@ def test_nobody_may_do_more_than_they_do(switch: str) -> None:
             assert (kind == "ClusterRole") <= (switch == "defaults"), name
 
 
+def test_the_operator_is_told_its_region() -> None:
+    args = container(rendered({"region": "eu-central-1"}), "operator")["args"]
+    assert "--region=eu-central-1" in args
+    assert not any("--region" in each for each in container(rendered({}), "operator")["args"])
+
+
 def test_namespaces() -> None:
     objects = rendered(SWITCHES["namespaced"])
     for namespace in ("sales", "support"):

@@ -363,6 +363,7 @@ async def test_an_operator_with_flags_that_make_no_sense() -> None:
         "--routes-secret=routes"
     )
     assert "--lease: 'a/b/c' is not namespace/name" in await started_wrongly("--lease=a/b/c")
+    assert "--region: 'EU' is not a region's name" in await started_wrongly("--region=EU")
 
 
 async def test_an_operator_without_a_cluster(tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ async def test_a_template_that_the_api_rejects_is_told_in_its_words_and_mended_b
     await world.condition("WarmReady", "PodsStarting")
 
 
+async def test_an_operator_of_a_region_keeps_the_pods_of_that_region(world: World) -> None:
+    await world.start("--region=eu-west")
+    regions = [{"name": "us", "minPods": 2}]
+    await world.apply({**SPEC, "warm": {**SPEC["warm"], "regions": regions}})
+    await world.condition("Ready", "NotServedHere")
+    assert await world.api.list(world.pods) == []
+    regions = [{"name": "us", "minPods": 2}, {"name": "eu-west", "minPods": 3}]
+    await world.apply({**SPEC, "warm": {**SPEC["warm"], "regions": regions}})
+    await world.pod_count(3)
+
+
 async def test_a_quota_is_told_in_the_apis_words_and_mended_by_its_end(world: World) -> None:
     quota = f"/api/v1/namespaces/{world.namespace}/resourcequotas/few"
     hard = {"pods": "1"}

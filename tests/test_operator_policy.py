@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from worlds import BURST, an_agent
 
-from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.policy import elsewhere, here, ladder, resident
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,10 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
     [
         (BURST | {"policy__dataClass": "phi"}, "phi keeps calls in the cluster"),
         (BURST | {"policy": {"dataClass": "phi", "baa": {"acknowledged": True}}}, "no snapshot"),
-        (BURST | {"policy__residency": ["eu"]}, "leaves out us-east of burst.modal.regions"),
+        (
+            BURST | {"policy__residency": ["eu"], "warm": {"minPods": 0, "maxPods": 0}},
+            "leaves out us-east of burst.modal.regions",
+        ),
         (
             BURST | {"burst__modal__budget": {"perDay": 0}},
             "budget is 0, so burst.modal is not used",
@@ -51,12 +54,58 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
             },
             "a Service of the cluster, which calls at Modal cannot reach",
         ),
-        ({"warm__bufferSlots": 17}, "bufferSlots 17 is more than all 16 warm slots"),
+        ({"policy__residency": ["eu"]}, "this operator was told no region"),
+        (BURST | {"warm__bufferSlots": 17}, "bufferSlots 17 is more than all 16 warm slots"),
     ],
 )
 def test_what_may_surprise_is_said(changes: dict[str, Any], said: str) -> None:
     (warning,) = ladder(an_agent(**changes)).warnings
     assert said in warning
+
+
+TWO = {"regions": [{"name": "eu", "minPods": 2, "maxPods": 3}, {"name": "us-east-1"}]}
+
+
+@pytest.mark.parametrize(
+    ("region", "changes", "bounds", "said"),
+    [
+        ("", {}, (1, 4), ""),
+        ("eu", {}, (1, 4), ""),
+        ("eu", {"warm": TWO}, (2, 3), ""),
+        ("us-east-1", {"warm": TWO}, (1, 4), ""),
+        ("us", {"warm": TWO}, (0, 0), "for eu, us-east-1 and this operator is in us, so there are no pods"),
+        ("", {"warm": TWO}, (0, 0), "was told no region (--region, the chart's region), so there are no pods"),
+        ("us-east-1", {"policy__residency": ["eu"]}, (0, 0), "leaves out us-east-1, where this operator is"),
+        ("eu-west-1", {"policy__residency": ["eu"]}, (1, 4), ""),
+        ("", {"policy__residency": ["eu"]}, (1, 4), ""),
+    ],
+)  # fmt: skip
+def test_an_operator_serves_its_own_region(
+    region: str, changes: dict[str, Any], bounds: tuple[int, int], said: str
+) -> None:
+    agent = here(an_agent(**changes), region)
+    assert (agent.warm.min_pods, agent.warm.max_pods) == bounds
+    assert ladder(agent).warm is (bounds != (0, 0))
+    assert said in elsewhere(agent)
+    assert bool(said) is bool(elsewhere(agent))
+    assert (elsewhere(agent) in ladder(agent).warnings) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("region", "residency", "fine"),
+    [
+        ("eu-west", (), True),
+        ("eu-west", ("us", "eu"), True),
+        ("eu-west", ("eu-west",), True),
+        ("eu-west", ("eu-west-1",), False),
+        ("eu-west", ("e", "eu-w", "west"), False),
+        ("europe", ("eu",), False),
+    ],
+)
+def test_residency_goes_by_whole_parts_of_a_name(
+    region: str, residency: tuple[str, ...], fine: bool
+) -> None:
+    assert resident(region, residency) is fine
 
 
 def test_an_ordinary_agent_has_no_warning() -> None:

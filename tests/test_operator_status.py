@@ -18,6 +18,7 @@ from worlds import (
 )
 
 from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import SpecError, VoiceAgent
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.plan import planned
@@ -264,6 +265,21 @@ def test_a_rollout_that_the_api_refuses_is_told_while_old_pods_answer() -> None:
 def test_what_a_refusal_is_about(status: int, words: str, template: bool) -> None:
     agent = an_agent(warm__template={"priorityClassName": "gold"})
     assert refusal(agent, status, words) == Refusal(words, template)
+
+
+def test_an_agent_of_another_region_has_no_pods_here_and_says_so() -> None:
+    regions = {"regions": [{"name": "eu"}]}
+    away = here(an_agent(warm=regions), "us")
+    status = told(away, a_world())
+    state, reason, words = condition(status, Condition.WARM_READY)
+    assert (state, reason) == ("True", Reason.NOT_SERVED_HERE)
+    assert words == "warm.regions is for eu and this operator is in us, so there are no pods here"
+    state, reason, ready = condition(status, Condition.READY)
+    assert (state, reason) == ("False", Reason.NOT_SERVED_HERE)
+    assert ready == f"no rung: no call is taken; {words}"
+    # Burst takes calls from anywhere.
+    status = told(here(an_agent(**BURST, warm=regions), "us"), a_world(burst=DEPLOYED))
+    assert condition(status, Condition.READY)[:2] == ("True", Reason.ANSWERING)
 
 
 def test_a_product_that_no_node_has_is_named() -> None:

@@ -14,6 +14,7 @@ from trunkline_operator.config import (
     OperatorConfig,
     parse_gateways,
     parse_name,
+    parse_region,
 )
 from trunkline_operator.logs import configure_logging
 from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, HEALTH_PORT
@@ -79,6 +80,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         host=flags.host,
         health_port=flags.health_port,
         default_namespace=flags.default_namespace,
+        region=parse_region(flags.region),
         status_seconds=flags.status_seconds,
         ca_dir=flags.ca_dir,
         prices=prices_of(flags.prices, env),
@@ -117,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="your prices of GPUs, as docs/autoscaling.md says",
+    )
+    add(
+        "--region",
+        default="",
+        metavar="NAME",
+        help="its own, of agents' warm.regions and residency",
     )
     add("--default-namespace", default="default", help="of agents that callers name without one")
     add(

@@ -147,6 +147,7 @@ def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
             worker_image=config.worker_image,
             moshi_image=config.moshi_image,
             gateways=config.gateways,
+            region=config.region,
             build=version("trunkline"),
             ca=authority.identity if authority else "",
             prices=known_prices(config.prices),

@@ -1,5 +1,6 @@
 """What the operator was started with."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ class OperatorConfig:
     host: str = "0.0.0.0"
     health_port: int = HEALTH_PORT
     default_namespace: str = "default"
+    region: str = ""  # of `warm.regions` and `policy.residency`; "" = not told
     status_seconds: float = STATUS_SECONDS
     ca_dir: Path | None = None  # None: plain links
     prices: str = ""  # YAML over the prices that come with Trunkline
@@ -52,6 +54,13 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"--gateways: {text!r} is not host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_region(text: str) -> str:
+    """A region's name as agents write it."""
+    if text and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+        raise ConfigError(f"--region: {text!r} is not a region's name, such as eu-central-1")
+    return text
 
 
 def parse_name(flag: str, text: str) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from typing import Final
 from trunkline_operator import metrics
 from trunkline_operator.acting import Actor, Acts
 from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import Json, SpecError
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority
@@ -112,7 +113,7 @@ class Reconciler:
         notes = self._notes_of(key, obj["metadata"]["uid"])
         now = time.time()
         try:
-            agent = parsed(obj)
+            agent = here(parsed(obj), self._settings.installation.region)
         except SpecError as error:
             # Its pods and its route stay as they are: a wrong edit ends no call.
             status = rejected(obj, error, now)

@@ -26,6 +26,7 @@ from trunkline_operator.agent.readers import (
     slots_or_percent,
     text,
     volume,
+    warm_region,
 )
 from trunkline_operator.agent.rules import broken
 from trunkline_operator.agent.spec import (
@@ -159,6 +160,7 @@ FIELDS: Final[Mapping[str, Table]] = {
         "slotsPerPod": ("slots_per_pod", number(1, 256)),
         "minPods": ("min_pods", number(0, 1000)),
         "maxPods": ("max_pods", number(0, 1000)),
+        "regions": ("regions", many(16, warm_region)),
         "bufferSlots": ("buffer_slots", slots_or_percent),
         "autoscaling": ("autoscaling", one_of(Autoscaling)),
         "replicas": ("replicas", number(0, 2**31 - 1)),

@@ -16,10 +16,33 @@ class Ladder:
     warnings: tuple[str, ...] = ()  # what is allowed and may surprise
 
 
+def here(agent: VoiceAgent, region: str) -> VoiceAgent:
+    """The agent as an operator of that region serves it: with the region's own pods, or with none."""
+    agent = replace(agent, region=region)
+    bounds = (agent.warm.min_pods, agent.warm.max_pods)
+    if agent.warm.regions:
+        named = {each.name: (each.min_pods, each.max_pods) for each in agent.warm.regions}
+        bounds = named.get(region, (0, 0))
+    if elsewhere(agent):
+        bounds = (0, 0)
+    return replace(agent, warm=replace(agent.warm, min_pods=bounds[0], max_pods=bounds[1]))
+
+
+def elsewhere(agent: VoiceAgent) -> str:
+    """Why an agent has no pods at this operator, whatever its load; "" = it may have some."""
+    region, named = agent.region, [each.name for each in agent.warm.regions]
+    if region and not resident(region, agent.policy.residency):
+        return f"policy.residency leaves out {region}, where this operator is, so there are no pods here"
+    if not named or region in named:
+        return ""
+    where = f"is in {region}" if region else "was told no region (--region, the chart's region)"
+    return f"warm.regions is for {', '.join(named)} and this operator {where}, so there are no pods here"
+
+
 def ladder(agent: VoiceAgent) -> Ladder:
     """The rungs that policy allows. An agent that is being deleted has none."""
     leaving = agent.deleted_at is not None
-    warm = agent.warm.max_pods > 0 and not leaving
+    warm = agent.warm.max_pods > 0 and not leaving and not elsewhere(agent)
     burst = None if leaving else allowed_burst(agent)
     return Ladder(
         warm=warm,
@@ -69,6 +92,9 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
     spare = agent.warm.buffer_slots
     kept = spare if isinstance(spare, int) else 0  # a percentage of no calls is none
     said = {
+        elsewhere(agent): bool(elsewhere(agent)),
+        "policy.residency rules burst alone, because this operator was told no region (--region, the chart's "
+        "region)": bool(agent.policy.residency and not agent.region and warm),
         **_forbidden(agent),
         "warm.bufferSlots keeps a pod although warm.minPods is 0: set it to 0 to let all pods go": (
             warm and agent.warm.min_pods == 0 and kept > 0
@@ -78,6 +104,9 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
             and agent.engine.policy is not None
             and agent.engine.policy.hook is not None
             and IN_CLUSTER.match(agent.engine.policy.hook.url) is not None
+        ),
+        "access.tenants guarantees more slots than warm.maxPods of this region has": (
+            warm and bool(agent.warm.regions) and agent.access.tenants.guaranteed > room
         ),
         "without pods and without burst the first call is refused while a pod starts": (
             warm and agent.warm.min_pods == 0 == kept and burst is None

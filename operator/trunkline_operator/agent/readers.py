@@ -13,6 +13,7 @@ from trunkline_operator.agent.spec import (
     Percent,
     Reply,
     SpecError,
+    WarmRegion,
 )
 from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, trouble
 
@@ -20,6 +21,7 @@ from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, 
 MOST_DOLLARS: Final = 1_000_000
 
 MOST_LABELS: Final = 32
+MOST_PODS: Final = 1000
 # Room for any affinity that a person writes; a thousand agents with it still fit an operator's memory.
 MOST_ENTRY_BYTES: Final = 16_384
 # Not hostPath: who may write agents need not be one who may read a node's files.
@@ -114,12 +116,25 @@ def schedule_window(value: Any, path: str) -> Window:
         duration_seconds=number(60, LONGEST_WINDOW_SECONDS)(
             value["durationSeconds"], f"{path}.durationSeconds"
         ),
-        min_pods=number(0, 1000)(value["minPods"], f"{path}.minPods"),
+        min_pods=number(0, MOST_PODS)(value["minPods"], f"{path}.minPods"),
         time_zone=text(64)(value.get("timeZone", "UTC"), f"{path}.timeZone"),
     )
     if why := trouble(window):
         raise SpecError(f"{path}.{why}")
     return window
+
+
+def warm_region(value: Any, path: str) -> WarmRegion:
+    """The pods of one region."""
+    found = entry("name")(value, path)
+    bounds = {"min_pods": found.get("minPods", 1), "max_pods": found.get("maxPods", 4)}
+    read = {
+        name: number(0, MOST_PODS)(pods, f"{path}.{name[:3]}Pods") for name, pods in bounds.items()
+    }
+    region = WarmRegion(name=region_name(found["name"], f"{path}.name"), **read)
+    if region.max_pods < region.min_pods:
+        raise SpecError(f"{path}: maxPods is below minPods: raise maxPods or lower minPods")
+    return region
 
 
 def quantities(value: Any, path: str) -> dict[str, str]:

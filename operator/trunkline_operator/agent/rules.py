@@ -19,6 +19,7 @@ from trunkline_operator.agent.spec import (
     Snapshot,
     Transcripts,
     VoiceAgent,
+    Warm,
 )
 
 MAX_SECONDS_WITH_BURST: Final = 3600
@@ -35,6 +36,11 @@ IN_CLUSTER: Final = re.compile(
 HOOK_ADDRESS: Final = re.compile(rf"{IN_CLUSTER.pattern}|https://[A-Za-z0-9.-]+(:[0-9]+)?/")
 # Lookaround, a condition, a reference to a group, an atomic group, a possessive repeat.
 NOT_RE2: Final = re.compile(r"[(][?]([=!>(]|<[=!]|P=)|\\[1-9]|[*+?}][+]")
+
+
+def _most_pods(warm: Warm) -> int:
+    """In the region with most."""
+    return max((region.max_pods for region in warm.regions), default=warm.max_pods)
 
 
 def _operators(variable: Json) -> bool:
@@ -103,7 +109,9 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
         lambda agent: agent.warm.max_pods >= agent.warm.min_pods
     ),
     "warm.schedule asks for more pods than warm.maxPods: raise maxPods or lower minPods there": (
-        lambda agent: all(window.min_pods <= agent.warm.max_pods for window in agent.warm.schedule)
+        lambda agent: all(
+            window.min_pods <= _most_pods(agent.warm) for window in agent.warm.schedule
+        )
     ),
     "warm.autoscaling external needs warm.replicas: set it to the number of pods to begin with": (
         lambda agent: (
@@ -140,7 +148,7 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
         lambda agent: not any(map(_operators, agent.warm.template.env))
     ),
     "no call could ever be placed: raise warm.maxPods or add burst.modal": (
-        lambda agent: agent.warm.max_pods > 0 or agent.burst is not None
+        lambda agent: _most_pods(agent.warm) > 0 or agent.burst is not None
     ),
     "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
     "other": (
@@ -166,8 +174,8 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "access.tenants guarantees more slots than there can be: lower guaranteedSlots, or raise "
     "warm.maxPods or warm.slotsPerPod": (
         lambda agent: (
-            sum(each.limits.get("guaranteed_slots", 0) for each in agent.access.tenants.overrides)
-            <= agent.warm.max_pods * agent.warm.slots_per_pod
+            bool(agent.warm.regions)
+            or agent.access.tenants.guaranteed <= agent.warm.max_pods * agent.warm.slots_per_pod
         )
     ),
 }

@@ -187,11 +187,21 @@ class Percent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WarmRegion:
+    """An entry of `warm.regions`: the pods of one region."""
+
+    name: str
+    min_pods: int
+    max_pods: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     image: str = ""
     slots_per_pod: int = 4
     min_pods: int = 1
     max_pods: int = 4
+    regions: tuple[WarmRegion, ...] = ()  # () = any, with the bounds above
     buffer_slots: int | Percent = 1
     gpu: Gpu = Gpu()
     resources: Resources = field(default_factory=Resources)
@@ -295,6 +305,11 @@ class Tenants:
     limits: Limits = Limits()
     overrides: tuple[Override, ...] = ()
 
+    @property
+    def guaranteed(self) -> int:
+        """Slots that are kept for those with limits of their own, all together."""
+        return sum(each.limits.get("guaranteed_slots", 0) for each in self.overrides)
+
     def of(self, override: Override) -> Limits:
         """The limits of a tenant that has some of its own."""
         return replace(self.limits, **override.limits)
@@ -326,6 +341,7 @@ class VoiceAgent:
     access: Access
     policy: Policy = Policy()
     slo: Slo = Slo()
+    region: str = ""  # of the operator that serves it (`policy.here`); "" = it was told none
 
     @property
     def key(self) -> str:

@@ -81,6 +81,7 @@ class Installation:
     moshi_image: str = ""  # likewise, for the Moshi engine; "" = the same
     gateways: str  # host:port,… ; handed to workers as it is
     build: str  # version of this distribution; a new one redeploys burst
+    region: str = ""  # its own, of `warm.regions`; "" = it was told none
     ca: str = ""  # identity of the CA of all links; "" = plain links
     prices: Prices = field(
         default_factory=Prices

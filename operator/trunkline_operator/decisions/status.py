@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
-from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.policy import elsewhere, ladder
 from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
 from trunkline_operator.decisions.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
 from trunkline_operator.decisions.template import node_selector
@@ -30,6 +30,7 @@ class Reason(StrEnum):
     DELETING = "Deleting"
     PODS_READY = "PodsReady"
     NO_PODS_WANTED = "NoPodsWanted"
+    NOT_SERVED_HERE = "NotServedHere"  # the agent's regions or its policy leave this cluster out
     PODS_STARTING = "PodsStarting"
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
@@ -231,6 +232,8 @@ def _warm(
             words = f"{count}; {plan.outdated} of an older template stay until their calls end"
             help_ = "raise warm.maxPods or add burst.modal to replace them sooner"
             return Condition.WARM_READY, True, Reason.ROLLOUT_BLOCKED, f"{words}: {help_}"
+        if away := elsewhere(agent):
+            return Condition.WARM_READY, True, Reason.NOT_SERVED_HERE, away
         reason = Reason.PODS_READY if wanted else Reason.NO_PODS_WANTED
         advice = plan.scaling.advice
         return Condition.WARM_READY, True, reason, f"{count}; {advice}" if advice else count
@@ -347,6 +350,9 @@ def _ready(
     if broken:
         _, _, reason, words = broken[0]
         return Condition.READY, False, reason, words
+    if not (asked.warm or asked.burst):
+        words = "; ".join((asked.words, *asked.warnings))
+        return Condition.READY, False, Reason.NOT_SERVED_HERE, words
     if not (ready or burst[1]):
         words = "no pod is ready and there is no burst: raise warm.minPods or add burst.modal"
         return Condition.READY, False, Reason.NO_CAPACITY, words
