@@ -17,7 +17,12 @@ from trunkline_operator.agent.spec import VoiceAgent
 from trunkline_operator.burst.client import BurstError, BurstReason
 from trunkline_operator.burst.deployments import failed
 from trunkline_operator.cluster.client import ApiError
-from trunkline_operator.cluster.credentials import caller_keys_missing, credentials_missing
+from trunkline_operator.cluster.credentials import (
+    caller_keys_missing,
+    credentials_missing,
+    hook_token_missing,
+    hub_token_missing,
+)
 from trunkline_operator.decisions.events import Look, Memory, chosen, of_look, of_status
 from trunkline_operator.decisions.manifests import template_hash
 from trunkline_operator.decisions.plan import planned, rfc3339
@@ -137,7 +142,16 @@ def missing_model_token() -> Case:
         engine={"type": "moshi", "model": "a/b", "tokenSecretRef": {"name": "hugging-face"}}
     )
     facts = waits(agent, "CreateContainerConfigError", 'secret "hugging-face" not found')
-    return agent, a_world([facts]), None
+    return agent, a_world([facts], tokens=hub_token_missing(agent, None)), None
+
+
+def malformed_hook_secret() -> Case:
+    hook = {"url": "https://policy.example/v1", "tokenSecretRef": {"name": "policy-hook"}}
+    agent = an_agent(
+        engine={"type": "moshi", "model": "a/b", "stt": "a/c", "policy": {"hook": hook}}
+    )
+    words = hook_token_missing(agent, {"token": "two words"})
+    return agent, a_world([healthy(agent)], tokens=words), None
 
 
 def malformed_modal_secret() -> Case:
@@ -206,6 +220,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "failing-readiness": failing_readiness,
     "missing-caller-keys": missing_caller_keys,
     "missing-model-token": missing_model_token,
+    "malformed-hook-secret": malformed_hook_secret,
     "malformed-modal-secret": malformed_modal_secret,
     "modal-refused": modal_refused,
     "modal-limit": modal_limit,

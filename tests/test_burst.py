@@ -165,6 +165,18 @@ async def test_other_snapshots(monkeypatch: pytest.MonkeyPatch, snapshot: Any) -
         assert dict(record.definition.experimental_options) == wanted
 
 
+async def test_a_container_gets_the_token_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(monkeypatch) as (local, burst):
+        await burst.deploy(replace(APP, hub_token="hf_of_this_test"), GOOD)
+        await burst.warm_up(place(), EAST, PATIENCE)
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in local.pids]
+        assert environments
+        assert all(b"\0HF_TOKEN=hf_of_this_test\0" in it + b"\0" for it in environments)
+        [record] = local.state.servers.values()
+        assert b"hf_of_this_test" not in record.definition.SerializeToString()
+    assert "hf_of_this_test" not in repr(replace(APP, hub_token="hf_of_this_test"))
+
+
 async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     app = replace(
         APP,

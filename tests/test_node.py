@@ -272,6 +272,17 @@ async def test_what_processes_cannot_do_is_said_and_not_ignored(world: World) ->
     assert not list((world.folder / "logs").iterdir())
 
 
+async def test_an_empty_folder_may_be_mounted_as_tmp_and_nowhere_else(world: World) -> None:
+    spec = {"volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}]}
+    mounts = [{"name": "scratch", "mountPath": "/tmp"}]
+    await world.ready(await world.create("one", spec, volumeMounts=mounts))
+    mounts = [*mounts, {"name": "scratch", "mountPath": "/data"}]
+    path = await world.create("two", spec, volumeMounts=mounts)
+    message = await world.waits(path, "CreateContainerConfigError")
+    assert "spec.volumes[scratch]" in message
+    assert "volumeMounts[scratch]" in message
+
+
 async def test_readiness_follows_the_probe(world: World) -> None:
     probe = {**READINESS, "periodSeconds": 1}
     path = await world.create("one", readinessProbe=probe)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from fake_gateway import TOKEN
+from fake_gateway import TOKEN, FakeGateway
 from operator_rig import NAME, SPEC, World, free_port, operated
 from websockets.asyncio.server import serve
 
@@ -197,6 +197,33 @@ async def test_missing_secrets_are_told_and_used_once_they_are_there(world: Worl
     await world.secret("modal", **{"token-id": "ak-x"})
     await world.agent(lambda it: "lacks token-secret" in condition(it, "BurstReady")["message"])
     assert "sk-alice" not in (world.logs / "operator.log").read_text()
+
+
+async def test_missing_tokens_of_an_engine_are_told_and_used_once_they_are_there(
+    world: World,
+) -> None:
+    hook = {"url": "https://policy.example/v1", "tokenSecretRef": {"name": "hook"}}
+    engine = {"type": "moshi", "model": "tiny", "policy": {"hook": hook}}
+    engine |= {"tokenSecretRef": {"name": "hub"}}
+    await world.start()
+    await world.apply({**SPEC, "engine": engine})
+    told = await world.condition("Accepted", "TokenMissing")
+    for name in ("hub of engine.tokenSecretRef", "hook of engine.policy.hook.tokenSecretRef"):
+        assert f"Secret {name} does not exist: create it" in told["message"]
+    assert (await world.condition("Ready", "TokenMissing"))["message"] == told["message"]
+    await world.secret("hub", token="hf_of_this_test")
+    await world.secret("hook", token="two words")
+    await world.agent(lambda it: "is no bearer token" in condition(it, "Accepted")["message"])
+
+    def bearer(it: FakeGateway) -> str:
+        return str(it.routes[world.key]["settings"]["policy"]["hook"]["token"])
+
+    assert bearer(world.gateway) == ""
+    await world.secret("hook", token="hook-of-this-test")
+    await world.condition("Accepted", "Accepted", timeout=20)
+    await world.gateway.until(lambda it: bearer(it) == "hook-of-this-test")
+    log = (world.logs / "operator.log").read_text()
+    assert not [word for word in ("hf_of", "two words", "hook-of") if word in log]
 
 
 async def test_an_app_at_modal_is_deployed_warmed_up_kept_and_stopped(world: World) -> None:

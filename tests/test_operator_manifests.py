@@ -185,8 +185,18 @@ def test_a_pod_may_do_no_more_than_it_must() -> None:
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container(an_agent())["securityContext"] == {
         "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+@pytest.mark.parametrize(("engine", "limit"), [("loopback", "1Gi"), ("moshi", "64Gi")])
+def test_a_worker_writes_to_tmp_alone_and_not_without_end(engine: str, limit: str) -> None:
+    agent = an_agent(engine={"type": engine} | ({"model": "a/b"} if engine == "moshi" else {}))
+    assert container(agent)["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert worker_pod(agent, 0, INSTALLATION)["spec"]["volumes"] == [
+        {"name": "tmp", "emptyDir": {"sizeLimit": limit}}
+    ]
 
 
 def test_a_gpu_is_a_limit_and_a_worker_has_a_share_of_the_processors() -> None:

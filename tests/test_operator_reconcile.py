@@ -20,8 +20,12 @@ from trunkline_operator.cluster.client import ApiError
 from trunkline_operator.cluster.credentials import (
     caller_keys_missing,
     credentials_missing,
+    hook_token_missing,
+    hub_token_missing,
     proxy_token,
+    token_of,
 )
+from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.reconcile import difference
 
@@ -253,7 +257,8 @@ async def away(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Deploymen
 def app() -> BurstApp:
     agent = parsed(an_object(**BURST))
     assert agent.burst
-    return described(agent, agent.burst, "app", "a key of thirty-two characters!!")
+    keys = Keys(worker="", ticket="a key of thirty-two characters!!")
+    return described(agent, agent.burst, "app", keys)
 
 
 async def test_a_modal_that_is_away_is_a_fact_and_no_exception(
@@ -289,3 +294,30 @@ async def test_work_on_an_app_ends_with_its_agent(away: tuple[Deployments, Ends]
     deployments.forget(AGENT)
     assert deployments.account(AGENT) is None
     assert ends.agents.empty()
+
+
+# --- tokens of the engine ---------------------------------------------------------------------------------
+
+
+def test_a_token_that_cannot_be_sent_is_told_in_words_that_do_not_show_it() -> None:
+    hook = {"url": "https://policy.example/v1", "tokenSecretRef": {"name": "hook"}}
+    engine = {"type": "moshi", "model": "a/b", "tokenSecretRef": {"name": "hub"}}
+    engine |= {"stt": "a/c", "policy": {"hook": hook}}
+    agent = parsed(an_object(engine=engine))
+    for missing, name, where in (
+        (hook_token_missing, "hook", "engine.policy.hook.tokenSecretRef"),
+        (hub_token_missing, "hub", "engine.tokenSecretRef"),
+    ):
+        gone = missing(agent, None)
+        assert gone.startswith(f"Secret {name} of {where} does not exist: create it with an entry")
+        assert f"Secret {name} of {where} has no text as its entry token" in missing(
+            agent, {"k": "v"}
+        )
+        for malformed in ("two words", "line\nbreak", "käse"):
+            told = missing(agent, {"token": malformed})
+            assert told.startswith(f"entry token of Secret {name} of {where} is no bearer token")
+            assert malformed not in told
+            assert token_of({"token": malformed}) == ""
+        assert missing(agent, {"token": "hf_abc.DEF-123=="}) == ""
+    unasked = parsed(an_object())
+    assert hook_token_missing(unasked, None) == hub_token_missing(unasked, None) == ""

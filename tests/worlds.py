@@ -75,6 +75,7 @@ def a_world(
     *,
     burst: BurstFacts = BurstFacts(stopped=True),  # noqa: B008 - frozen
     access: str = "",
+    tokens: str = "",
     secret_exists: bool = True,
     **traffic: Any,
 ) -> World:
@@ -92,4 +93,5 @@ def a_world(
         secret_exists=secret_exists,
         burst=burst,
         access=access,
+        tokens=tokens,
     )

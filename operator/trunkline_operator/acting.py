@@ -180,7 +180,7 @@ class Actor:
         if burst is None:
             return
         keys = await self._observer.own_keys(seen)
-        app = described(seen.agent, burst, step.app, keys.ticket)
+        app = described(seen.agent, burst, step.app, keys)
         if breaker := seen.world.burst.breaker:
             app = replace(app, snapshot=breaker.level.value)
         self._deployments.deploy(seen.agent.key, app, step.hash)

@@ -12,12 +12,14 @@ from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority, why_issue
 from trunkline_operator.cluster.client import ApiError, Cluster, path
 from trunkline_operator.cluster.credentials import (
-    HOOK_TOKEN,
     account_of,
     caller_keys_missing,
     credentials_missing,
     hook_secret,
+    hook_token_missing,
+    hub_token_missing,
     proxy_token,
+    token_of,
 )
 from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
@@ -68,27 +70,31 @@ class Observer:
     async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
         """All of it at one moment."""
         modal = agent.burst
-        pods, own, callers, account, hook = await asyncio.gather(
+        pods, own, callers, account, hook, hub = await asyncio.gather(
             self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
             self._secret(agent.namespace, secret_name(agent)),
             self._secret(agent.namespace, agent.access.api_keys_secret),
             self._secret(agent.namespace, modal.credentials_secret if modal else ""),
             self._secret(agent.namespace, hook_secret(agent)),
+            self._secret(agent.namespace, agent.engine.token_secret),
         )
+        no_hub = hub_token_missing(agent, hub)
         world = World(
             pods=tuple(PodFacts.of(pod) for pod in pods),
             traffic=self._traffic(agent.key),
             secret_exists=own is not None,
             certificate=self._certificate(own or {}, agent, now),
-            burst=self._burst_facts(obj, agent, account, now),
+            burst=self._burst_facts(obj, agent, (account, no_hub), now),
             access=caller_keys_missing(agent, callers),
+            tokens="; ".join(filter(None, (no_hub, hook_token_missing(agent, hook)))),
         )
         keys = Keys(
             worker=(own or {}).get(WORKER_KEY, ""),
             ticket=(own or {}).get(TICKET_KEY, ""),
             callers=callers or {},
             proxy_token=proxy_token(account or {}),
-            hook_token=(hook or {}).get(HOOK_TOKEN, ""),
+            hook_token=token_of(hook),
+            hub_token=token_of(hub),
         )
         return Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
 
@@ -122,8 +128,14 @@ class Observer:
         )
 
     def _burst_facts(
-        self, obj: Json, agent: VoiceAgent, account: Mapping[str, str] | None, now: float
+        self,
+        obj: Json,
+        agent: VoiceAgent,
+        secrets: tuple[Mapping[str, str] | None, str],
+        now: float,
     ) -> BurstFacts:
+        """`secrets`: the account at Modal, and what is wrong with the Hub's token."""
+        account, no_hub = secrets
         # Without the finalizer nobody looked after the app, and `release` may have stopped it.
         status = obj.get("status") or {} if FINALIZER in agent.finalizers else {}
         facts = self._deployments.facts(agent.key, BurstFacts.of(status))
@@ -132,6 +144,8 @@ class Observer:
             missing = credentials_missing(agent.burst, account)
             if account and not missing:
                 self._deployments.remember(agent.key, account_of(agent.burst, account))
+            if not missing and allowed_burst(agent) is not None:
+                missing = no_hub  # a container without its weights would only fail
         remembered = self._deployments.account(agent.key) is not None
         if agent.deleted_at is not None and remembered:
             # A Secret may go first, and what is remembered of it is enough to stop the app.

@@ -19,9 +19,6 @@ from trunkline_operator.agent.spec import Json, SpecError
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority
 from trunkline_operator.cluster.client import ApiError, Cluster, path
-from trunkline_operator.cluster.credentials import (
-    hook_secret,
-)
 from trunkline_operator.cluster.herald import Herald
 from trunkline_operator.decisions import events
 from trunkline_operator.decisions.manifests import (
@@ -139,7 +136,7 @@ class Reconciler:
         if acts.failures:
             raise acts.failures[0]
         waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
-        if seen.world.access or (hook_secret(agent) and not seen.keys.hook_token):
+        if seen.world.access or seen.world.tokens:
             waits.append(MISSING_SECRET_SECONDS)
         if let_go:
             waits.append(GONE_SECONDS)

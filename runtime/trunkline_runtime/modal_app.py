@@ -23,6 +23,7 @@ import modal
 from trunkline_runtime.contract import (
     ENV_AGENT,
     ENV_ENGINE,
+    ENV_HUB_TOKEN,
     ENV_MAX_SECONDS,
     ENV_SLOTS,
     ENV_TICKET_KEY,
@@ -163,6 +164,7 @@ class BurstApp:
     ticket_key: str = field(
         repr=False
     )  # checks gateways' tickets; reaches the container as a Secret
+    hub_token: str = field(default="", repr=False)  # for the weights; likewise. "" = none
     environment: str = ""  # Modal's; "" is the workspace's default
     tags: Mapping[str, str] = field(default_factory=dict)  # any text: cut to what Modal takes
     image: str = ""  # registry reference; "" builds one from this installation
@@ -214,7 +216,7 @@ def _server(app: modal.App, options: BurstApp, region: str) -> Any:
             ENV_SLOTS: str(options.slots),
             ENV_MAX_SECONDS: str(options.max_seconds),
         },
-        secrets=[modal.Secret.from_dict({ENV_TICKET_KEY: options.ticket_key})],
+        secrets=[modal.Secret.from_dict(_secrets(options))],
         gpu=list(options.gpu) or None,
         port=WORKER_PORT,
         max_concurrency=options.slots,
@@ -229,6 +231,11 @@ def _server(app: modal.App, options: BurstApp, region: str) -> Any:
         enable_memory_snapshot=options.snapshot != "none",
         experimental_options={"enable_gpu_snapshot": True} if options.snapshot == "gpu" else None,
     )
+
+
+def _secrets(options: BurstApp) -> dict[str, str]:
+    known = {ENV_TICKET_KEY: options.ticket_key}
+    return known | ({ENV_HUB_TOKEN: options.hub_token} if options.hub_token else {})
 
 
 def _image(options: BurstApp) -> Any:

@@ -2,7 +2,8 @@
 
 Ignored, because a process on one trusted machine does not miss it: security contexts and runtime
 classes, pull policies and secrets, DNS, priorities and the spread over nodes, limits of resources
-(requests are counted when a pod is placed), the service account and its token's mount.
+(requests are counted when a pod is placed), the service account and its token's mount, and an emptyDir at
+/tmp, for the machine's own is there.
 Everything else that is not understood is refused: the lists below name what is, so that a field
 which comes with a newer Kubernetes is never passed over in silence.
 """
@@ -54,17 +55,31 @@ def _of_pod(spec: Json) -> Iterator[str]:
             # One node satisfies every preference, but not every requirement.
             if rule.startswith("required"):
                 yield f"spec.affinity.{kind}.{rule}"
+    known = {
+        volume["name"]
+        for volume in spec.get("volumes") or []
+        if volume["name"].startswith(_TOKEN_VOLUME) or _is_tmp(volume, spec)
+    }
     for volume in spec.get("volumes") or []:
-        if not volume["name"].startswith(_TOKEN_VOLUME):
+        if volume["name"] not in known:
             yield f"spec.volumes[{volume['name']}]"
     for container in spec["containers"]:
-        yield from _of_container(container, f"container {container['name']}'s ")
+        yield from _of_container(container, known, f"container {container['name']}'s ")
 
 
-def _of_container(container: Json, whose: str) -> Iterator[str]:
+def _is_tmp(volume: Json, spec: Json) -> bool:
+    """Whether it is an empty folder that is mounted as /tmp, and nowhere else."""
+    mounts = (
+        mount for container in spec["containers"] for mount in container.get("volumeMounts") or []
+    )
+    places = {mount["mountPath"] for mount in mounts if mount["name"] == volume["name"]}
+    return "emptyDir" in volume and places == {"/tmp"}
+
+
+def _of_container(container: Json, volumes: set[str], whose: str) -> Iterator[str]:
     yield from (whose + field for field in _strange(container, _CONTAINER_FIELDS))
     for mount in container.get("volumeMounts") or []:
-        if not mount["name"].startswith(_TOKEN_VOLUME):
+        if mount["name"] not in volumes:
             yield f"{whose}volumeMounts[{mount['name']}]"
     if container.get("resources", {}).get("claims"):
         yield f"{whose}resources.claims"

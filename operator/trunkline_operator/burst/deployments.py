@@ -18,6 +18,7 @@ from trunkline_operator.burst.breaker import Breaker, noted
 from trunkline_operator.burst.client import Burst, BurstApp, BurstError, Credentials, Place
 from trunkline_operator.burst.standby import Scalings, Standing
 from trunkline_operator.decisions.manifests import engine_environment
+from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.metrics import DEPLOYMENTS
 from trunkline_runtime.contract import GROUP
@@ -255,7 +256,7 @@ def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:
     )
 
 
-def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -> BurstApp:
+def described(agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys) -> BurstApp:
     """The app of that name which the agent asks for.
 
     It is deployed with no container that stands by: those come once a snapshot exists to restore them from, and
@@ -265,7 +266,8 @@ def described(agent: VoiceAgent, burst: BurstSpec, name: str, ticket_key: str) -
         name=name,
         agent=agent.key,
         engine=engine_environment(agent.engine),
-        ticket_key=ticket_key,
+        ticket_key=keys.ticket,
+        hub_token=keys.hub_token,
         environment=burst.environment,
         tags={GROUP: agent.key},
         image=burst.image,

@@ -1,5 +1,6 @@
-"""What users' Secrets say: callers' keys, and an account at Modal."""
+"""What users' Secrets say: callers' keys, an account at Modal, tokens of a policy hook and of the Hub."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -7,8 +8,10 @@ from trunkline_operator.agent.spec import Burst, VoiceAgent
 from trunkline_operator.burst.client import Credentials
 from trunkline_operator.burst.deployments import Account
 
-HOOK_TOKEN: Final = "token"
-"""The entry of a Secret that holds the bearer for a policy hook."""
+TOKEN: Final = "token"
+"""The entry of a Secret that holds a bearer: for a policy hook, or for the Hugging Face Hub."""
+# RFC 6750 section 2.1; anything else would break the header that it goes into.
+_BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) -> str:
@@ -27,6 +30,33 @@ def hook_secret(agent: VoiceAgent) -> str:
     """The Secret with the bearer for the policy hook; "" = none."""
     policy = agent.engine.policy
     return policy.hook.token_secret if policy and policy.hook else ""
+
+
+def hook_token_missing(agent: VoiceAgent, hook: Mapping[str, str] | None) -> str:
+    """What keeps workers from presenting themselves to the policy hook, as a sentence; "" = nothing."""
+    wrong = _token_wrong(hook_secret(agent), "engine.policy.hook.tokenSecretRef", hook)
+    return f"{wrong}; until then the hook is asked without a bearer" if wrong else ""
+
+
+def hub_token_missing(agent: VoiceAgent, hub: Mapping[str, str] | None) -> str:
+    """What keeps workers from private weights, as a sentence; "" = nothing."""
+    return _token_wrong(agent.engine.token_secret, "engine.tokenSecretRef", hub)
+
+
+def token_of(entries: Mapping[str, str] | None) -> str:
+    """The bearer in a Secret; "" where there is none that could be sent."""
+    token = (entries or {}).get(TOKEN, "")
+    return token if _BEARER.fullmatch(token) else ""
+
+
+def _token_wrong(name: str, where: str, entries: Mapping[str, str] | None) -> str:
+    if not name or token_of(entries):
+        return ""
+    if entries is None:
+        return f"Secret {name} of {where} does not exist: create it with an entry {TOKEN}"
+    if not entries.get(TOKEN):
+        return f"Secret {name} of {where} has no text as its entry {TOKEN}"
+    return f"entry {TOKEN} of Secret {name} of {where} is no bearer token: it has other characters than A-Z a-z 0-9 - . _ ~ + / ="
 
 
 def credentials_missing(burst: Burst, account: Mapping[str, str] | None) -> str:

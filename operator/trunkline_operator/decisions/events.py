@@ -92,6 +92,7 @@ WARNINGS: Final = frozenset(
     {
         Reason.SPEC_INVALID,
         Reason.KEYS_MISSING,
+        Reason.TOKEN_MISSING,
         Reason.POD_UNSCHEDULABLE,
         Reason.POD_FAILING,
         Reason.POD_UNREADY,

@@ -69,6 +69,11 @@ GRACE_BEYOND_LAST_CALL: Final = 60
 START_SECONDS: Final = 600
 # Distroless' "nonroot"; any number but 0 will do, and the image need not know it.
 USER: Final = 65532
+# The only place where a worker may write. Moshi and an STT model are 18 GB in the Hub's cache, which is there
+# (HOME is /tmp); a pod that has more than the limit is evicted, so the limit is for what goes astray.
+TMP: Final = "/tmp"
+TMP_LIMITS: Final[Mapping[EngineType, str]] = {EngineType.MOSHI: "64Gi"}
+TMP_LIMIT: Final = "1Gi"  # of all others
 # Modal's own limit for an app's name is 64 characters.
 LONGEST_APP_NAME: Final = 63
 
@@ -139,6 +144,12 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
         "spec": {
             **pod_fields(agent),
             "containers": [_container(agent, installation)],
+            "volumes": [
+                {
+                    "name": "tmp",
+                    "emptyDir": {"sizeLimit": TMP_LIMITS.get(agent.engine.type, TMP_LIMIT)},
+                }
+            ],
             "terminationGracePeriodSeconds": agent.session.max_seconds + GRACE_BEYOND_LAST_CALL,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -188,8 +199,10 @@ def _container(agent: VoiceAgent, installation: Installation) -> Json:
         # A restart ends every call on the pod, so only a worker that is silent for a minute is restarted.
         "livenessProbe": _probe(HEALTHZ_PATH, period=10, failures=6),
         "resources": _resources(agent),
+        "volumeMounts": [{"name": "tmp", "mountPath": TMP}],
         "securityContext": {
             "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -310,6 +323,7 @@ def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | 
             "app": burst_app(agent),
             "build": installation.build,
             "engine": engine_environment(agent.engine),
+            **({"hubToken": agent.engine.token_secret} if agent.engine.token_secret else {}),
             "maxSeconds": agent.session.max_seconds,
             "gpu": burst.gpu,
             "regions": burst.regions,

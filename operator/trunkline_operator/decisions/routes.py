@@ -38,6 +38,8 @@ class Keys:
     """ "wk-….ws-…" where the credentials Secret has one."""
     hook_token: str = field(default="", repr=False)
     """Of `engine.policy.hook`; "" where it takes none."""
+    hub_token: str = field(default="", repr=False)
+    """Of `engine.tokenSecretRef`; for containers at Modal, and in no route."""
 
 
 def route(

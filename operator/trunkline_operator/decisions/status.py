@@ -27,6 +27,7 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     SPEC_INVALID = "SpecInvalid"
     KEYS_MISSING = "KeysMissing"  # the Secret of callers' keys cannot be read
+    TOKEN_MISSING = "TokenMissing"  # of the policy hook or of the Hub, likewise
     DELETING = "Deleting"
     PODS_READY = "PodsReady"
     NO_PODS_WANTED = "NoPodsWanted"
@@ -204,6 +205,8 @@ def _accepted(agent: VoiceAgent, world: World) -> Verdict:
             Reason.KEYS_MISSING,
             f"no key is good: {world.access}; until then callers with one are refused",
         )
+    if world.tokens:
+        return Condition.ACCEPTED, False, Reason.TOKEN_MISSING, world.tokens
     message = "; ".join((allowed.words, *allowed.warnings))
     return Condition.ACCEPTED, True, Reason.ACCEPTED, message
 

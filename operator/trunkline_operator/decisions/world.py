@@ -266,3 +266,4 @@ class World:
     certificate: str = ""  # "" = its workers' is good; else the words why another must be issued
     burst: BurstFacts = field(default_factory=BurstFacts)
     access: str = ""  # "" = callers' keys were read; else the sentence that says what is missing
+    tokens: str = ""  # "" = the tokens that the engine is to have were read; else likewise
