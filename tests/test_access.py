@@ -230,7 +230,11 @@ def changed(path: str, value: Any) -> str:
         ("routes.0.maxSeconds", "1", "routes.routes[0].maxSeconds must be a number"),
         ("routes.0.admissionMs", -1, "routes.routes[0].admissionMs must not be negative"),
         ("routes.0.maxSeconds", float("inf"), "routes.routes[0].maxSeconds must be a number"),
-        ("routes.0.rungs.0.kind", "cold", "routes.routes[0].rungs[0].kind must be warm or burst"),
+        (
+            "routes.0.rungs.0.kind",
+            "cold",
+            "routes.routes[0].rungs[0].kind must be warm, burst, upstream or wait",
+        ),
         ("routes.0.rungs.1.url", "ftp://x", "routes.routes[0].rungs[1].url must be https://"),
         ("routes.0.rungs.1.url", "http://", "routes.routes[0].rungs[1].url must be https://"),
         ("routes.0.rungs.1.url", "http://x:99999", "routes.routes[0].rungs[1].url must be"),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -34,7 +35,9 @@ from gateway_rig import (
 )
 from tls_rig import Links
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import InvalidStatus
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from trunkline_runtime.contract import (
@@ -50,14 +53,19 @@ from trunkline_runtime.contract import (
     ENV_WORKER,
     ENV_WORKER_KEY,
     REALTIME_PATH,
+    WaitRung,
+    WarmRung,
 )
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.worker.config import WorkerConfig
 from trunkline_runtime.worker.host import WorkerHost
 
+WARM = WarmRung(kind="warm")
 pytestmark = pytest.mark.usefixtures("links")
-WORKERS, SLOTS, CALLERS, ROUNDS = 6, 4, 60, 4
+WORKERS, SLOTS, CALLERS, ROUNDS = 20, 4, 200, 2
+ANSWER_SECONDS = 20.0  # of the route: generous, for all of them share a machine with the gateways
+DYING, RUSH_SECONDS = 6, 0.5  # workers that die, and the time in which they do
 
 
 async def outcome(caller: connect) -> ClientConnection | int:
@@ -70,9 +78,10 @@ async def outcome(caller: connect) -> ClientConnection | int:
 
 async def rush(log: SlotLog, *gateways: Running) -> list[ClientConnection]:
     """All callers at once; those who were answered, who are exactly as many as there are slots."""
-    outcomes = await asyncio.gather(
-        *(outcome(call(gateways[number % len(gateways)])) for number in range(CALLERS))
-    )
+    async with asyncio.timeout(ANSWER_SECONDS):
+        outcomes = await asyncio.gather(
+            *(outcome(call(gateways[number % len(gateways)])) for number in range(CALLERS))
+        )
     answered = [each for each in outcomes if not isinstance(each, int)]
     assert outcomes.count(503) == CALLERS - WORKERS * SLOTS
     assert len(answered) == WORKERS * SLOTS
@@ -99,6 +108,100 @@ async def test_two_gateways_answer_exactly_as_many_callers_as_there_are_slots() 
             await until(lambda: not log._holders)
             for gateway in gateways:
                 await until(partial(has_free, gateway, WORKERS * SLOTS))
+
+
+@on_uvloop
+async def test_who_waits_in_vain_is_told_so_within_the_deadline_and_nobody_is_booked_twice() -> (
+    None
+):
+    log, answer = SlotLog(), 6.0
+    line = a_route(rungs=[WARM, WaitRung(kind="wait", most=CALLERS)], answerSeconds=answer)
+    async with contextlib.AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(a_gateway(line)) for _ in range(2)]
+        for number in range(WORKERS):
+            worker = FakeWorker(f"echo-{number}", slots=SLOTS, log=log)
+            await stack.enter_async_context(worker.serving(*gateways))
+        rushing = asyncio.create_task(rush(log, *gateways))
+        await until(lambda: sum(map(waiting, gateways)) == CALLERS - WORKERS * SLOTS)
+        began = asyncio.get_running_loop().time()
+        answered = await rushing
+        assert asyncio.get_running_loop().time() - began < answer
+        await asyncio.gather(*(caller.close() for caller in answered))
+
+
+def waiting(gateway: Running) -> int:
+    return gateway.gateway.load()["agents"][AGENT].get("waiting", 0)
+
+
+class Mortal(FakeWorker):
+    """A worker that may be killed: from then on not a byte comes from it, and its port is closed."""
+
+    def __init__(self, name: str, log: SlotLog) -> None:
+        super().__init__(name, slots=SLOTS, log=log)
+        self.dead = False
+        self.calls: dict[ServerConnection, str] = {}
+
+    def kill(self) -> None:
+        self.dead = True
+        for connection in (*self.calls, *self.links):
+            connection.transport.abort()
+        assert self._server is not None
+        self._server.close(close_connections=False)
+
+    def _claim(self, connection: ServerConnection, request: Request) -> Response | None:
+        if self.dead:
+            connection.transport.abort()
+            return connection.respond(503, "")
+        found = super()._claim(connection, request)
+        if found is None:
+            self.calls[connection] = request.headers[CALL_HEADER]
+        return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_that_die_in_the_rush_take_their_own_calls_along_and_no_others(seed: int) -> None:
+    @on_uvloop
+    async def run() -> None:
+        log, chance = SlotLog(), random.Random(seed)
+        async with contextlib.AsyncExitStack() as stack:
+            gateways = [await stack.enter_async_context(a_gateway(a_route())) for _ in range(2)]
+            workers = [Mortal(f"echo-{number}", log) for number in range(WORKERS)]
+            for worker in workers:
+                await stack.enter_async_context(worker.serving(*gateways))
+            loop = asyncio.get_running_loop()
+            for worker in chance.sample(workers, DYING):
+                loop.call_later(chance.uniform(0, RUSH_SECONDS), worker.kill)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                outcomes = await asyncio.gather(
+                    *(outcome(call(gateways[number % 2])) for number in range(CALLERS))
+                )
+            await until(lambda: sum(worker.dead for worker in workers) == DYING)
+            answered = [each for each in outcomes if not isinstance(each, int)]
+            assert {each for each in outcomes if isinstance(each, int)} <= {503}
+            assert len(answered) <= WORKERS * SLOTS
+            await each_call_is_where_it_was_booked(answered, workers, log)
+
+    run()
+
+
+async def each_call_is_where_it_was_booked(
+    answered: list[ClientConnection], workers: list[Mortal], log: SlotLog
+) -> None:
+    """Whoever was answered had a slot; it lives where its worker lives, and is told where that died."""
+    at = {call: worker for worker in workers for call in worker.calls.values()}
+    dead = {worker.name for worker in workers if worker.dead}
+    for caller in answered:
+        assert caller.response is not None
+        worker = at[caller.response.headers[CALL_HEADER]]
+        if worker.dead:
+            assert await closed(caller) == (1011, "worker lost: call again")
+        else:
+            await caller.send("hi")
+            async with asyncio.timeout(SECONDS):
+                assert await caller.recv() == "hi"
+    ids = {each.response.headers[CALL_HEADER] for each in answered if each.response}
+    held = {call for (name, _), call in log._holders.items() if name not in dead}
+    assert held == {call for call in ids if not at[call].dead}, "and no slot is held for nobody"
 
 
 def knows(gateway: Running, worker: str) -> bool:

@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from trunkline_runtime.contract import BurstRung, WarmRung
+from trunkline_runtime.contract import BurstRung, UpstreamRung, WaitRung, WarmRung
 from trunkline_runtime.gateway.ladder import (
+    IN_LINE,
+    LAST_SECONDS,
+    MOST_STEPS,
+    Attempt,
     Burst,
     Ladder,
     Patience,
@@ -18,7 +22,10 @@ from trunkline_runtime.gateway.ladder import (
     Rejected,
     Step,
     TryBurst,
+    TryUpstream,
+    TryWait,
     TryWarm,
+    Upstream,
     Warm,
 )
 from trunkline_runtime.gateway.routes import Route, parse_routes
@@ -139,7 +146,7 @@ def test_a_reserve_on_its_way_counts_as_taken() -> None:
 
 
 def route_with(rungs: str, answer_seconds: float = 8.0, deadline: float = 7.0) -> Route:
-    """`w` is a warm rung, `b` a burst rung."""
+    """`w` is a warm rung, `b` a burst rung, `u` an upstream, `l` the line."""
     burst = BurstRung(
         kind="burst",
         name="us-east",
@@ -148,36 +155,64 @@ def route_with(rungs: str, answer_seconds: float = 8.0, deadline: float = 7.0) -
         ticketKey="k",
         deadlineSeconds=deadline,
     )
-    parts = [WarmRung(kind="warm") if rung == "w" else burst for rung in rungs]
+    upstream = UpstreamRung(
+        kind="upstream", url="ws://127.0.0.1:1", model="m", token="", deadlineSeconds=deadline
+    )
+    kinds = {"w": WarmRung(kind="warm"), "b": burst, "u": upstream}
+    kinds |= {"l": WaitRung(kind="wait", most=3)}
+    parts = [kinds[rung] for rung in rungs]
     text = routes_text(a_route(rungs=parts, answerSeconds=answer_seconds))
     return parse_routes(text).by_agent[AGENT]
 
 
 @given(
-    rungs=st.text("wb", max_size=4),
+    rungs=st.text("wbul", max_size=5),
     workers=st.integers(0, 6),
     answer=st.floats(0.1, 10),
     deadline=st.floats(0.1, 20),
     spent=st.lists(st.floats(0, 1), max_size=30),
-    success=st.integers(0, 12),
+    success=st.integers(0, 40),
+    offers=st.lists(st.booleans(), max_size=30),
+    shut=st.sets(st.sampled_from(["burst/us-east", "upstream"])),
 )
 @settings(max_examples=300, deadline=None)
 def test_a_ladder_ends_in_time_and_records_every_rung(
-    rungs: str, workers: int, answer: float, deadline: float, spent: list[float], success: int
+    rungs: str,
+    workers: int,
+    answer: float,
+    deadline: float,
+    spent: list[float],
+    success: int,
+    offers: list[bool],
+    shut: set[str],
 ) -> None:
     patience = Patience()
     rows = [a_row(f"echo-{number}") for number in range(workers)]
     table = Table()
     for row in rows:
         table.add(row)
-    now, begun, attempts = 100.0, 100.0, []
-    ladder = Ladder(route_with(rungs, answer, deadline), begun, patience)
-    times = iter(spent)
+    now, begun, attempts = 100.0, 100.0, list[Attempt]()
+    ladder = Ladder(
+        route_with(rungs, answer, deadline),
+        begun,
+        patience,
+        lambda rung, _: "shut" if rung in shut else None,
+    )
+    times, offered = iter(spent), iter(offers)
     while True:
         attempt = ladder.next(now, lambda tried: table.pick(AGENT, tried, lambda _: 0))
         if isinstance(attempt, Rejected):
             placement = ladder.rejected(attempt, now)
             break
+        if isinstance(attempt, TryWait):
+            assert attempt.until == begun + answer - LAST_SECONDS
+            if not rows or not next(offered, False):
+                now = attempt.until
+                ladder.failed(now, "nothing came")
+                continue
+            now += (attempt.until - now) * next(times, 1.0)
+            attempt = ladder.offered(now, rows[0])
+            assert attempt.held
         assert attempt.answer_by <= begun + answer
         attempts.append(attempt)
         began = now
@@ -190,7 +225,10 @@ def test_a_ladder_ends_in_time_and_records_every_rung(
         assert placement_ms(ladder) >= 0
         assert now >= began
     assert now <= begun + answer
-    check_record(placement, attempts, rungs, workers, patience)
+    assert not {step.rung for step in placement.steps if step.why == "test"} & shut
+    assert len(placement.steps) <= MOST_STEPS
+    if len(placement.steps) < MOST_STEPS:
+        check_record(placement, attempts, rungs, workers, patience)
 
 
 def placement_ms(ladder: Ladder) -> float:
@@ -199,21 +237,22 @@ def placement_ms(ladder: Ladder) -> float:
 
 def check_record(
     placement: Placement,
-    attempts: list[TryWarm | TryBurst],
+    attempts: list[Attempt],
     rungs: str,
     workers: int,
     patience: Patience,
 ) -> None:
     placed = not isinstance(placement.result, Rejected)
-    warm = [attempt.row for attempt in attempts if isinstance(attempt, TryWarm)]
+    warm = [each.row for each in attempts if isinstance(each, TryWarm) and not each.held]
     assert len(set(warm)) == len(warm), "no worker is asked twice"
     assert len(warm) <= patience.tries * rungs.count("w")
     bursts = sum(isinstance(attempt, TryBurst) for attempt in attempts)
     assert bursts <= rungs.count("b")
     failed = [step for step in placement.steps if step.why == "test"]
     assert len(failed) == len(attempts) - placed, "every attempt but the last is in the record"
+    assert sum(isinstance(each, TryUpstream) for each in attempts) <= rungs.count("u")
     if not workers and placed:
-        assert isinstance(placement.result, Burst)
+        assert isinstance(placement.result, Burst | Upstream)
     assert placement.ms >= placement.answered_ms >= 0
     assert placed or not placement.answered_ms
 
@@ -267,6 +306,51 @@ def test_a_burst_rung_gets_what_is_left_when_that_is_less_than_its_deadline() ->
     assert attempt.answer_by == 8.0
     ladder.failed(8.0, "did not start a session in time")
     assert isinstance(ladder.next(8.0, lambda _: None), Rejected)
+
+
+def test_who_waits_gets_a_slot_that_came_free_and_stays_in_line_when_another_was_faster() -> None:
+    row = a_row("echo-0")
+    ladder = Ladder(route_with("wl"), 0.0, Patience())
+    first = ladder.next(0.0, lambda _: None)
+    assert first == TryWait(ladder._route.rungs[1], 7.75)  # type: ignore[arg-type]  # a WaitRung
+    assert ladder.offered(2.0, row) == TryWarm(row, 3.0, 4.0, held=True)
+    ladder.failed(2.1, "full")
+    assert ladder.next(2.1, lambda _: row) == first, "it goes to its place, past what is free"
+    ladder.offered(5.0, row)
+    placement = ladder.answered(5.1)
+    assert (placement.rung, placement.worker) == ("warm", "echo-0")
+    assert [(step.rung, step.worker, step.why) for step in placement.steps] == [
+        ("warm", "", "no free slot"),
+        ("wait", "", IN_LINE),
+        ("warm", "echo-0", "full"),
+        ("wait", "", IN_LINE),
+    ]
+    assert placement.ms == 5100.0
+
+
+def test_who_waited_in_vain_is_told_so_and_races_that_are_lost_do_not_fill_the_record() -> None:
+    row = a_row("echo-0")
+    ladder, now = Ladder(route_with("wl"), 0.0, Patience()), 0.0
+    for _ in range(50):
+        assert isinstance(ladder.next(now, lambda _: None), TryWait)
+        ladder.offered(now, row)
+        ladder.failed(now + 0.001, "full")
+        now += 0.1
+    assert isinstance(ladder.next(now, lambda _: None), TryWait)
+    ladder.failed(7.75, "no slot came free in time")
+    end = ladder.next(7.75, lambda _: None)
+    assert end == Rejected("no slot of default/echo was free in time")
+    placement = ladder.rejected(end, 7.75)
+    assert len(placement.steps) == MOST_STEPS
+    assert placement.steps[-1].why == "and so on"
+
+
+def test_a_rung_that_is_shut_is_passed_by_and_told() -> None:
+    ladder = Ladder(route_with("bu"), 0.0, Patience(), lambda rung, by: f"{rung} until {by:g}")
+    end = ladder.next(0.0, lambda _: None)
+    assert end == Rejected("every slot of default/echo is taken")
+    steps = ladder.rejected(end, 0.0).steps
+    assert [step.why for step in steps] == ["burst/us-east until 7", "upstream until 7"]
 
 
 def test_an_empty_ladder_and_a_full_table_are_told_apart_from_a_late_answer() -> None:

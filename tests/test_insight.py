@@ -41,7 +41,7 @@ from trunkline_runtime.gateway.accounts.files import LedgerFile
 from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.insight.asking import states
 from trunkline_runtime.insight.board import board
-from trunkline_runtime.insight.commands import plain, told
+from trunkline_runtime.insight.commands import plain, table, told
 from trunkline_runtime.insight.explanation import NotFound, WouldBe, explained, found
 
 CALL = "3f9c1e2200000000000000000000abcd"
@@ -89,6 +89,16 @@ def passed(why: str, rung: str = "warm") -> list[dict[str, Any]]:
         ({"passed_over": passed("cannot be reached")}, WouldBe.PERHAPS, "asked and failed"),
         ({"warm": {**FULL, "pods": 0, "slots": 0}}, WouldBe.ANSWERED, "its slots would have"),
         ({"message": "left", "rung": "none", "passed_over": []}, WouldBe.UNKNOWN, "left before"),
+        (
+            {"rung": "warm", "passed_over": [*passed(NO_SLOT), *passed("waited in line", "wait")]},
+            WouldBe.ANSWERED,
+            "without it the call waited 3 ms for one",
+        ),
+        (
+            {"rung": "none", "passed_over": [*passed(NO_SLOT), *passed("no slot came", "wait")]},
+            WouldBe.ANSWERED,
+            "the call was refused after 3 ms in line",
+        ),
     ],
 )
 def test_one_more_pod(changes: dict[str, Any], would: WouldBe, because: str) -> None:
@@ -215,6 +225,38 @@ def a_state(name: str = "g0", arrivals: int = 0, **load: Any) -> State:
     )
     agent.update(load)  # type: ignore[typeddict-item]  # a test names only keys of AgentLoad
     return State(gateway=name, boot=f"boot-{name}", epoch=7, unready=None, agents={AGENT: agent})
+
+
+def test_what_a_call_cost_and_how_it_went_is_told_where_it_is_known() -> None:
+    whole = a_record(
+        cost=0.01234,
+        price="L4 at $0.000222 a second",
+        audio_seconds_up=60.5,
+        audio_seconds_down=31.0,
+        first_audio_ms=420.0,
+        turns=7,
+        gaps=0,
+    )
+    text = "\n".join(told(explained(whole)))
+    assert "cost: $0.0123 (L4 at $0.000222 a second)" in text
+    assert "talk: 60.5 s of audio from the caller, 31.0 s to it, the first after 420.0 ms, 7 turns, 0 gaps" in text  # fmt: skip
+    bare = "\n".join(told(explained(a_record(cost=None, turns=None))))
+    assert "no price was known" in bare
+    assert "talk: not known" in bare
+
+
+def test_the_board_shows_who_waits_what_is_left_out_and_what_was_spent() -> None:
+    aside = WorkerLoad(boot="b", slots=4, busy=0, free=4, draining=False, aside=True)
+    one = a_state("g0", waiting=2, shut={"burst/us-east": "open"}, spent=1.25)
+    two = a_state("g1", waiting=1, workers={"echo-0": aside}, spent=0.5)
+    seen = board({"http://a": one, "http://b": two}, 1.0)
+    (row,) = seen.agents
+    assert (row.waiting, row.aside, row.shut, row.spent) == (3, 1, ("burst/us-east",), 1.75)
+    assert "waiting=3 aside=1 spent=1.7500 shut=burst/us-east" in list(plain(seen))[-1]
+    (bare,) = board({"http://a": a_state()}, 1.0).agents
+    assert (bare.spent, bare.aside) == (None, 0)
+    made = table(seen)
+    assert made.row_count == 1
 
 
 def test_pods_count_once_and_calls_of_all_gateways_are_added() -> None:

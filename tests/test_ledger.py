@@ -39,6 +39,7 @@ from trunkline_runtime.gateway.accounts.courier import Collector, Courier, Verdi
 from trunkline_runtime.gateway.accounts.files import LedgerFile
 from trunkline_runtime.gateway.accounts.record import Party, as_line, caller_hash, ended, left
 from trunkline_runtime.gateway.accounts.spool import DiskSpool, MemorySpool, Spool
+from trunkline_runtime.gateway.accounts.tenants import MOST_TENANTS, OTHERS, TenantCounters
 from trunkline_runtime.gateway.call import By, Ending, Facts
 from trunkline_runtime.gateway.ladder import Placement, Warm
 
@@ -113,7 +114,7 @@ async def test_a_call_on_burst_tells_what_the_warm_pods_were_like(tmp_path: Path
     assert (line["rung"], line["worker"]) == ("burst/us-east", "")
     (step,) = line["passed_over"]
     assert (step["rung"], step["worker"], step["why"]) == ("warm", "", "no free slot")
-    assert line["warm"] == {"pods": 1, "slots": 1, "busy": 1, "free": 0, "draining": 0}
+    assert line["warm"] == {"pods": 1, "slots": 1, "busy": 1, "free": 0, "draining": 0, "aside": 0}
 
 
 @on_uvloop
@@ -190,6 +191,27 @@ def test_the_simulator_reads_a_ledger(tmp_path: Path) -> None:
     keep.close()
     trace = reading.trace(str(file), "echo")
     assert [(call.at, call.seconds) for call in trace.calls] == [(0, 60), (10, 60)]
+
+
+def test_tenants_have_counters_and_the_many_share_one() -> None:
+    registry = CollectorRegistry()
+    counters = TenantCounters(registry)
+    for number in range(MOST_TENANTS + 5):
+        line = a_record(number)
+        line["tenant"], line["seconds"], line["rung"] = f"t{number}", 60.0, "burst/us-east"
+        line["cost"] = 0.02
+        counters.ended(line)
+        counters.ended({**line, "rung": "warm", "cost": None})
+
+    def value(name: str, tenant: str, place: str) -> float | None:
+        labels = {"agent": AGENT, "tenant": tenant, "place": place}
+        return registry.get_sample_value(f"trunkline_tenant_{name}_total", labels)
+
+    assert value("call_seconds", "t0", "burst") == value("call_seconds", "t0", "warm") == 60
+    assert value("cost_dollars", "t0", "burst") == pytest.approx(0.02)
+    assert value("cost_dollars", "t0", "warm") is None, "of what has no price, nothing is claimed"
+    assert value("calls", OTHERS, "warm") == 5
+    assert value("calls", f"t{MOST_TENANTS}", "warm") is None
 
 
 # --- a file -----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ STATE_PATH: Final = "/state"  # of a gateway, on its health port: `State`
 # Headers of the data link (gateway to worker); CALL_HEADER also stands in the caller's 101 and 503.
 CALL_HEADER: Final = "Trunkline-Call"
 TICKET_HEADER: Final = "Trunkline-Ticket"
+HOPS_HEADER: Final = "Trunkline-Hops"  # of a call that a gateway sends on: how many have
 AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
 
 # Environment of a worker, in a pod and in a Modal container alike.
@@ -82,6 +83,18 @@ CA_KEY_FILE: Final = "ca.key"
 
 BURST_SETTINGS_TYPE: Final = "trunkline.settings"
 """The type of the first message on a burst data link, gateway to worker: `{type, settings}`."""
+
+# How a call's account reaches its gateway, which relays without decoding. Pings end at either side of the data link,
+# so neither caller nor engine ever sees these. A worker that knows them says so in its 101 by ACCOUNT_HEADER.
+END_PING: Final = b"trunkline.end"
+"""Gateway to worker: the call is over. It is closed as if the caller had gone; the account follows."""
+ACCOUNT_PING: Final = b"trunkline "
+"""Worker to gateway, before the Close: this, and a JSON object `{in, out, first, turns, gaps}`, at most 125 bytes in all.
+
+Seconds of audio from the caller and to it, milliseconds from the worker's 101 to the first of the latter (null: none),
+how often the agent spoke, and how often it fell silent within a reply because no audio was there.
+"""
+ACCOUNT_HEADER: Final = "Trunkline-Account"  # "1"
 
 HEARTBEAT_SECONDS: Final = 1.0
 DEAD_AFTER_SECONDS: Final = (
@@ -142,6 +155,9 @@ class Free(TypedDict):
     n: int  # slots that a reserve would find now; 0 while draining
     busy: int  # slots reserved or live, of all gateways together
     draining: bool
+    late: NotRequired[
+        float
+    ]  # share of its frames since the last beat that missed their deadline, if any
 
 
 class Bye(TypedDict):
@@ -262,7 +278,25 @@ class BurstRung(TypedDict):
     deadlineSeconds: float  # for the session's start
 
 
-Rung = WarmRung | BurstRung
+class UpstreamRung(TypedDict):
+    """Another gateway, or a hosted endpoint, that speaks the caller's protocol. Its token makes a route a secret."""
+
+    kind: Literal["upstream"]
+    url: str  # wss://host[:port][/prefix]; the caller's own path goes behind it
+    model: str  # what the agent is called there
+    token: str  # presented as a bearer; "" for none
+    deadlineSeconds: float  # until it has answered 101
+
+
+class WaitRung(TypedDict):
+    """A place in the line for a slot of the agent's own pods, before any 101."""
+
+    kind: Literal["wait"]
+    most: int  # callers who may stand in it at one gateway
+
+
+Rung = WarmRung | BurstRung | UpstreamRung | WaitRung
+"""In the order in which they are tried: burst regions stand one after the other, each with its own deadline."""
 
 
 class Jwt(TypedDict):
@@ -330,6 +364,20 @@ class Routes(TypedDict):
     share: NotRequired[float]  # of every tenant's limits that this gateway may give; 1 without
 
 
+class Starting(TypedDict):
+    """Slots of pods that are on their way."""
+
+    slots: int
+    seconds: float  # from the receipt of this until they can be had, as far as anybody knows
+
+
+class Runway(TypedDict):
+    """Operator to gateway, after each change: when more slots come. Whole; it only says when to call again."""
+
+    type: Literal["runway"]
+    agents: dict[str, list[Starting]]
+
+
 class WorkerLoad(TypedDict):
     """One worker, as it last reported itself to this gateway."""
 
@@ -338,6 +386,7 @@ class WorkerLoad(TypedDict):
     busy: int
     free: int
     draining: bool
+    aside: NotRequired[bool]  # this gateway gives it no call for a while: it failed those before
 
 
 class AgentLoad(TypedDict):
@@ -346,6 +395,9 @@ class AgentLoad(TypedDict):
     workers: dict[str, WorkerLoad]
     calls: int  # live at this gateway, burst included
     burst: int  # of them on burst, sessions being started included
+    waiting: NotRequired[int]  # callers in line for a slot
+    shut: NotRequired[dict[str, str]]  # rungs that are not tried for a while, and why
+    spent: NotRequired[float]  # total: US dollars of burst, where a price is known
     arrivals: int  # total: authenticated calls that asked for a slot
     refused: int  # total: answered 503
     lost: int  # total: ended by the death of a worker
@@ -384,7 +436,7 @@ KEPT: Final = "its free slots are kept for other tenants"
 class PassedOver(TypedDict):
     """One rung or worker that could not take a call."""
 
-    rung: str  # "warm", or "burst/" and the region
+    rung: str  # "warm", "burst/" and the region, "upstream", "wait"
     worker: str  # "" where no certain one was asked
     why: str
     ms: float
@@ -398,6 +450,7 @@ class WarmThen(TypedDict):
     busy: int
     free: int
     draining: int  # pods
+    aside: NotRequired[int]  # pods that got no call for a while: they failed those before
 
 
 class CallRecord(TypedDict):
@@ -422,6 +475,7 @@ class CallRecord(TypedDict):
     admission_ms: float  # from the request to the 101, or to the refusal
     answered_ms: NotRequired[float]  # of them at the rung that answered
     passed_over: list[PassedOver]
+    rung_ms: NotRequired[dict[str, float]]  # what each rung that was tried has cost, by its name
     warm: NotRequired[WarmThen]
     # Of calls that were answered.
     code: NotRequired[int]  # of the WebSocket's Close; 1006 where there was none
@@ -430,3 +484,13 @@ class CallRecord(TypedDict):
     seconds: NotRequired[float]  # from the 101 to the end
     bytes_up: NotRequired[int]  # from the caller
     bytes_down: NotRequired[int]
+    # Of those, what the worker has told; null where it has not: it died, or is not ours.
+    audio_seconds_up: NotRequired[float | None]
+    audio_seconds_down: NotRequired[float | None]
+    first_audio_ms: NotRequired[
+        float | None
+    ]  # from the worker's 101 to the first audio for the caller
+    turns: NotRequired[int | None]  # of the agent
+    gaps: NotRequired[int | None]  # silences in the middle of a reply for want of audio
+    cost: NotRequired[float | None]  # US dollars; null where no price is known
+    price: NotRequired[str | None]  # what the cost is reckoned from, in words

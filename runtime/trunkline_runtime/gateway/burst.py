@@ -37,6 +37,7 @@ REFUSALS: Final[Mapping[int, str]] = {
     429: "has reached a limit of the workspace",
     503: "has no container free for a session",
 }
+NO_ROOM: Final = frozenset({429, 503})  # an answer like any other: the next call may find room
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class BurstSessions:
         except httpx.HTTPError as error:
             return Failed(f"cannot be reached: {error or type(error).__name__}")
         if response.status_code != 200:
-            return Failed(refusal(response.status_code))
+            status = response.status_code
+            return Failed(refusal(status), full=status in NO_ROOM)
         try:
             body = response.json()
             return Session(rung, str(body["session_id"]), str(body["token"]))

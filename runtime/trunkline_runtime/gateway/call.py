@@ -6,7 +6,7 @@ messages only. No task and no await stands in their way: a message costs one cal
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from websockets.frames import Close, CloseCode
@@ -51,6 +51,9 @@ class Ending:
     seconds: float
     bytes_up: int  # from the caller
     bytes_down: int
+    leg: Leg | None = field(
+        default=None, repr=False, compare=False
+    )  # which may yet tell of the call
 
 
 Ended = Callable[["Call", Ending], None]
@@ -238,6 +241,7 @@ class Call(asyncio.Protocol):
                 seconds=self._loop.time() - self._began,
                 bytes_up=self._up,
                 bytes_down=leg.passed if leg is not None else 0,
+                leg=leg,
             ),
         )
 

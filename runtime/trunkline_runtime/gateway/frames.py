@@ -70,6 +70,10 @@ def pong_frame(payload: bytes, *, masked: bool) -> bytes:
     return Frame(Opcode.PONG, payload).serialize(mask=masked)
 
 
+def ping_frame(payload: bytes, *, masked: bool) -> bytes:
+    return Frame(Opcode.PING, payload).serialize(mask=masked)
+
+
 def text_frame(payload: bytes, *, masked: bool) -> bytes:
     return Frame(Opcode.TEXT, payload).serialize(mask=masked)
 

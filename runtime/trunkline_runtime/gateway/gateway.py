@@ -16,6 +16,7 @@ from websockets.http11 import Request
 from trunkline_runtime.contract import (
     CALL_HEADER,
     HEARTBEAT_SECONDS,
+    HOPS_HEADER,
     AgentLoad,
     Load,
     State,
@@ -30,23 +31,37 @@ from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.reception import Guest, Reception
 from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.files import to_log
-from trunkline_runtime.gateway.accounts.record import Party, caller_hash
+from trunkline_runtime.gateway.accounts.record import Party, Told, caller_hash, told
+from trunkline_runtime.gateway.breaker import Breakers
+from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
+from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.intake import Answered, Intake
-from trunkline_runtime.gateway.ladder import Patience, Placement, Rejected
+from trunkline_runtime.gateway.ladder import UPSTREAM, Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import LINGER_SECONDS, MAX_HEAD_BYTES, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
-from trunkline_runtime.gateway.placing import Asked, Placer
-from trunkline_runtime.gateway.routes import Route, Routes, WarmRung
+from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
+from trunkline_runtime.gateway.routes import (
+    BurstRung,
+    Route,
+    Routes,
+    Runway,
+    UpstreamRung,
+    WarmRung,
+)
+from trunkline_runtime.gateway.runway import Coming, Prospects
 from trunkline_runtime.gateway.table import Row, Table
 from trunkline_runtime.gateway.workers import WorkerLinks
 
 log = logging.getLogger("trunkline.gateway")
 
 SETTLE_SECONDS: Final = 1.0  # for all workers to dial in once there are routes
-RETRY_SECONDS: Final = (2, 5)  # Retry-After, spread so that refused callers do not come back as one
+RETRY_SECONDS: Final = (
+    2,
+    5,
+)  # Retry-After of a gateway that is not ready, spread so that callers do not come as one
 STALL_SECONDS: Final = 0.5  # a loop that was this late cannot say who was silent
 
 NO_ROUTES: Final = "no routes yet: neither the operator nor the routes file has brought any"
@@ -70,6 +85,7 @@ class Terms:
     """On what terms a gateway deals with others; the defaults are for a cluster."""
 
     patience: Patience = field(default_factory=Patience)
+    breaker: Breaking = field(default_factory=Breaking)
     bounds: Bounds = field(default_factory=Bounds)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL
@@ -95,6 +111,8 @@ class Gateway:
         self._asking = 0  # callers that are being placed
         self._less = asyncio.Event()  # one of the three has shrunk
         self._table = Table()
+        self._breakers = Breakers(terms.breaker)
+        self._prospects: dict[str, Prospects] = {}
         self._ledger = Ledger(registry, identity.name, terms.keep)
         self._reception = Reception(
             bounds=terms.bounds,
@@ -104,12 +122,15 @@ class Gateway:
         )
         self._burst = BurstSessions()
         self.workers = WorkerLinks(self._table, self._by_agent, self._changed, terms.patience)
-        self.operator = OperatorLink(identity.operator_token, self._from_operator, self.load)
+        self.operator = OperatorLink(
+            identity.operator_token, self._from_operator, self.expect, self.load
+        )
         self._placer = Placer(
             table=self._table,
             links=self.workers,
             burst=self._burst,
             ledger=self._ledger,
+            breakers=self._breakers,
             patience=terms.patience,
             changed=self._changed,
         )
@@ -141,9 +162,20 @@ class Gateway:
         extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
         log.info("routes were taken", extra=extra)
         self._reception.take(routes)
+        self._forget_rungs(routes)
         self._routed.set()
         self.workers.routes_changed()
         self.operator.urge()
+
+    def expect(self, runway: Runway) -> None:
+        """What the operator knows of slots to come; agents that are not in it can expect none."""
+        now = asyncio.get_running_loop().time()
+        for prospects in self._prospects.values():
+            prospects.coming = ()
+        for agent, starting in runway.items():
+            if agent in self._by_agent():
+                coming = (Coming(slots, now + seconds) for slots, seconds in starting)
+                self._prospects_of(agent).coming = tuple(coming)
 
     def load(self) -> Load:
         """What the operator is told."""
@@ -186,7 +218,7 @@ class Gateway:
             if isinstance(guest, Denied):
                 self.denied(guest)
                 return guest
-            return await self._place(call, guest, begun)
+            return await self._place(self._asked(call, guest, begun, _hops(request)), guest)
         finally:
             self._asking -= 1
             self._less.set()
@@ -244,6 +276,10 @@ class Gateway:
                 if isinstance(connection, Call):
                     connection.keep_pace()
             self._ledger.keys_read(self._reception.key_ages())
+            epoch = self._routes.epoch if self._routes else 0
+            self._ledger.operator_is(self.operator.silence(now), epoch)
+            self._placer.refresh()
+            self._count_lines()
 
     async def settle(self, most: float) -> None:
         """Lets workers dial in before anyone is told that there are none.
@@ -315,14 +351,15 @@ class Gateway:
             return _unavailable(call, f"{self.unready()}\n", "unready", "")
         return await self._reception.admit(call, request)
 
-    async def _place(self, call: str, guest: Guest, begun: float) -> Answered | Denied:
+    async def _place(self, asked: Asked, guest: Guest) -> Answered | Denied:
         """A worker's answer; the tenant's place is given back where there is none."""
-        route, party = guest.admitted.route, _party(call, guest)
+        call, begun, route = asked.wanted.call, asked.begun, asked.route
+        party = _party(call, guest)
         self._ledger.arrived(route.agent)
         leg: Leg | None = None
         try:
             await self._settling(begun + route.answer_seconds)
-            leg, placement = await self._placer.place(self._asked(call, guest, begun))
+            leg, placement = await self._placer.place(asked)
         except asyncio.CancelledError:
             self._ledger.left(party, (asyncio.get_running_loop().time() - begun) * 1000)
             raise
@@ -347,15 +384,20 @@ class Gateway:
         )
         return Answered(leg, facts, partial(self._ended, guest))
 
-    def _asked(self, call: str, guest: Guest, begun: float) -> Asked:
+    def _asked(self, call: str, guest: Guest, begun: float, hops: int) -> Asked:
         admitted = guest.admitted
         return Asked(
-            call=call,
-            route=admitted.route,
-            target=admitted.target,
-            subprotocol=admitted.subprotocol,
+            wanted=Wanted(
+                call=call,
+                route=admitted.route,
+                target=admitted.target,
+                subprotocol=admitted.subprotocol,
+            ),
             begun=begun,
+            tenant=admitted.caller.tenant,
             take=partial(self._reception.take_slot, guest),
+            waits=partial(self._reception.waits, guest),
+            hops=hops,
         )
 
     async def _settling(self, by: float) -> None:
@@ -370,13 +412,52 @@ class Gateway:
         self.operator.urge()
         assert isinstance(placement.result, Rejected)
         text = f"{placement.result.why}: call again after a while\n"
-        return _unavailable(party.call, text, "refused", party.agent)
+        waiting = self._placer.lines.waiting(party.agent)
+        now = asyncio.get_running_loop().time()
+        seconds = self._prospects_of(party.agent).refused(waiting, now, random.random())
+        return _unavailable(party.call, text, "refused", party.agent, seconds)
+
+    def _prospects_of(self, agent: str) -> Prospects:
+        return self._prospects.setdefault(agent, Prospects())
+
+    def _forget_rungs(self, routes: Routes) -> None:
+        """What is known of agents and rungs that are no more."""
+        rungs = {
+            (agent, f"burst/{rung.name}" if isinstance(rung, BurstRung) else UPSTREAM)
+            for agent, route in routes.by_agent.items()
+            for rung in route.rungs
+            if isinstance(rung, BurstRung | UpstreamRung)
+        }
+        self._breakers.keep(set(rungs))
+        for agent, tally in self._ledger.tallies.items():
+            tally.shut = {
+                rung: state for rung, state in tally.shut.items() if (agent, rung) in rungs
+            }
+        for agent in self._prospects.keys() - routes.by_agent.keys():
+            del self._prospects[agent]
+
+    def _count_lines(self) -> None:
+        agents = {*self._by_agent(), *self._table.agents()}
+        self._ledger.lines_are(
+            {agent: self._placer.lines.waiting(agent) for agent in agents},
+            {agent: sum(row.aside for row in self._table.rows(agent)) for agent in agents},
+        )
 
     def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
         self._reception.end(guest)
-        self._ledger.ended(call.facts, ending)
+        if call.facts.placement.rung == "warm":
+            now = asyncio.get_running_loop().time()
+            self._prospects_of(call.facts.agent).ended(now)
+        at, leg = self._ledger.ended(call.facts, ending), ending.leg
+        if leg is None:
+            self._ledger.told(call.facts, ending, at, Told())
+        else:
+            leg.when_told(partial(self._told, call.facts, ending, at, leg))
         if ending.lost or call.facts.placement.rung != "warm":
             self.operator.urge()
+
+    def _told(self, facts: Facts, ending: Ending, at: float, leg: Leg) -> None:
+        self._ledger.told(facts, ending, at, told(leg.account))
 
     def _agent_load(self, agent: str) -> AgentLoad:
         tally = self._ledger.tally(agent)
@@ -384,6 +465,8 @@ class Gateway:
             workers={row.worker: _worker_load(row) for row in self._table.rows(agent)},
             calls=tally.calls,
             burst=tally.burst,
+            waiting=self._placer.lines.waiting(agent),
+            shut={rung: state.value for rung, state in tally.shut.items()},
             arrivals=tally.arrivals,
             refused=tally.refused,
             lost=tally.lost,
@@ -399,13 +482,25 @@ def _party(call: str, guest: Guest) -> Party:
 
 
 def _worker_load(row: Row) -> WorkerLoad:
-    return WorkerLoad(
+    load = WorkerLoad(
         boot=row.boot, slots=row.slots, busy=row.busy, free=row.free, draining=row.draining
     )
+    if row.aside:
+        load["aside"] = True
+    return load
 
 
-def _unavailable(call: str, text: str, outcome: str, agent: str) -> Denied:
-    retry = str(random.randint(*RETRY_SECONDS))
+def _hops(request: Request) -> int:
+    """How many gateways have sent the call on; what is no number counts as many."""
+    said = request.headers.get_all(HOPS_HEADER)
+    if not said:
+        return 0
+    return int(said[0]) if said[0].isdecimal() and len(said[0]) == 1 else MOST_HOPS
+
+
+def _unavailable(call: str, text: str, outcome: str, agent: str, seconds: int = 0) -> Denied:
+    """A 503; without `seconds` the caller is told to come back in a few."""
+    retry = str(seconds or random.randint(*RETRY_SECONDS))
     return Denied(
         status=503,
         text=text,

@@ -3,6 +3,9 @@
 A `Ladder` is asked for the next attempt and told how that went; it never waits and has no clock. Every
 attempt has a deadline, and none lies behind the route's `answerSeconds`. The last attempt that there is
 has all of that: a worker that is slow to grant is passed over only where there is somewhere else to go.
+
+Standing in line for a slot is an attempt, too. What comes of it is a warm attempt at the worker whose slot came
+free (`offered`); where another gateway's caller was faster, the ladder sends its caller back into the line.
 """
 
 from collections.abc import Callable, Collection
@@ -10,13 +13,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from trunkline_runtime.contract import NO_SLOT
-from trunkline_runtime.gateway.routes import BurstRung, Route, WarmRung
+from trunkline_runtime.gateway.routes import BurstRung, Route, UpstreamRung, WaitRung, WarmRung
 from trunkline_runtime.gateway.table import Census, Row
 
 Pick = Callable[[Collection[Row]], Row | str | None]
 """The choice among the workers that were not tried yet, or why none may be taken."""
 
+Shut = Callable[[str, float], str | None]
+"""Why a rung of this name is not tried now; None lets the call try it until the time that is given."""
+
 EARLY_SECONDS: Final = 0.002  # uvloop counts in milliseconds, so a timer may fire before its time
+LAST_SECONDS: Final = (
+    0.25  # of answerSeconds that are left when a caller leaves the line: a dial takes 2 ms
+)
+MOST_STEPS: Final = (
+    24  # of a record; a caller in line may lose many races, which are told as one from there on
+)
+IN_LINE: Final = "waited in line"
+UPSTREAM: Final = "upstream"  # the rung's name; there is one at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +52,30 @@ class TryWarm:
     row: Row
     reserve_by: float
     answer_by: float
+    held: bool = False  # one of its slots is kept for this call already
 
 
 @dataclass(frozen=True, slots=True)
 class TryBurst:
     rung: BurstRung
     answer_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class TryUpstream:
+    rung: UpstreamRung
+    answer_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class TryWait:
+    """A place in the line until `until`."""
+
+    rung: WaitRung
+    until: float
+
+
+Attempt = TryWarm | TryBurst | TryUpstream | TryWait
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +89,18 @@ class Burst:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """No rung had a slot in time; the sentence is for the caller."""
 
     why: str
 
 
-Result = Warm | Burst | Rejected
+Result = Warm | Burst | Upstream | Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +130,8 @@ class Placement:
                 return "warm"
             case Burst(region):
                 return f"burst/{region}"
+            case Upstream():
+                return UPSTREAM
             case Rejected():
                 return "none"
 
@@ -102,52 +141,68 @@ class Placement:
 
 
 class Ladder:
-    """One call's way down the rungs of its route. `begun` and every `now` are seconds of one clock."""
+    """One call's way down the rungs of its route. `begun` and every `now` are seconds of one clock.
 
-    def __init__(self, route: Route, begun: float, patience: Patience) -> None:
+    `shut` is asked about each rung outside the cluster before it is tried.
+    """
+
+    def __init__(
+        self, route: Route, begun: float, patience: Patience, shut: Shut = lambda *_: None
+    ) -> None:
         self._route = route
         self._begun = begun
         self._end = begun + route.answer_seconds
         self._patience = patience
+        self._shut = shut
         self._rung = 0
-        self._tried: set[Row] = set()
         self._tries = 0  # on this rung
+        self._tried: set[Row] = set()
         self._steps: list[Step] = []
-        self._attempt: TryWarm | TryBurst | None = None
+        self._attempt: Attempt | None = None
         self._since = begun
+        self._hoped = False  # there were slots to hope for until the time was over
 
     def __repr__(self) -> str:
         return f"<Ladder rung={self._rung} tries={self._tries} attempt={self._attempt}>"
 
-    def next(self, now: float, pick: Pick) -> TryWarm | TryBurst | Rejected:
+    def next(self, now: float, pick: Pick) -> Attempt | Rejected:
         """The next attempt, or the end. The attempt before must have been told of by `failed`."""
         assert self._attempt is None, "an attempt is still open"
-        while self._rung < len(self._route.rungs):
-            if now >= self._end - EARLY_SECONDS:
-                return Rejected(f"no slot of {self._route.agent} was free in time")
-            attempt: TryWarm | TryBurst | None
+        while self._rung < len(self._route.rungs) and now < self._end - EARLY_SECONDS:
             match self._route.rungs[self._rung]:
                 case WarmRung():
-                    attempt = self._warm(now, pick)
-                    if attempt is None:
-                        continue
-                case BurstRung() as rung:
+                    attempt: Attempt | None = self._warm(now, pick)
+                case WaitRung() as rung:
+                    attempt = self._wait(now, rung)
+                case BurstRung() | UpstreamRung() as rung:
                     self._descend()
-                    attempt = TryBurst(rung, min(now + rung.deadline, self._end))
-            self._attempt, self._since = attempt, now
-            return attempt
+                    attempt = self._beyond(now, rung)
+            if attempt is not None:
+                self._attempt, self._since = attempt, now
+                return attempt
+        if self._hoped or now >= self._end - EARLY_SECONDS:
+            return Rejected(f"no slot of {self._route.agent} was free in time")
         return Rejected(f"every slot of {self._route.agent} is taken")
+
+    def offered(self, now: float, row: Row) -> TryWarm:
+        """The caller has waited long enough: a slot of this worker is held for it."""
+        assert isinstance(self._attempt, TryWait), "nobody waits"
+        self._note(Step("wait", "", IN_LINE, self._ms(now)))
+        self._tries += 1
+        # Longer than on the first rung: there is nothing else. Not all there is: others may come free.
+        reserve_by = min(now + 4 * self._patience.reserve, self._end)
+        answer_by = min(reserve_by + self._patience.dial, self._end)
+        attempt = TryWarm(row, reserve_by, answer_by, held=True)
+        self._attempt, self._since = attempt, now
+        return attempt
 
     def failed(self, now: float, why: str) -> None:
         """The open attempt did not end in a call."""
-        match self._attempt:
-            case TryWarm(row):
-                step = Step("warm", row.worker, why, self._ms(now))
-            case TryBurst(rung):
-                step = Step(f"burst/{rung.name}", "", why, self._ms(now))
-            case None:
-                raise AssertionError("no attempt is open")
-        self._steps.append(step)
+        assert self._attempt is not None, "no attempt is open"
+        worker = self._attempt.row.worker if isinstance(self._attempt, TryWarm) else ""
+        self._note(Step(_name(self._attempt), worker, why, self._ms(now)))
+        if isinstance(self._attempt, TryWait):
+            self._descend()
         self._attempt = None
 
     def answered(self, now: float) -> Placement:
@@ -157,8 +212,9 @@ class Ladder:
                 return self._placed(Warm(row.worker), now)
             case TryBurst(rung):
                 return self._placed(Burst(rung.name), now)
-            case None:
-                raise AssertionError("no attempt is open")
+            case TryUpstream():
+                return self._placed(Upstream(), now)
+        raise AssertionError("no attempt is open that could be answered")
 
     def rejected(self, rejected: Rejected, now: float) -> Placement:
         return self._placed(rejected, now)
@@ -167,7 +223,7 @@ class Ladder:
         row = pick(self._tried) if self._tries < self._patience.tries else None
         if row is None or isinstance(row, str):
             if row is not None or not self._tries:
-                self._steps.append(Step("warm", "", row or NO_SLOT, 0.0))
+                self._note(Step("warm", "", row or NO_SLOT, 0.0))
             self._descend()
             return None
         self._tried.add(row)
@@ -179,6 +235,28 @@ class Ladder:
             return TryWarm(row, reserve_by, self._end)
         return TryWarm(row, reserve_by, min(reserve_by + self._patience.dial, self._end))
 
+    def _wait(self, now: float, rung: WaitRung) -> TryWait | None:
+        until = self._end - LAST_SECONDS
+        self._hoped = self._hoped or until > now
+        if until <= now:
+            self._descend()
+            return None
+        return TryWait(rung, until)
+
+    def _beyond(self, now: float, rung: BurstRung | UpstreamRung) -> TryBurst | TryUpstream | None:
+        answer_by = min(now + rung.deadline, self._end)
+        attempt: TryBurst | TryUpstream
+        match rung:
+            case BurstRung():
+                attempt = TryBurst(rung, answer_by)
+            case UpstreamRung():
+                attempt = TryUpstream(rung, answer_by)
+        why = self._shut(_name(attempt), answer_by)
+        if why is None:
+            return attempt
+        self._note(Step(_name(attempt), "", why, 0.0))
+        return None
+
     def _nothing_after(self, pick: Pick) -> bool:
         """Whether the attempt that is being made is the last that the call can have."""
         if self._rung + 1 < len(self._route.rungs):
@@ -188,6 +266,13 @@ class Ladder:
     def _descend(self) -> None:
         self._rung += 1
         self._tries = 0
+
+    def _note(self, step: Step) -> None:
+        if len(self._steps) < MOST_STEPS:
+            self._steps.append(step)
+            return
+        last = self._steps[-1]
+        self._steps[-1] = Step(last.rung, "", "and so on", last.ms + step.ms)
 
     def _ms(self, now: float) -> float:
         return (now - self._since) * 1000
@@ -199,3 +284,16 @@ class Ladder:
             ms=(now - self._begun) * 1000,
             answered_ms=0.0 if self._attempt is None else self._ms(now),
         )
+
+
+def _name(attempt: Attempt) -> str:
+    """The rung of an attempt, as records have it."""
+    match attempt:
+        case TryWarm():
+            return "warm"
+        case TryBurst(rung):
+            return f"burst/{rung.name}"
+        case TryUpstream():
+            return UPSTREAM
+        case TryWait():
+            return "wait"

@@ -5,7 +5,7 @@ and a record of its end. Never content, never a key.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,7 +15,9 @@ from trunkline_runtime.gateway.access.caller import Why
 from trunkline_runtime.gateway.accounts import record
 from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.files import to_log
-from trunkline_runtime.gateway.accounts.record import Party
+from trunkline_runtime.gateway.accounts.record import Party, Told
+from trunkline_runtime.gateway.accounts.tenants import TenantCounters
+from trunkline_runtime.gateway.breaker import State
 from trunkline_runtime.gateway.call import Ending, Facts
 from trunkline_runtime.gateway.ladder import Burst, Placement
 from trunkline_runtime.gateway.routes import Route
@@ -53,6 +55,7 @@ class Tally:
     lost: int = 0
     burst_failures: int = 0
     burst_error: str = ""
+    shut: dict[str, State] = field(default_factory=dict)  # rungs that are not tried, or only probed
 
 
 class _Metrics:
@@ -69,6 +72,41 @@ class _Metrics:
             "From the caller's request to its 101",
             ["agent", "rung"],
             buckets=ADMISSION_BUCKETS,
+            registry=registry,
+        )
+        self.waits = Histogram(
+            "trunkline_wait_seconds",
+            "In line for a slot, of calls that were answered after it",
+            ["agent"],
+            buckets=ADMISSION_BUCKETS[4:],
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "trunkline_waiting_callers",
+            "Callers in line for a slot now",
+            ["agent"],
+            registry=registry,
+        )
+        self.operator_silence = Gauge(
+            "trunkline_operator_silence_seconds",
+            "Since an operator last spoke: calls go by routes that may be as old as that",
+            registry=registry,
+        )
+        self.epoch = Gauge(
+            "trunkline_routes_epoch",
+            "Of the routes that calls go by; 0: there are none",
+            registry=registry,
+        )
+        self.breakers = Counter(
+            "trunkline_breaker_changes",
+            "A rung that failed too often was left out (open), or works again (closed)",
+            ["agent", "rung", "state"],
+            registry=registry,
+        )
+        self.aside = Gauge(
+            "trunkline_workers_aside",
+            "Workers that get no call for a while, for they failed those before",
+            ["agent"],
             registry=registry,
         )
         self.live = Gauge("trunkline_live_calls", "Calls now", ["agent"], registry=registry)
@@ -124,6 +162,7 @@ class Ledger:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._metrics = _Metrics(registry)
+        self._tenants = TenantCounters(registry)
         self._gateway = gateway
         self._keep = keep
         self._now = now
@@ -177,6 +216,8 @@ class Ledger:
         metrics.admission.labels(agent, placement.rung).observe(placement.ms / 1000)
         if isinstance(placement.result, Burst):
             metrics.spills.labels(agent).inc()
+        if waited := sum(step.ms for step in placement.steps if step.rung == "wait"):
+            metrics.waits.labels(agent).observe(waited / 1000)
         if 0 < route.admission_ms < placement.ms:
             metrics.slow.labels(agent).inc()
         extra = {
@@ -190,8 +231,8 @@ class Ledger:
         }
         log.info("placed", extra=extra)
 
-    def ended(self, facts: Facts, ending: Ending) -> None:
-        """A call that was answered is over."""
+    def ended(self, facts: Facts, ending: Ending) -> float:
+        """A call that was answered is over; returns the time of day. Its record follows by `told`."""
         agent, tally = facts.agent, self.tally(facts.agent)
         tally.calls -= 1
         self._metrics.live.labels(agent).dec()
@@ -200,7 +241,37 @@ class Ledger:
         if ending.lost:
             tally.lost += 1
             self._metrics.lost.labels(agent).inc()
-        self._keep(record.ended(facts, ending, self._gateway, self._now()))
+        return self._now()
+
+    def told(self, facts: Facts, ending: Ending, at: float, account: Told) -> None:
+        """The record of a call that was over at `at`, with its worker's account."""
+        line = record.ended(facts, ending, self._gateway, at, account)
+        self._tenants.ended(line)
+        self._keep(line)
+
+    def breaker(self, agent: str, rung: str, state: State) -> None:
+        """A rung's breaker has opened or closed."""
+        shut = self.tally(agent).shut
+        if state is State.CLOSED:
+            shut.pop(rung, None)
+        else:
+            shut[rung] = state
+        self._metrics.breakers.labels(agent, rung, state.value).inc()
+        level = logging.INFO if state is State.CLOSED else logging.WARNING
+        extra = {"agent": agent, "rung": rung, "state": state.value}
+        log.log(level, "a rung's breaker has changed", extra=extra)
+
+    def operator_is(self, silent: float, epoch: int) -> None:
+        """For how long it has not spoken, and of which epoch the routes are that calls go by meanwhile."""
+        self._metrics.operator_silence.set(silent)
+        self._metrics.epoch.set(epoch)
+
+    def lines_are(self, waiting: Mapping[str, int], aside: Mapping[str, int]) -> None:
+        """How many callers stand in line and how many workers are set aside, by agent."""
+        for gauge, counts in ((self._metrics.waiting, waiting), (self._metrics.aside, aside)):
+            gauge.clear()
+            for agent, count in counts.items():
+                gauge.labels(agent).set(count)
 
     def burst_failed(self, agent: str, why: str) -> None:
         tally = self.tally(agent)

@@ -5,16 +5,23 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from websockets.client import ClientProtocol
 from websockets.frames import Close
+from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from trunkline_runtime.contract import MAX_CALL_MESSAGE_BYTES
-from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
+from trunkline_runtime.contract import (
+    ACCOUNT_HEADER,
+    ACCOUNT_PING,
+    END_PING,
+    MAX_CALL_MESSAGE_BYTES,
+)
+from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, ping_frame, pong_frame
 from trunkline_runtime.process import QUIET
 
 if TYPE_CHECKING:
@@ -22,7 +29,9 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
 LINGER_SECONDS: Final = 1.0  # after our Close: closing with unread bytes would turn it into a reset
+ACCOUNT_SECONDS: Final = 0.5  # for a worker's account of its call; its Close goes then, in any case
 HEAD_END: Final = b"\r\n\r\n"
+NO_ROOM: Final = frozenset(f"refused its data link with HTTP {status}" for status in (429, 503))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,7 @@ class Failed:
     """An attempt that did not end in a call, and why."""
 
     why: str
+    full: bool = False  # there was no room, or the caller left: nobody's fault
 
 
 async def dial(door: Door, by: float) -> "Leg | Failed":
@@ -78,7 +88,7 @@ async def dial(door: Door, by: float) -> "Leg | Failed":
     if why is None:
         return leg
     leg.abort()
-    return Failed(why)
+    return Failed(why, full=why in NO_ROOM)
 
 
 class _Handshake:
@@ -99,6 +109,7 @@ class _Handshake:
         self.opening = door.opening
         self.request = b"".join(self._protocol.data_to_send())
         self._response = b""
+        self.tells = False  # whether this worker gives an account of its calls
 
     def receive(self, data: bytes) -> bytes | None:
         """What came behind the response; None until all of it is there."""
@@ -109,6 +120,8 @@ class _Handshake:
         head, rest = self._response[: end + 4], self._response[end + 4 :]
         self._response = head if end >= 0 else b""
         self._protocol.receive_data(self._response)
+        events = self._protocol.events_received()
+        self.tells = any(isinstance(e, Response) and ACCOUNT_HEADER in e.headers for e in events)
         self._protocol.parser.close()  # its frame refers to the protocol: one cycle less to collect
         return rest
 
@@ -131,6 +144,7 @@ class Leg(asyncio.Protocol):
     """One connection to a worker. `passed` counts bytes that went on to the caller."""
 
     __slots__ = (
+        "_awaited",
         "_call",
         "_early",
         "_emit",
@@ -142,7 +156,9 @@ class Leg(asyncio.Protocol):
         "_loop",
         "_ping_due",
         "_stop",
+        "_tells",
         "_transport",
+        "account",
         "answered",
         "over",
         "passed",
@@ -154,6 +170,9 @@ class Leg(asyncio.Protocol):
         self.subprotocol: str | None = None  # that the worker selected
         self.over = False  # the connection is gone
         self.passed = 0
+        self.account: bytes | None = None  # what the worker tells of its call at the end
+        self._tells = False  # whether it will
+        self._awaited: list[Callable[[], None]] = []  # those who wait for that
         self._loop = loop
         self._handshake: _Handshake | None = _Handshake(door)
         self._transport: asyncio.Transport | None = None
@@ -215,6 +234,7 @@ class Leg(asyncio.Protocol):
         call, self._call = self._call, None
         if call is not None:
             call.worker_lost()
+        self._account_settled()
         for callback in self._gone:
             callback()
         self._gone.clear()
@@ -243,13 +263,25 @@ class Leg(asyncio.Protocol):
 
     def retire(self, close: Close) -> None:
         """The call has left this leg: nothing of it reaches the caller from here on."""
-        self._call, self._emit, self._feed = None, drop, drop
+        self._call, self._emit = None, drop
         transport = self._transport
         if transport is None or transport.is_closing():
+            self._feed = drop
             return
         resume(transport)  # to read the worker's own Close, and to see it go
-        transport.write(close_frame(close, masked=True))
-        self._linger = self._loop.call_later(LINGER_SECONDS, transport.abort)
+        if self._tells and self.account is None:
+            self._awaited.append(partial(self._part, close))
+            transport.write(ping_frame(END_PING, masked=True))
+            self._linger = self._loop.call_later(ACCOUNT_SECONDS, self._account_settled)
+        else:
+            self._part(close)
+
+    def when_told(self, callback: Callable[[], None]) -> None:
+        """Calls back once when there is an account, or will be none: soon after the call has left the leg."""
+        if self.over or self.account is not None or not self._tells:
+            callback()
+        else:
+            self._awaited.append(callback)
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Calls back once when the connection is gone."""
@@ -264,6 +296,21 @@ class Leg(asyncio.Protocol):
 
     # --- inside ---
 
+    def _part(self, close: Close) -> None:
+        """Our Close, after which nothing of the worker counts."""
+        self._feed = drop
+        transport = self._transport
+        if self._linger is not None:
+            self._linger.cancel()
+        if transport is not None and not transport.is_closing():
+            transport.write(close_frame(close, masked=True))
+            self._linger = self._loop.call_later(LINGER_SECONDS, transport.abort)
+
+    def _account_settled(self) -> None:
+        awaited, self._awaited = self._awaited, []
+        for callback in awaited:
+            callback()
+
     def _answer(self, data: bytes) -> None:
         assert self._handshake is not None
         assert self._transport is not None
@@ -272,6 +319,7 @@ class Leg(asyncio.Protocol):
             return
         handshake, self._handshake = self._handshake, None
         self.subprotocol = handshake.subprotocol
+        self._tells = handshake.tells
         if handshake.refusal is None:
             self._transport.write(handshake.opening)
             self._transport.pause_reading()  # until the call takes it: what is early stays small
@@ -283,8 +331,10 @@ class Leg(asyncio.Protocol):
     def _stopped(self, stop: Stop) -> None:
         """The worker said Close, or something that is no WebSocket."""
         self._feed = drop
+        self._tells = self._tells and self.account is not None  # it says nothing more
         if self._call is None:
             self._stop = stop
+            self._account_settled()
             return
         if stop.data:
             self.passed += len(stop.data)
@@ -297,10 +347,14 @@ class Leg(asyncio.Protocol):
             self._call.worker_closed(stop.close)
 
     def _pinged(self, payload: bytes) -> None:
+        if self._tells and payload.startswith(ACCOUNT_PING):
+            self.account = payload
         if self._jammed:  # the latest is answered when the worker reads again
             self._ping_due = payload
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(pong_frame(payload, masked=True))
+        if self.account is not None:
+            self._account_settled()
 
 
 def drop(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from trunkline_runtime.contract import (
     Load,
 )
 from trunkline_runtime.gateway.access.wish import bearers
-from trunkline_runtime.gateway.routes import RouteError, Routes, routes_from
+from trunkline_runtime.gateway.routes import RouteError, Routes, Runway, routes_from, runway_from
 from trunkline_runtime.process import answer
 
 log = logging.getLogger("trunkline.gateway")
@@ -30,17 +30,23 @@ GATHER_SECONDS: Final = 0.02  # a spike is told in one load, well within the pro
 class OperatorLink:
     """Serves every operator that dials in with the token; routes of an old epoch are not taken.
 
-    `take` gets parsed routes; `load` says what is told.
+    `take` gets parsed routes, `expect` the slots to come; `load` says what is told.
     """
 
     def __init__(
-        self, token: str, take: Callable[[Routes], None], load: Callable[[], Load]
+        self,
+        token: str,
+        take: Callable[[Routes], None],
+        expect: Callable[[Runway], None],
+        load: Callable[[], Load],
     ) -> None:
         self._token = token
         self._take = take
+        self._expect = expect
         self._load = load
         self._seen: dict[ServerConnection, float] = {}
         self._urgent = asyncio.Event()
+        self._last = asyncio.get_running_loop().time()  # when an operator was heard, or we began
 
     def __repr__(self) -> str:
         return f"<OperatorLink connected={len(self._seen)}>"
@@ -62,7 +68,7 @@ class OperatorLink:
         self.urge()
         try:
             async for text in connection:
-                self._seen[connection] = loop.time()
+                self._last = self._seen[connection] = loop.time()
                 self._heard(text)
         except RouteError as error:
             log.error("routes were not taken", extra={"why": str(error)})
@@ -72,6 +78,10 @@ class OperatorLink:
         finally:
             del self._seen[connection]
             log.info("an operator's link ended")
+
+    def silence(self, now: float) -> float:
+        """For how long no operator has spoken; routes may be as stale as that."""
+        return max(0.0, now - self._last)
 
     def urge(self) -> None:
         """Something happened that the operator should hear of now."""
@@ -105,5 +115,8 @@ class OperatorLink:
             message = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RouteError(f"a message must be JSON: {error}") from None
-        if isinstance(message, dict) and message.get("type") == "routes":
-            self._take(routes_from(message))
+        match message.get("type") if isinstance(message, dict) else None:
+            case "routes":
+                self._take(routes_from(message))
+            case "runway":
+                self._expect(runway_from(message))

@@ -1,56 +1,62 @@
 """Walks a call down its ladder until a worker answers it."""
 
 import asyncio
-import json
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
-from trunkline_runtime.contract import (
-    BURST_SETTINGS_TYPE,
-    CALL_HEADER,
-    KEPT,
-    TICKET_HEADER,
-    worker_server_name,
-)
-from trunkline_runtime.gateway.burst import BurstSessions, Session, ticket
-from trunkline_runtime.gateway.frames import text_frame
+from trunkline_runtime.contract import KEPT
+from trunkline_runtime.gateway.breaker import Breakers, Outcome
+from trunkline_runtime.gateway.burst import BurstSessions, Session
+from trunkline_runtime.gateway.doors import Wanted, burst_door, upstream_door, warm_door
 from trunkline_runtime.gateway.ladder import (
+    UPSTREAM,
     Ladder,
     Patience,
     Placement,
     Rejected,
     TryBurst,
+    TryUpstream,
+    TryWait,
     TryWarm,
 )
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import Door, Failed, Leg, dial
+from trunkline_runtime.gateway.leg import Failed, Leg, dial
+from trunkline_runtime.gateway.line import Lines, Nothing, Waiter
+from trunkline_runtime.gateway.outliers import SLOW_SECONDS, Demerit
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Census, Row, Table
 from trunkline_runtime.gateway.workers import Granted, WorkerLinks
 
 HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
+MOST_HOPS: Final = (
+    1  # gateways that may send a call on: two that name each other must not play ball
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What an admitted caller wants."""
+    """An admitted caller."""
 
-    call: str
-    route: Route
-    target: str  # path and query
-    subprotocol: str | None
+    wanted: Wanted
     begun: float  # when its request was read, by the loop's clock
-    take: Callable[[Callable[[], int]], bool]  # whether it may have one of so many free warm slots
+    tenant: str
+    take: Callable[[Callable[[], int]], bool] = field(repr=False)
+    """Whether it may have one of so many free warm slots; then it has it."""
+    waits: Callable[[], None] = field(repr=False)  # it has none, and stands in line
+    hops: int = 0  # gateways that have sent it on
+
+    @property
+    def route(self) -> Route:
+        return self.wanted.route
 
 
 class Placer:
-    """Reserves, starts sessions and dials. Whatever an attempt held that did not end in a call is given back.
+    """Reserves, starts sessions, waits and dials. Whatever an attempt held that did not end in a call is given back.
 
-    `changed` is called with an agent when its burst changes.
+    `changed` is called with an agent when its burst or its line changes.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Placer:
         links: WorkerLinks,
         burst: BurstSessions,
         ledger: Ledger,
+        breakers: Breakers,
         patience: Patience,
         changed: Callable[[str], None],
     ) -> None:
@@ -67,24 +74,37 @@ class Placer:
         self._links = links
         self._burst = burst
         self._ledger = ledger
+        self._breakers = breakers
         self._patience = patience
         self._changed = changed
+        self.lines = Lines()
+        table.risen = self.serve
 
     async def place(self, asked: Asked) -> tuple[Leg | None, Placement]:
         """The leg of a worker that has answered, or None where every rung was passed over."""
         clock = asyncio.get_running_loop().time
-        ladder = Ladder(asked.route, asked.begun, self._patience)
+        shut = partial(self._shut, asked.route.agent)
+        ladder = Ladder(asked.route, asked.begun, self._patience, shut)
+        place = Waiter(asked.tenant, asked.take, _nobody)
         pick = partial(self._pick, asked)
         warm: Census | None = None
         while True:
             attempt = ladder.next(clock(), pick)
             if warm is None and not isinstance(attempt, TryWarm):
                 warm = self._table.census(asked.route.agent)  # the turn that found no slot
+            if isinstance(attempt, TryWait):
+                row = await self._in_line(attempt, asked, place)
+                if isinstance(row, Failed):
+                    ladder.failed(clock(), row.why)
+                    continue
+                attempt = ladder.offered(clock(), row)
             match attempt:
                 case TryWarm():
-                    found = await self._try_warm(attempt, asked)
+                    found = await self._try_warm(attempt, asked, place.avoid)
                 case TryBurst():
                     found = await self._try_burst(attempt, asked)
+                case TryUpstream():
+                    found = await self._try_upstream(attempt, asked)
                 case Rejected():
                     return None, replace(ladder.rejected(attempt, clock()), warm=warm)
             if isinstance(found, Leg):
@@ -92,52 +112,123 @@ class Placer:
                 return found, placement if warm is None else replace(placement, warm=warm)
             ladder.failed(clock(), found.why)
 
+    def serve(self, agent: str) -> None:
+        """Gives free slots to those who wait. The table calls it whenever there is one more."""
+        if self.lines.waiting(agent):
+            self.lines.serve(agent, partial(self._give, agent))
+
+    def refresh(self) -> None:
+        """Serves all lines: what a tenant may have changes with time alone, too."""
+        for agent in self.lines.agents():
+            self.serve(agent)
+
+    # --- warm ---
+
     def _pick(self, asked: Asked, tried: Collection[Row]) -> Row | str | None:
-        """A worker, unless what is free is for others."""
+        """A worker, unless what is free is for others.
+
+        Those who wait have been served of all that is free: what is left, none of them may have.
+        """
         agent = asked.route.agent
         row = self._table.pick(agent, tried, random.randrange)
         if row is not None and not asked.take(partial(self._table.view, agent)):
             return KEPT
         return row
 
-    async def _try_warm(self, attempt: TryWarm, asked: Asked) -> Leg | Failed:
+    def _give(self, agent: str, waiter: Waiter) -> Row | Nothing:
+        """A slot for one who waits: it is held for it from here on."""
+        row = self._table.pick(agent, waiter.avoid, random.randrange)
+        if row is None:
+            return Nothing.FOR_CALLER if self._table.view(agent) else Nothing.FOR_ANYBODY
+        if not waiter.take(partial(self._table.view, agent)):
+            return Nothing.FOR_TENANT
+        self._table.ask(row)
+        return row
+
+    async def _in_line(self, attempt: TryWait, asked: Asked, place: Waiter) -> Row | Failed:
+        """A worker with a slot that is held for this caller, or why there is none."""
+        agent, most = asked.route.agent, attempt.rung.most
+        woken: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        place.woken = woken.set_result
+        if not self.lines.join(agent, place, most):
+            return Failed(f"as many callers as may wait do: {most}")
+        asked.waits()
+        self._changed(agent)
+        try:
+            self.serve(agent)  # it may have come free while other rungs were tried
+            async with asyncio.timeout_at(attempt.until):
+                row = await woken
+        except TimeoutError:
+            if woken.cancelled():
+                return Failed("no slot came free in time")
+            row = woken.result()
+        except asyncio.CancelledError:
+            if not woken.cancelled():  # the caller left in the very turn in which it was served
+                self._table.settle(woken.result(), granted=False)
+            raise
+        finally:
+            self.lines.leave(agent, place)
+            self._changed(agent)
+        return row
+
+    async def _try_warm(self, attempt: TryWarm, asked: Asked, avoid: set[Row]) -> Leg | Failed:
+        """A leg, or why not; a worker that grants and does not take its call is to be avoided by it from then on."""
+        clock, wanted = asyncio.get_running_loop().time, asked.wanted
         link = self._links.of(attempt.row)
         if link is None:
-            return Failed("lost its control link")
-        hold = attempt.answer_by - asyncio.get_running_loop().time() + HOLD_MARGIN_SECONDS
+            if attempt.held:
+                self._table.settle(attempt.row, granted=False)
+            return Failed("lost its control link", full=True)
+        began = clock()
+        hold = attempt.answer_by - began + HOLD_MARGIN_SECONDS
         grant = await link.reserve(
-            asked.call, asked.route.settings, by=attempt.reserve_by, hold=hold
+            wanted.call, wanted.route.settings, attempt.reserve_by, hold, held=attempt.held
         )
         if not isinstance(grant, Granted):
+            if not grant.full:
+                self._links.bad(attempt.row, Demerit.SILENT)
             return grant
-        door = Door(
-            host=link.host,
-            port=link.port,
-            tls=asked.route.worker_tls,
-            server_name=worker_server_name(asked.route.agent),
-            target=asked.target,
-            subprotocol=asked.subprotocol,
-            headers=((TICKET_HEADER, grant.ticket), (CALL_HEADER, asked.call)),
-        )
+        slow = clock() - began > SLOW_SECONDS
         leg: Leg | Failed = Failed("")
         try:
+            door = warm_door(wanted, link.host, link.port, grant.ticket)
             leg = await dial(door, attempt.answer_by)
         finally:
             if not isinstance(leg, Leg):
                 link.release(grant.ticket)
-        if isinstance(leg, Leg):
-            self._links.hold(attempt.row, leg)
+        if isinstance(leg, Failed):
+            avoid.add(attempt.row)
+            self._links.bad(attempt.row, Demerit.REFUSED)
+            return leg
+        if slow:
+            self._links.bad(attempt.row, Demerit.SLOW)
+        else:
+            self._links.good(attempt.row)
+        self._links.hold(attempt.row, leg)
         return leg
 
+    # --- beyond the cluster ---
+
+    def _shut(self, agent: str, rung: str, answer_by: float) -> str | None:
+        now = asyncio.get_running_loop().time()
+        return self._breakers.why_not((agent, rung), now, answer_by)
+
+    def _told(self, agent: str, rung: str, outcome: Outcome) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._breakers.told((agent, rung), outcome, now):
+            self._ledger.breaker(agent, rung, self._breakers.state((agent, rung)).state)
+            self._changed(agent)
+
     async def _try_burst(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        agent = asked.route.agent
+        agent, rung = asked.route.agent, f"burst/{attempt.rung.name}"
         tally = self._ledger.tally(agent)
         tally.burst += 1
         self._changed(agent)
-        found: Leg | Failed = Failed("")
+        found: Leg | Failed = Failed("the caller left", full=True)
         try:
             found = await self._session(attempt, asked)
         finally:
+            self._told(agent, rung, _outcome(found))
             if not isinstance(found, Leg):
                 tally.burst -= 1
                 self._changed(agent)
@@ -148,34 +239,42 @@ class Placer:
         return found
 
     async def _session(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        session = await self._burst.start(attempt.rung, asked.call, attempt.answer_by)
+        session = await self._burst.start(attempt.rung, asked.wanted.call, attempt.answer_by)
         if isinstance(session, Failed):
             return session
         leg: Leg | Failed = Failed("")
         try:
-            leg = await dial(self._burst_door(session, asked), attempt.answer_by)
+            door = burst_door(asked.wanted, session, self._burst.tls)
+            leg = await dial(door, attempt.answer_by)
         finally:
             if not isinstance(leg, Leg):
                 self._burst.end(session)
         if isinstance(leg, Leg):
-            leg.when_gone(partial(self._burst.end, session))
+            self._ends_with(leg, session)
         return leg
 
-    def _burst_door(self, session: Session, asked: Asked) -> Door:
-        rung = session.rung
-        url = urlsplit(rung.url)
-        secure = url.scheme == "https"
-        settings = {"type": BURST_SETTINGS_TYPE, "settings": asked.route.settings}
-        return Door(
-            host=url.hostname or "",
-            port=url.port or (443 if secure else 80),
-            tls=self._burst.tls if secure else None,
-            target=url.path + asked.target,
-            subprotocol=asked.subprotocol,
-            headers=(
-                ("Modal-Authorization", f"Bearer {session.token}"),
-                (TICKET_HEADER, ticket(rung, asked.route.agent, asked.call)),
-                (CALL_HEADER, asked.call),
-            ),
-            opening=text_frame(json.dumps(settings).encode(), masked=True),
-        )
+    def _ends_with(self, leg: Leg, session: Session) -> None:
+        leg.when_gone(partial(self._burst.end, session))
+
+    async def _try_upstream(self, attempt: TryUpstream, asked: Asked) -> Leg | Failed:
+        agent = asked.route.agent
+        found: Leg | Failed = Failed("the caller left", full=True)
+        try:
+            if asked.hops >= MOST_HOPS:
+                found = Failed("the call has come from another gateway already", full=True)
+            else:
+                door = upstream_door(asked.wanted, attempt.rung, asked.hops, self._burst.tls)
+                found = await dial(door, attempt.answer_by)
+        finally:
+            self._told(agent, UPSTREAM, _outcome(found))
+        return found
+
+
+def _outcome(found: Leg | Failed) -> Outcome:
+    if isinstance(found, Leg):
+        return Outcome.GOOD
+    return Outcome.NEITHER if found.full else Outcome.FAULT
+
+
+def _nobody(row: Row) -> None:
+    raise AssertionError("nobody waits in this place")

@@ -20,6 +20,7 @@ from trunkline_runtime.gateway.access.doorstep import Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.accounts.books import Books, keeping
+from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
 from trunkline_runtime.gateway.intake import Intake
 from trunkline_runtime.gateway.ladder import Patience
@@ -55,6 +56,7 @@ class GatewayConfig:
         5.0  # the longest wait for workers; they look for new gateways that often
     )
     patience: Patience = field(default_factory=Patience)
+    breaker: Breaking = field(default_factory=Breaking)
     bounds: Bounds = field(default_factory=Bounds)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL  # how fast a caller may send; 0: as it likes
@@ -107,6 +109,7 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
         keep = await stack.enter_async_context(keeping(config.books, registry))
         terms = Terms(
             patience=config.patience,
+            breaker=config.breaker,
             bounds=config.bounds,
             pulse=config.pulse,
             audio_times_real=config.audio_times_real,

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, cast
@@ -64,7 +64,24 @@ class BurstRung:
     deadline: float  # seconds for the session's start
 
 
-Rung = WarmRung | BurstRung
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRung:
+    """Another gateway or a hosted endpoint."""
+
+    url: str  # without a slash at its end
+    model: str
+    token: str = field(repr=False)
+    deadline: float  # seconds until its 101
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRung:
+    """A place in the line for a warm slot."""
+
+    most: int  # callers in it
+
+
+Rung = WarmRung | BurstRung | UpstreamRung | WaitRung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +105,22 @@ class Routes:
     epoch: int
     by_agent: Mapping[str, Route]
     share: float = 1.0  # of every tenant's limits
+
+
+Runway = Mapping[str, Sequence[tuple[int, float]]]
+"""By agent: slots that are on their way, and in how many seconds they can be had."""
+
+
+def runway_from(value: object) -> Runway:
+    """Reads a contract.Runway message. Raises `RouteError`."""
+    agents = _Reader(value, "runway").child("agents")
+    return {
+        agent: tuple(
+            (starting.whole("slots"), starting.number("seconds"))
+            for starting in (_Reader(item, where) for where, item in agents.items(agent))
+        )
+        for agent in agents.names()
+    }
 
 
 def parse_routes(text: str | bytes) -> Routes:
@@ -211,24 +244,37 @@ def _rung(reader: "_Reader") -> Rung:
                 raise RouteError(f"{reader.where}.ticketKey must not be empty")
             return BurstRung(
                 name=reader.text("name"),
-                url=_url(reader),
+                url=_url(reader, "https", "http"),
                 proxy_token=reader.text("proxyToken"),
                 ticket_key=ticket_key,
                 deadline=reader.positive("deadlineSeconds"),
             )
+        case "upstream":
+            return UpstreamRung(
+                url=_url(reader, "wss", "ws"),
+                model=reader.text("model"),
+                token=reader.text("token"),
+                deadline=reader.positive("deadlineSeconds"),
+            )
+        case "wait":
+            return WaitRung(reader.whole("most"))
         case kind:
-            raise RouteError(f"{reader.where}.kind must be warm or burst, not {kind!r}")
+            raise RouteError(
+                f"{reader.where}.kind must be warm, burst, upstream or wait, not {kind!r}"
+            )
 
 
-def _url(reader: "_Reader") -> str:
+def _url(reader: "_Reader", *schemes: str) -> str:
+    """What stands there, which must name a host by one of these schemes; a path before the caller's may follow."""
     url = reader.text("url").rstrip("/")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable:
-        raise RouteError(f"{reader.where}.url must be https://host or http://host, not {url!r}")
+    if not usable or parts.query or parts.fragment or parts.username:
+        wanted = " or ".join(f"{scheme}://host" for scheme in schemes)
+        raise RouteError(f"{reader.where}.url must be {wanted}, not {url!r}")
     return url
 
 
@@ -246,6 +292,9 @@ class _Reader:
             return self._value[key]
         except KeyError:
             raise RouteError(f"{self.where}.{key} is missing") from None
+
+    def names(self) -> KeysView[str]:
+        return self._value.keys()
 
     def has(self, key: str) -> bool:
         return key in self._value

@@ -21,13 +21,16 @@ class Row:
     busy: int = 0
     draining: bool = False  # as reported
     barred: bool = False  # the route's own list says that it drains
-    asked: int = 0  # reserves without an answer
+    aside: bool = False  # it failed calls: it gets none for a while
+    asked: int = 0  # reserves without an answer, and slots that are held for callers who waited
     _bucket: int = field(default=0, init=False, repr=False)
     _index: int = field(default=0, init=False, repr=False)
 
     @property
     def view(self) -> int:
-        return 0 if self.barred or self.draining else max(0, self.free - self.asked)
+        if self.barred or self.draining or self.aside:
+            return 0
+        return max(0, self.free - self.asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class Census:
     busy: int
     free: int  # that a reserve might have found
     draining: int  # pods
+    aside: int = 0  # pods
 
 
 class _Pool:
@@ -71,6 +75,8 @@ class Table:
 
     def __init__(self) -> None:
         self._pools: dict[str, _Pool] = {}
+        self.risen: Callable[[str], None] = _nobody
+        """Called with an agent when one of its workers has more room than before."""
 
     def __repr__(self) -> str:
         pools = {
@@ -111,8 +117,13 @@ class Table:
         row.barred = barred
         self._moved(row)
 
+    def set_aside(self, row: Row, aside: bool) -> None:
+        """Whether the worker gets no call for a while."""
+        row.aside = aside
+        self._moved(row)
+
     def ask(self, row: Row) -> None:
-        """A reserve is on its way."""
+        """A reserve is on its way, or will be in this turn."""
         row.asked += 1
         self._moved(row)
 
@@ -165,6 +176,7 @@ class Table:
             busy=sum(row.busy for row in rows),
             free=sum(row.view for row in rows),
             draining=sum(row.draining or row.barred for row in rows),
+            aside=sum(row.aside for row in rows),
         )
 
     def rows(self, agent: str) -> tuple[Row, ...]:
@@ -176,5 +188,13 @@ class Table:
 
     def _moved(self, row: Row) -> None:
         pool = self._pools.get(row.agent)
-        if pool is not None and pool.rows.get(row.worker) is row:
-            pool.place(row, row.view)
+        if pool is None or pool.rows.get(row.worker) is not row:
+            return
+        before = row._bucket
+        pool.place(row, row.view)
+        if row._bucket > before:
+            self.risen(row.agent)
+
+
+def _nobody(agent: str) -> None:
+    """Where nobody waits for room."""

@@ -23,6 +23,7 @@ from trunkline_runtime.contract import (
 from trunkline_runtime.gateway.access.wish import bearers
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.leg import Failed, Leg
+from trunkline_runtime.gateway.outliers import LATE_SHARE, Demerit, Outliers
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Row, Table
 from trunkline_runtime.process import answer
@@ -62,6 +63,8 @@ class WorkerLink:
         self.host: str = connection.remote_address[0]
         self.port = port
         self.seen = asyncio.get_running_loop().time()
+        self.late = 0.0  # share of frames that came late, as told last
+        self.left = False  # it has said goodbye
         self._table = table
         self._pending: dict[str, asyncio.Future[Granted | Failed]] = {}
 
@@ -73,12 +76,16 @@ class WorkerLink:
         broadcast([self.connection], json.dumps(message))
 
     async def reserve(
-        self, call: str, settings: Settings, by: float, hold: float
+        self, call: str, settings: Settings, by: float, hold: float, *, held: bool = False
     ) -> Granted | Failed:
-        """A grant that is held for `hold` seconds, or why there is none by `by`, a time of the loop."""
+        """A grant that is held for `hold` seconds, or why there is none by `by`, a time of the loop.
+
+        With `held` the table counts a slot for this call already.
+        """
         answered: asyncio.Future[Granted | Failed] = asyncio.get_running_loop().create_future()
         self._pending[call] = answered
-        self._table.ask(self.row)
+        if not held:
+            self._table.ask(self.row)
         self.send(type="reserve", call=call, agent=self.row.agent, settings=settings, deadline=hold)
         try:
             async with asyncio.timeout_at(by):
@@ -108,25 +115,36 @@ class WorkerLink:
             self.send(type="drain" if barred else "undrain")
 
     def heard(self, message: Mapping[str, Any]) -> None:
-        """Acts on one message. Raises `Malformed`."""
+        """Acts on one message. Raises `Malformed`.
+
+        After its goodbye a worker's word counts for nothing: a grant that crossed with it is given back.
+        """
         match message:
+            case {"type": "granted", "call": str(), "ticket": str(ticket)} if self.left:
+                self.release(ticket)
+            case _ if self.left:
+                pass
             case {"type": "free", "n": int(free), "busy": int(busy), "draining": bool(draining)}:
                 if not 0 <= free <= self.row.slots or not 0 <= busy <= self.row.slots:
                     raise Malformed("free and busy slots must lie between 0 and the slots of hello")
                 self._table.report(self.row, free=free, busy=busy, draining=draining)
+                self.late = _share(message.get("late", 0.0))
             case {"type": "granted", "call": str(call), "ticket": str(ticket)}:
                 self._granted(call, ticket)
             case {"type": "full", "call": str(call)}:
-                self._settle(call, Failed("full"))
+                self._settle(call, Failed("full", full=True))
             case {"type": "bye"}:
+                self.left = True
                 self._table.report(self.row, free=0, busy=self.row.busy, draining=True)
+                for call in list(self._pending):
+                    self._settle(call, Failed("left", full=True))
             case {"type": "free" | "granted" | "full" as kind}:
                 raise Malformed(f"{kind} lacks a key or has one of the wrong type")
 
     def lost(self) -> None:
         """The link is gone, and with it all that was asked on it."""
         for call in list(self._pending):
-            self._settle(call, Failed("lost its control link"))
+            self._settle(call, Failed("lost its control link", full=True))
 
     def _granted(self, call: str, ticket: str) -> None:
         if not self._settle(call, Granted(ticket)):
@@ -174,6 +192,7 @@ class WorkerLinks:
         self._legs: dict[_Process, set[Leg]] = {}  # they outlive a link, and meet the next one
         self._silent: dict[_Process, _Silence] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._outliers = Outliers()
 
     def __repr__(self) -> str:
         return f"<WorkerLinks {sorted(f'{row.agent}:{row.worker}' for row in self._links)}>"
@@ -181,6 +200,22 @@ class WorkerLinks:
     def of(self, row: Row) -> WorkerLink | None:
         """The link behind a row of the table."""
         return self._links.get(row)
+
+    def bad(self, row: Row, demerit: Demerit) -> None:
+        """A worker has failed a call, or is about to fail those that it has."""
+        if row not in self._links:
+            return
+        now, peers = asyncio.get_running_loop().time(), self._table.rows(row.agent)
+        seconds = self._outliers.bad(row, demerit, now, peers)
+        if seconds is not None:
+            extra = {"agent": row.agent, "worker": row.worker, "seconds": seconds}
+            log.warning("a worker is set aside", extra={**extra, "why": demerit.value})
+            self._table.set_aside(row, True)
+            self._changed(row.agent)
+
+    def good(self, row: Row) -> None:
+        """A worker has taken a call."""
+        self._outliers.good(row)
 
     def hold(self, row: Row, leg: Leg) -> None:
         """A data link to the worker, which dies with it."""
@@ -247,6 +282,9 @@ class WorkerLinks:
                 link.connection.transport.abort()
         for process in list(self._silent):
             self._give_up(process, now)
+        for row in self._outliers.back(now):
+            self._table.set_aside(row, False)
+            self._changed(row.agent)
 
     def _give_up(self, process: _Process, now: float) -> None:
         """Ends the calls of a worker that has let neither its link nor any call be heard of for too long."""
@@ -291,14 +329,19 @@ class WorkerLinks:
     def _heard(self, link: WorkerLink, message: Mapping[str, Any]) -> None:
         link.seen = asyncio.get_running_loop().time()
         had_free = link.row.free > 0
+        link.late = 0.0
         link.heard(message)
+        if link.late > LATE_SHARE:
+            self.bad(link.row, Demerit.LATE)
         if had_free and not self._table.free(link.row.agent):
             self._changed(link.row.agent)
 
     def _lost(self, link: WorkerLink) -> None:
-        link.lost()
         self._links.pop(link.row, None)
-        if self._table.remove(link.row):
+        self._outliers.forget(link.row)
+        removed = self._table.remove(link.row)
+        link.lost()  # after that: nobody who waits is to be given what it had
+        if removed:
             log.info(
                 "a worker's link ended",
                 extra={"agent": link.row.agent, "worker": link.row.worker, "boot": link.row.boot},
@@ -345,6 +388,12 @@ def _hello(text: str | bytes, agent: str) -> _Hello:
                 raise Malformed("hello needs a worker, 1 to 256 slots and a port")
             return _Hello(agent=agent, worker=worker, boot=boot, slots=slots, port=port)
     raise Malformed("a link begins with a hello that has all its keys")
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise Malformed("late must be a number from 0 to 1")
+    return float(value)
 
 
 def _message(text: str | bytes) -> Mapping[str, Any]:

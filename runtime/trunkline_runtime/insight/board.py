@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from trunkline_runtime.contract import State
+from trunkline_runtime.contract import State, WorkerLoad
 
 SECONDS_A_MINUTE: Final = 60.0
 
@@ -41,6 +41,12 @@ class AgentRow:
     lost: int
     arrivals_a_minute: float | None  # None where there was no look before
     burst_error: str
+    waiting: int = 0  # callers in line for a slot
+    aside: int = 0  # pods that some gateway gives no call, for they failed those before
+    shut: tuple[str, ...] = ()  # rungs that some gateway passes over, for they failed too often
+    spent: float | None = (
+        None  # US dollars of burst since each gateway's start; None: no price is known
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +102,13 @@ def _gateway(url: str, answer: State | str) -> GatewayRow:
 
 def _agent(agent: str, states: Iterable[State], pace: float | None) -> AgentRow:
     loads = [state["agents"][agent] for state in states if agent in state["agents"]]
-    workers = {
-        (name, worker["boot"]): worker for load in loads for name, worker in load["workers"].items()
-    }
+    workers = dict[tuple[str, str], WorkerLoad]()
+    for load in loads:
+        for name, worker in load["workers"].items():
+            process = name, worker["boot"]
+            if process not in workers or "aside" in worker:  # one gateway's mark is the one to show
+                workers[process] = worker
+    known = [load["spent"] for load in loads if "spent" in load]
     return AgentRow(
         agent=agent,
         pods=len(workers),
@@ -113,6 +123,10 @@ def _agent(agent: str, states: Iterable[State], pace: float | None) -> AgentRow:
         lost=sum(load["lost"] for load in loads),
         arrivals_a_minute=pace,
         burst_error=next((load["burstError"] for load in loads if load["burstError"]), ""),
+        waiting=sum(load.get("waiting", 0) for load in loads),
+        aside=sum(worker.get("aside", False) for worker in workers.values()),
+        shut=tuple(sorted({rung for load in loads for rung in load.get("shut", ())})),
+        spent=round(sum(known), 4) if known else None,
     )
 
 

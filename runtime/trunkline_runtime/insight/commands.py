@@ -96,12 +96,34 @@ def told(explanation: "Explanation") -> Iterator[str]:
     for rung in explanation.rungs:
         yield f"{rung.rung:<20} {rung.worker or '-':<32} {rung.ms:>9.1f}  {rung.said}"
     if warm := record.get("warm"):
-        counts = (f"{key} {warm[key]}" for key in WARM)
+        counts = (f"{key} {warm[key]}" for key in (*WARM, "aside") if key in warm)
         yield f"{'':<20} warm pods then: {', '.join(counts)}"
     yield ""
     verdict = explanation.one_more_pod
     yield f"with one more pod: {verdict.would} ({verdict.because})"
-    yield "cost: not in the record, gateways know no prices; `trunkline simulate` prices a whole log"
+    yield f"cost: {_cost(record)}"
+    if what == "ended":
+        yield f"talk: {_talk(record)}"
+
+
+def _cost(record: dict[str, object]) -> str:
+    cost, price = record.get("cost"), record.get("price")
+    if isinstance(cost, int | float):
+        return f"${cost:.4f}" + (f" ({price})" if price else "")
+    return "not in the record, for no price was known; `trunkline simulate` prices a whole log"
+
+
+def _talk(record: dict[str, object]) -> str:
+    """What the worker has told of the conversation."""
+    said = {
+        "{} s of audio from the caller": record.get("audio_seconds_up"),
+        "{} s to it": record.get("audio_seconds_down"),
+        "the first after {} ms": record.get("first_audio_ms"),
+        "{} turns": record.get("turns"),
+        "{} gaps": record.get("gaps"),
+    }
+    parts = [words.format(value) for words, value in said.items() if value is not None]
+    return ", ".join(parts) or "not known: the worker told nothing, as one that died or is not ours"
 
 
 def _named(record: dict[str, object], key: str) -> list[str]:
@@ -187,10 +209,13 @@ def plain(seen: "Board") -> Iterator[str]:
     for row in seen.agents:
         pace = "-" if row.arrivals_a_minute is None else f"{row.arrivals_a_minute:g}"
         error = f" burst_error={row.burst_error!r}" if row.burst_error else ""
+        shut = f" shut={','.join(row.shut)}" if row.shut else ""
+        spent = "-" if row.spent is None else f"{row.spent:.4f}"
         yield (
             f"agent name={row.agent} pods={row.pods} draining={row.draining} slots={row.slots}"
             f" busy={row.busy} free={row.free} calls={row.calls} burst={row.burst} per_minute={pace}"
-            f" refused={row.refused} lost={row.lost}{error}"
+            f" refused={row.refused} lost={row.lost} waiting={row.waiting} aside={row.aside}"
+            f" spent={spent}{shut}{error}"
         )
 
 
@@ -212,13 +237,18 @@ def table(seen: "Board") -> "Table":
         "calls",
         "burst",
         "a minute",
+        "waiting",
         "refused",
         "lost",
+        "$ burst",
     ):
         made.add_column(heading, justify="right")
-    made.add_column("burst's last failure")
+    made.add_column("trouble")
     for row in seen.agents:
-        pods = f"{row.pods} ({row.draining} draining)" if row.draining else str(row.pods)
+        notes = {"draining": row.draining, "aside": row.aside}
+        marks = ", ".join(f"{count} {what}" for what, count in notes.items() if count)
+        pods = f"{row.pods} ({marks})" if marks else str(row.pods)
+        trouble = "; ".join(filter(None, [*(f"{rung} shut" for rung in row.shut), row.burst_error]))
         pace = "" if row.arrivals_a_minute is None else f"{row.arrivals_a_minute:g}"
         numbers = (row.slots, row.busy, row.free, row.calls, row.burst)
         made.add_row(
@@ -226,9 +256,11 @@ def table(seen: "Board") -> "Table":
             pods,
             *map(str, numbers),
             pace,
+            str(row.waiting),
             str(row.refused),
             str(row.lost),
-            escape(row.burst_error[:ERROR_CHARS]),
+            "" if row.spent is None else f"{row.spent:.2f}",
+            escape(trouble[:ERROR_CHARS]),
         )
     return made
 

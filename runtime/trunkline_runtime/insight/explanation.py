@@ -121,7 +121,8 @@ def explained(record: dict[str, Any]) -> Explanation:
 def _one_more_pod(what: str, rung: str, steps: list[Rung], warm: dict[str, Any]) -> Verdict:
     if what == "left":
         return Verdict(WouldBe.UNKNOWN, "the caller left before the gateway was through")
-    if rung == "warm":
+    waited = round(sum(step.ms for step in steps if step.rung == "wait"))
+    if rung == "warm" and not waited:
         return Verdict(WouldBe.NOTHING, "a warm slot was free")
     asked = [step for step in steps if step.rung == "warm"]
     if not asked:
@@ -129,7 +130,7 @@ def _one_more_pod(what: str, rung: str, steps: list[Rung], warm: dict[str, Any])
     pods, slots = int(_number(warm.get("pods"))), int(_number(warm.get("slots")))
     more = f"its {slots // pods} slots" if pods and slots >= pods else "its slots"
     if any(step.said == NO_SLOT for step in asked):
-        then = "without it the call was refused" if rung == "none" else f"instead of {rung}"
+        then = _without(rung, waited)
         return Verdict(WouldBe.ANSWERED, f"{more} would have been free; {then}")
     if any(step.said == KEPT for step in asked):
         return Verdict(
@@ -140,6 +141,14 @@ def _one_more_pod(what: str, rung: str, steps: list[Rung], warm: dict[str, Any])
         WouldBe.PERHAPS,
         "warm pods with free slots were asked and failed: see why, for a new pod may fail in the same way",
     )
+
+
+def _without(rung: str, waited: int) -> str:
+    """What has become of the call instead."""
+    if rung == "warm":
+        return f"without it the call waited {waited} ms for one"
+    after = f" after {waited} ms in line" if waited else ""
+    return f"without it the call was refused{after}" if rung == "none" else f"instead of {rung}"
 
 
 def _record(line: str) -> dict[str, Any] | None:

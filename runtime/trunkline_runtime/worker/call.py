@@ -19,7 +19,16 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from trunkline_runtime.contract import Close, Settings
-from trunkline_runtime.engine import Conversation, Engine, Event, Failed, HungUp, ReplyAudio
+from trunkline_runtime.engine import (
+    Conversation,
+    Engine,
+    Event,
+    Failed,
+    HungUp,
+    ReplyAudio,
+    ReplyEnded,
+    ReplyStarted,
+)
 from trunkline_runtime.wire.session import (
     Cancel,
     Clear,
@@ -31,6 +40,7 @@ from trunkline_runtime.wire.session import (
     Respond,
     Session,
 )
+from trunkline_runtime.worker.account import Account
 from trunkline_runtime.worker.metrics import WorkerMetrics
 from trunkline_runtime.worker.slots import Seat
 
@@ -38,6 +48,7 @@ log = logging.getLogger("trunkline.calls")
 
 IDLE_SECONDS: Final = 300.0  # where settings say nothing; the default of session.idleSeconds
 FLUSH_SECONDS: Final = 5.0  # for the last messages, such as an error, before the close
+ACCOUNT_SECONDS: Final = 1.0  # for a gateway to take the account; the seat is free already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +97,7 @@ class Call:
         self._filled = asyncio.Event()
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._last_heard = self._last_said = self._loop.time()
+        self._account = Account(self._last_said)
 
     def __repr__(self) -> str:
         return f"<Call {self._seat.call} {self._session!r} unread={self._unread} over={self._ending.done()}>"
@@ -135,6 +147,7 @@ class Call:
             case Hear(pcm):
                 self._last_heard = self._loop.time()
                 self._metrics.heard.inc(len(pcm))
+                self._account.heard(len(pcm))
                 conversation.hear(pcm)
             case Configure(turn):
                 conversation.configure(turn)
@@ -157,14 +170,23 @@ class Call:
         if self._ending.done():
             return  # it was on its way between threads when the call ended
         with self._guard():
-            if isinstance(event, ReplyAudio):
-                self._metrics.spoken.inc(len(event.pcm))
+            self._count(event)
             self._say(self._session.send(event))
             if isinstance(event, Failed):
                 log.error("engine failed", extra={"call": self._seat.call, "detail": event.detail})
                 self._end(Ending(Close.LOST, "the engine failed: call again"))
             elif isinstance(event, HungUp):
                 self._end(Ending(Close.NORMAL, shortened(event.reason)))
+
+    def _count(self, event: Event) -> None:
+        match event:
+            case ReplyStarted():
+                self._account.reply_begins()
+            case ReplyAudio(pcm):
+                self._metrics.spoken.inc(len(pcm))
+                self._account.said(len(pcm), self._loop.time())
+            case ReplyEnded():
+                self._account.reply_ends()
 
     def _say(self, messages: Iterable[Message]) -> None:
         """Queues messages; ends the call of a caller who lets too many of them wait."""
@@ -234,10 +256,21 @@ class Call:
         if not self._ending.done():
             self._ending.set_result(ending)
 
+    def hang_up(self) -> None:
+        """The gateway says that the caller is gone; its Close follows when it has the account."""
+        self._end(Ending(None, "the caller is gone"))
+
     async def _close(self, ending: Ending) -> None:
-        if ending.code is None:
-            return
+        if ending.code is not None:
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._send_all()
+        await self._tell_account()
+        if ending.code is not None:
+            await self._connection.close(ending.code, ending.reason)
+
+    async def _tell_account(self) -> None:
+        """Its pong says that the gateway has it, so that the Close cannot overtake it there."""
         with contextlib.suppress(ConnectionClosed, TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS):
-                await self._send_all()
-        await self._connection.close(ending.code, ending.reason)
+            async with asyncio.timeout(ACCOUNT_SECONDS):
+                await (await self._connection.ping(self._account.told()))

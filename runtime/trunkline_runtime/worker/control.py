@@ -101,11 +101,17 @@ class ControlLinks:
     """One link to each address of each gateway. `run` keeps them, `bye` ends them."""
 
     def __init__(
-        self, dialling: Dialling, gateways: tuple[Endpoint, ...], switchboard: Switchboard
+        self,
+        dialling: Dialling,
+        gateways: tuple[Endpoint, ...],
+        switchboard: Switchboard,
+        late: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`late` is asked at each beat for the share of frames since the last that came too late."""
         self._dialling = dialling
         self._gateways = gateways
         self._switchboard = switchboard
+        self._late = late
         self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}
         self._links: dict[Endpoint, asyncio.Task[None]] = {}
         self._up: dict[int, ClientConnection] = {}
@@ -262,22 +268,25 @@ class ControlLinks:
 
     # --- what gateways are told ----------------------------------------------------------------------
 
-    def _free(self) -> str:
-        return json.dumps(self._switchboard.free())
+    def _free(self, late: float = 0.0) -> str:
+        free = self._switchboard.free()
+        if late:
+            free["late"] = round(late, 3)
+        return json.dumps(free)
 
-    def _tell(self) -> None:
+    def _tell(self, late: float = 0.0) -> None:
         """Sends the count of free slots to all; drops those that do not read."""
         if self._leaving:
             return
         for connection in self._up.values():
             if connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                 connection.transport.abort()
-        broadcast(self._up.values(), self._free())
+        broadcast(self._up.values(), self._free(late))
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            self._tell()
+            self._tell(self._late())
 
     def _note(self, endpoint: Endpoint, state: str) -> None:
         """Logs what is the matter with an endpoint when it is no longer what it was."""

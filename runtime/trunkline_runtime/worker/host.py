@@ -21,7 +21,7 @@ from trunkline_runtime.process import serving_health
 from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.config import ConfigError, WorkerConfig
 from trunkline_runtime.worker.control import ControlLinks, Dialling
-from trunkline_runtime.worker.metrics import WorkerMetrics
+from trunkline_runtime.worker.metrics import Lateness, WorkerMetrics
 from trunkline_runtime.worker.server import CallServer, Desk, spoken_protocols
 from trunkline_runtime.worker.switchboard import STOPPING, Switchboard
 from trunkline_runtime.worker.tickets import BurstTickets
@@ -114,7 +114,8 @@ class WorkerHost:
             self._watch_engine(switchboard, self._broken)
             self._loaded = True
             log.info("ready", extra={"worker": config.worker, "boot": self.boot})
-            links = ControlLinks(self._dialling(), config.gateways, switchboard)
+            late = Lateness(self._engine).share
+            links = ControlLinks(self._dialling(), config.gateways, switchboard, late)
             metrics.watch_links(links)
             await self._serve(links, switchboard, stop)
 

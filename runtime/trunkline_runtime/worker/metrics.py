@@ -22,6 +22,25 @@ class Counting(Protocol):
         """Totals by name, such as `late_frames`; they never fall."""
 
 
+class Lateness:
+    """How punctual an engine was since it was last asked, where its totals tell of frames or steps that were late."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._before = self._counts()
+
+    def share(self) -> float:
+        """Late frames of those since the last time, from 0 to 1; 0 where there were none."""
+        before, self._before = self._before, self._counts()
+        frames, late = (now - then for now, then in zip(self._before, before, strict=True))
+        return min(1.0, late / frames) if frames > 0 else 0.0
+
+    def _counts(self) -> tuple[int, int]:
+        totals = self._engine.totals() if isinstance(self._engine, Counting) else {}
+        what = "steps" if "late_steps" in totals else "frames"
+        return totals.get(what, 0), totals.get(f"late_{what}", 0)
+
+
 @runtime_checkable
 class Loading(Protocol):
     """An engine that loads weights."""

@@ -18,11 +18,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import State
+from websockets.protocol import Event, State
 from websockets.typing import Subprotocol
 
 from trunkline_runtime.contract import (
+    ACCOUNT_HEADER,
+    END_PING,
     ENV_PORT,
     MAX_CALL_MESSAGE_BYTES,
     MOSHI_PATH,
@@ -58,6 +61,7 @@ class DataLink(ServerConnection):
 
     seat: Seat | None = None
     give_back: Callable[[Seat], None]
+    hang_up: Callable[[], None] | None = None  # tells the call that its gateway has ended it
 
     async def handshake(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -67,6 +71,13 @@ class DataLink(ServerConnection):
             # will be called, so nobody else would free the slot.
             if self.seat is not None and self.state is not State.OPEN:
                 self.give_back(self.seat)
+
+    def process_event(self, event: Event) -> None:
+        """Pings are answered by the library; one of them is also an order."""
+        super().process_event(event)
+        match event:
+            case Frame(opcode=Opcode.PING, data=data) if bytes(data) == END_PING and self.hang_up:
+                self.hang_up()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +111,7 @@ class CallServer:
                 host,
                 port,
                 process_request=self._admit,
+                process_response=_with_account,
                 select_subprotocol=_subprotocol,
                 create_connection=DataLink,
                 ssl=tls,
@@ -192,6 +204,7 @@ class CallServer:
                 return settled
             seat = settled
         call = Call(seat, connection, self._session(connection), desk.limits, desk.metrics)
+        connection.hang_up = call.hang_up
         return await call.run(desk.engine, give_back)
 
     def _session(self, connection: ServerConnection) -> Session:
@@ -218,6 +231,10 @@ async def _settled(connection: ServerConnection, seat: Seat) -> Seat | Ending:
         return Ending(Close.POLICY, str(error)[:100])
     except ConnectionClosed:
         return Ending(None, "the link broke before the settings")
+
+
+def _with_account(_: ServerConnection, __: Request, response: Response) -> None:
+    response.headers[ACCOUNT_HEADER] = "1"
 
 
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -134,7 +134,7 @@ class Tenants:
         hold.answered = True
         account.live += 1
         account.since += now
-        if not warm:
+        if not warm and hold.warm:
             hold.warm = False
             account.warm -= 1
 
@@ -156,17 +156,24 @@ class Tenants:
         """Whether a call may take one of the warm slots that are free; it counts as taken."""
         kept = self.kept_for_others(hold.agent, hold.tenant, tenancy, now)
         if not kept:
-            return True
+            return _enters(self._accounts[hold.agent][hold.tenant], hold)
         account = self._accounts[hold.agent][hold.tenant]
-        if account.warm <= tenancy.of(hold.tenant).guaranteed_slots:  # this call is counted
-            return free() > kept
+        # This call counts as one of its tenant's warm ones, also where it has only waited so far.
+        if account.warm + (not hold.warm) <= tenancy.of(hold.tenant).guaranteed_slots:
+            return free() > kept and _enters(account, hold)
         given = self._given[hold.agent]
         while given and given[0] <= now - HEARD_SECONDS:
             given.popleft()
         if len(given) + 1 > share * (free() + len(given) - kept) + ROUNDING:
             return False
         given.append(now)
-        return True
+        return _enters(account, hold)
+
+    def waits(self, hold: Hold) -> None:
+        """The call stands in line: until `take` lets it have a slot, its tenant has one less than counted."""
+        if hold.warm:
+            hold.warm = False
+            self._accounts[hold.agent][hold.tenant].warm -= 1
 
     def kept_for_others(self, agent: str, tenant: str, tenancy: Tenancy, now: float) -> int:
         """How many free warm slots of an agent this tenant must leave."""
@@ -208,6 +215,13 @@ class Tenants:
         account.seen = now
         account.turn(now)
         return account
+
+
+def _enters(account: _Account, hold: Hold) -> bool:
+    """The call has a warm slot, or will in a moment."""
+    account.warm += not hold.warm
+    hold.warm = True
+    return True
 
 
 def _over(account: _Account, limits: Limits, share: float, now: float) -> Over | None:

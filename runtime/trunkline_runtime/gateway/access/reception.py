@@ -87,6 +87,10 @@ class Reception:
         tenancy = guest.admitted.route.access.tenancy
         return self._tenants.take(guest.hold, tenancy, self._routes.share, free, self._clock())
 
+    def waits(self, guest: Guest) -> None:
+        """It stands in line for a slot."""
+        self._tenants.waits(guest.hold)
+
     def answered(self, guest: Guest, *, warm: bool) -> None:
         """Its call has begun."""
         self._tenants.answered(guest.hold, self._clock(), warm=warm)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from trunkline_runtime.contract import CallRecord, PassedOver, WarmThen
+from trunkline_runtime.contract import ACCOUNT_PING, CallRecord, PassedOver, WarmThen
 from trunkline_runtime.gateway.call import Ending, Facts
 from trunkline_runtime.gateway.ladder import Placement
 
+MOST: Final = 1e9  # of seconds, turns or milliseconds; more, or no number at all, is nonsense
 HASH_CHARS: Final = 16  # 64 bits tell a tenant's callers apart
 
 
@@ -22,6 +23,40 @@ class Party:
     agent: str  # namespace/name
     tenant: str
     caller: str = field(default="", repr=False)  # as `caller_hash` makes it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A worker's account of a call; see contract.ACCOUNT_PING. None: nobody knows."""
+
+    audio_up: float | None = None  # seconds
+    audio_down: float | None = None
+    first_audio_ms: float | None = None
+    turns: int | None = None
+    gaps: int | None = None
+
+
+def told(payload: bytes | None) -> Told:
+    """Reads an account; of one that makes no sense, nothing is believed."""
+    if payload is None:
+        return Told()
+    try:
+        said = json.loads(payload.removeprefix(ACCOUNT_PING))
+        return Told(
+            audio_up=_measured(said["in"]),
+            audio_down=_measured(said["out"]),
+            first_audio_ms=None if said["first"] is None else _measured(said["first"]),
+            turns=int(_measured(said["turns"])),
+            gaps=int(_measured(said["gaps"])),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Told()
+
+
+def _measured(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MOST:
+        raise ValueError("no measure")
+    return float(value)
 
 
 def caller_hash(key: str, agent: str, tenant: str, identity: str) -> str:
@@ -36,8 +71,11 @@ def caller_hash(key: str, agent: str, tenant: str, identity: str) -> str:
     return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()[:HASH_CHARS]
 
 
-def ended(facts: Facts, ending: Ending, gateway: str, now: float) -> CallRecord:
-    """A call that was answered and is over."""
+def ended(
+    facts: Facts, ending: Ending, gateway: str, now: float, account: Told | None = None
+) -> CallRecord:
+    """A call that was answered and was over at `now`. Without an account, what it would say is null."""
+    account = account or Told()
     placement = facts.placement
     party = Party(call=facts.call, agent=facts.agent, tenant=facts.tenant, caller=facts.caller)
     answer = now - ending.seconds
@@ -51,6 +89,11 @@ def ended(facts: Facts, ending: Ending, gateway: str, now: float) -> CallRecord:
     record["seconds"] = round(ending.seconds, 3)
     record["bytes_up"] = ending.bytes_up
     record["bytes_down"] = ending.bytes_down
+    record["audio_seconds_up"] = account.audio_up
+    record["audio_seconds_down"] = account.audio_down
+    record["first_audio_ms"] = account.first_audio_ms
+    record["turns"] = account.turns
+    record["gaps"] = account.gaps
     return record
 
 
@@ -77,6 +120,16 @@ def passed_over(placement: Placement) -> list[PassedOver]:
         PassedOver(rung=step.rung, worker=step.worker, why=step.why, ms=round(step.ms, 1))
         for step in placement.steps
     ]
+
+
+def rung_ms(placement: Placement) -> dict[str, float]:
+    """What each rung that was tried has cost the caller, the one that answered among them."""
+    spent: dict[str, float] = {}
+    for step in placement.steps:
+        spent[step.rung] = spent.get(step.rung, 0.0) + step.ms
+    if placement.rung != "none":
+        spent[placement.rung] = spent.get(placement.rung, 0.0) + placement.answered_ms
+    return {rung: round(ms, 1) for rung, ms in spent.items()}
 
 
 def _begun(
@@ -109,6 +162,7 @@ def _placed(record: CallRecord, placement: Placement) -> None:
     record["rung"] = placement.rung
     record["worker"] = placement.worker
     record["passed_over"] = passed_over(placement)
+    record["rung_ms"] = rung_ms(placement)
     if placement.warm is not None:
         warm = placement.warm
         record["warm"] = WarmThen(
@@ -117,6 +171,7 @@ def _placed(record: CallRecord, placement: Placement) -> None:
             busy=warm.busy,
             free=warm.free,
             draining=warm.draining,
+            aside=warm.aside,
         )
 
 
