@@ -58,6 +58,7 @@ class FakeGateway:
         self.links = 0
         self.beats = 0
         self.refusals = 0
+        self.runways: list[dict[str, Any]] = []  # what is said of slots to come
         self.silent = False
         self.port = 0
         self._changed = asyncio.Condition()
@@ -116,6 +117,8 @@ class FakeGateway:
                 message = json.loads(text)
                 if message["type"] == "routes":
                     self.told.append(message)
+                elif message["type"] == "runway":
+                    self.runways.append(message["agents"])
                 self.beats += message["type"] == "beat"
                 await self._tell()
         except ConnectionClosed:

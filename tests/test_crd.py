@@ -42,6 +42,7 @@ CLASSES: dict[str, type] = {
     "access.tenants.limits": spec.Limits,
     "policy": spec.Policy,
     "slo": spec.Slo,
+    "upstream": spec.Upstream,
 }
 """Group of `parsing.FIELDS` → the dataclass that it fills."""
 
@@ -272,6 +273,12 @@ REFUSED: dict[str, Json] = {
     "burst.modal.regions names a region twice: remove one": {
         **BURST,
         "burst__modal__regions": ["eu-west", "us-east", "eu-west"],
+    },
+    "upstream.url must be wss://host, or ws:// to a Service of the cluster (ws://name.namespace.svc), with "
+    "nothing behind its path": {"upstream__url": "ws://calls.example"},
+    "upstream.deadlineSeconds is above session.answerSeconds, so callers would be refused before it: lower "
+    "deadlineSeconds or raise answerSeconds": {
+        "upstream": {"url": "wss://calls.example", "deadlineSeconds": 9}
     },
     "burst.modal.budget.perHour is above perDay and would never be reached: lower it or raise perDay": {
         **BURST,

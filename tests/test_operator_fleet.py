@@ -360,3 +360,38 @@ async def test_a_gateway_may_come_later_than_the_operator(stack: AsyncExitStack)
     fleet.open()
     await stack.enter_async_context(gateway.serving(port=port))
     await gateway.until(lambda it: it.routes)
+
+
+async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
+    stack: AsyncExitStack,
+) -> None:
+    gateway = await stack.enter_async_context(FakeGateway().serving())
+    fleet, _ = await start(stack, gateway)
+    fleet.set_runway(AGENT, [(4, 40.0)])
+    fleet.set_route(AGENT, route())
+    fleet.open()
+    await gateway.until(lambda it: it.routes and it.runways)
+    (starting,) = gateway.runways[-1][AGENT]
+    assert starting["slots"] == 4
+    assert 30 < starting["seconds"] <= 40
+    heard = len(gateway.runways)
+    fleet.set_runway(AGENT, [(4, 39.0)])  # the same pod, a moment later
+    fleet.set_runway(AGENT, [(4, 39.0), (4, 60.0)])
+    await gateway.until(lambda it: len(it.runways[-1].get(AGENT, ())) == 2)
+    assert len(gateway.runways) <= heard + 1
+    fleet.set_runway(AGENT, [])
+    await gateway.until(lambda it: it.runways[-1] == {})
+
+
+def test_who_waits_is_added_up_and_a_rung_is_shut_where_no_gateway_tries_it() -> None:
+    loads = Loads()
+    one, other = agent_load(), agent_load()
+    one["waiting"], one["shut"] = 3, {"burst/us-east": "open", "upstream": "open"}
+    other["waiting"], other["shut"] = 2, {"burst/us-east": "trying"}
+    loads.hear(load({AGENT: one}), 0)
+    loads.hear(load({AGENT: other}, "g1"), 0)
+    report = loads.report(AGENT)
+    assert report.waiting == 5
+    assert report.shut == {"burst/us-east": "open"}
+    loads.hear(load({AGENT: agent_load()}, "g1"), 1)
+    assert not loads.report(AGENT).shut

@@ -7,6 +7,8 @@ from worlds import BURST, an_agent
 
 from trunkline_operator.agent.policy import elsewhere, here, ladder, resident
 
+UPSTREAM: dict[str, Any] = {"upstream__url": "wss://calls.example"}
+
 
 @pytest.mark.parametrize(
     ("changes", "warm", "burst", "words"),
@@ -41,6 +43,11 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
             BURST | {"burst__modal__budget": {"perDay": 0}},
             "budget is 0, so burst.modal is not used",
         ),
+        (
+            UPSTREAM | {"policy__dataClass": "phi"},
+            "upstream.dataClasses does not name phi, so upstream is not used",
+        ),
+        (UPSTREAM | {"policy__residency": ["eu"]}, "policy.residency leaves out upstream.region"),
         ({"warm__minPods": 0}, "set it to 0 to let all pods go"),
         ({"warm": {"minPods": 0, "bufferSlots": 0}}, "the first call is refused"),
         (
@@ -111,3 +118,20 @@ def test_residency_goes_by_whole_parts_of_a_name(
 def test_an_ordinary_agent_has_no_warning() -> None:
     assert ladder(an_agent()).warnings == ()
     assert ladder(an_agent(**BURST, warm={"minPods": 0, "bufferSlots": 0})).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({}, True),
+        ({"policy__dataClass": "phi"}, False),
+        ({"policy__dataClass": "phi", "upstream__dataClasses": ["standard", "phi"]}, True),
+        ({"upstream__dataClasses": ["phi"]}, False),
+        ({"policy__residency": ["eu"]}, False),
+        ({"policy__residency": ["eu"], "upstream__region": "eu-west"}, True),
+        ({"policy__residency": ["eu"], "upstream__region": "us-east"}, False),
+        ({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, False),
+    ],
+)
+def test_what_may_leave_the_cluster_for_an_upstream(changes: dict[str, Any], allowed: bool) -> None:
+    assert (ladder(an_agent(**UPSTREAM | changes)).upstream is not None) == allowed

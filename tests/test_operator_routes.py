@@ -12,7 +12,7 @@ from trunkline_operator.decisions.routes import Keys, route
 from trunkline_runtime.contract import BurstRung, Route
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
-from trunkline_runtime.gateway.routes import JwtAccess, routes_from
+from trunkline_runtime.gateway.routes import JwtAccess, UpstreamRung, WaitRung, routes_from
 from trunkline_runtime.worker.orders import settings_from
 
 KEYS = Keys(
@@ -224,3 +224,40 @@ def test_gateways_learn_the_ca_of_workers_and_plain_links_by_its_absence() -> No
     assert "workerTls" not in plain
     assert secure["workerTls"] == "PEM"
     assert secure["hash"] != plain["hash"]
+
+
+UPSTREAM: dict[str, Any] = {
+    "url": "wss://calls.example/base",
+    "tokenSecretRef": {"name": "peer"},
+    "deadlineSeconds": 4,
+}
+
+
+def test_an_upstream_and_the_line_come_last_and_gateways_read_them() -> None:
+    keys = replace(KEYS, upstream_token="sk-peer")
+    one = made(keys=keys, upstream=UPSTREAM, session={"waitingCallers": 20})
+    assert [rung["kind"] for rung in one["rungs"]] == ["warm", "burst", "upstream", "wait"]
+    read = routes_from({"type": "routes", "version": 1, "epoch": 1, "routes": [one]})
+    *_, upstream, wait = read.by_agent["ns/desk"].rungs
+    assert upstream == UpstreamRung(
+        url="wss://calls.example/base", model="ns/desk", token="sk-peer", deadline=4.0
+    )
+    assert wait == WaitRung(20)
+    assert "sk-peer" not in repr(read)
+
+
+def test_an_upstream_without_its_token_or_against_the_policy_is_no_rung() -> None:
+    assert "upstream" not in str(made(upstream=UPSTREAM)["rungs"])
+    keys = replace(KEYS, upstream_token="sk-peer")
+    phi = made(keys=keys, upstream=UPSTREAM, policy__dataClass="phi")
+    assert "upstream" not in str(phi["rungs"])
+    bare = made(keys=keys, upstream={"url": "wss://calls.example", "model": "gpt-realtime"})
+    (rung,) = (rung for rung in bare["rungs"] if rung["kind"] == "upstream")
+    assert (rung["model"], rung["token"]) == ("gpt-realtime", ""), (
+        "it names no Secret, so it gets none"
+    )
+
+
+def test_nobody_waits_for_pods_that_there_never_are() -> None:
+    one = made(warm={"minPods": 0, "maxPods": 0}, session={"waitingCallers": 20})
+    assert [rung["kind"] for rung in one["rungs"]] == ["burst"]

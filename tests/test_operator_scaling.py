@@ -232,3 +232,10 @@ def test_load_that_comes_and_goes_is_remembered_once() -> None:
         now += 1
         memory = decided(WARM, replace(IDLE, busy=busy), now, memory).memory
     assert [(peak.pods, peak.until) for peak in memory.peaks] == [(4, now)]
+
+
+def test_who_waits_for_a_slot_wants_one() -> None:
+    demand = replace(IDLE, busy=4, waiting=3)
+    found = decided(Warm(slots_per_pod=4, buffer_slots=0, max_pods=9), demand, 0.0, Memory())
+    assert found.pods == 2
+    assert "4 warm and 0 burst calls and 3 who wait and 0 spare slots" in found.reason

@@ -31,6 +31,8 @@ from trunkline_runtime.contract import (
     Beat,
     Route,
     Routes,
+    Runway,
+    Starting,
 )
 from trunkline_runtime.tls import Given, why_no_link
 
@@ -47,6 +49,8 @@ LONGEST_COALESCE_SECONDS: Final = 0.25
 REDIAL_SECONDS: Final = (0.1, 2.0)
 # For so long a gateway that cannot be reached is taken for one that lives and has calls.
 ABSENCE_SECONDS: Final = 30.0
+# A pod that is expected so much sooner or later is news: the answer to a caller is in whole seconds, and spread.
+FORETOLD_SECONDS: Final = 2.0
 # From a gateway having received routes until what it says must be said in their light.
 TAKE_IN_SECONDS: Final = 0.1
 
@@ -65,6 +69,8 @@ class _Link:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     boot: str = ""  # of the gateway, "" until it has spoken
     received: deque[tuple[int, float]] = field(default_factory=deque)  # revision of routes, when
+    sent: int = 0  # the revision of routes that was sent last
+    foretold: int = 0  # the revision of the runway that was sent last
     acted_on: int = 0  # the newest revision that the gateway has spoken in the light of
 
     def hear(self, boot: str, ours: bool, now: float) -> None:
@@ -99,6 +105,8 @@ class Fleet:
         self._open: dict[Address, _Link] = {}
         self._absent: dict[Address, float] = {}  # since when, of addresses without an open link
         self._routes: dict[str, Route] = {}
+        self._runway: dict[str, tuple[tuple[int, float], ...]] = {}  # slots, and when on our clock
+        self._foretelling = 0  # the revision of that
         self.published = (
             asyncio.Event()
         )  # set after each change of the document; its reader clears it
@@ -171,6 +179,7 @@ class Fleet:
     def forget(self, agent: str) -> None:
         """Drops all that is kept of an agent that is no more."""
         self.set_route(agent, None)
+        self.set_runway(agent, ())
         self._changed_in.pop(agent, None)
         self.loads.forget(agent)
 
@@ -188,6 +197,35 @@ class Fleet:
             delay = push_delay(time.monotonic() - self._written_at, self._writing)
             self._soon = loop.call_later(delay, self._publish)
         return True
+
+    def set_runway(self, agent: str, starting: Sequence[tuple[int, float]]) -> None:
+        """Which slots are on their way, and in how many seconds they can be had."""
+        now, known = time.monotonic(), self._runway.get(agent, ())
+        moments = tuple((slots, now + seconds) for slots, seconds in starting)
+        same = len(known) == len(moments) and all(
+            slots == was and abs(at - then) < FORETOLD_SECONDS
+            for (slots, at), (was, then) in zip(moments, known, strict=True)
+        )
+        if same:
+            return
+        if moments:
+            self._runway[agent] = moments
+        else:
+            self._runway.pop(agent, None)
+        self._foretelling += 1
+        for link in self._open.values():
+            link.news.set()
+
+    def _foretold(self) -> str:
+        """The runway of all agents, in seconds from now: clocks of two machines are never compared."""
+        now = time.monotonic()
+        agents = {
+            agent: [
+                Starting(slots=slots, seconds=max(0.0, round(at - now, 1))) for slots, at in moments
+            ]
+            for agent, moments in self._runway.items()
+        }
+        return json.dumps(Runway(type="runway", agents=agents))
 
     def open(self) -> None:
         """Begins to push. Until all agents are known, gateways keep the routes that they have."""
@@ -326,14 +364,23 @@ class Fleet:
                 await asyncio.wait_for(link.news.wait(), HEARTBEAT_SECONDS)
             # Whoever does not take a message for so long is as good as dead.
             async with asyncio.timeout(DEAD_AFTER_SECONDS):
-                if link.news.is_set() and self._document is not None:
+                if link.news.is_set():
                     link.news.clear()
-                    revision = self._revision
-                    await socket.send(self._document)
-                    await (await socket.ping())  # the pong says that the routes have arrived
-                    link.received.append((revision, time.monotonic()))
+                    await self._tell(socket, link)
                 else:
                     await socket.send(beat)
+
+    async def _tell(self, socket: ClientConnection, link: _Link) -> None:
+        """What is new to a gateway: the routes, and then what may be expected for them."""
+        if self._document is not None and link.sent != self._revision:
+            link.sent = self._revision
+            await socket.send(self._document)
+            await (await socket.ping())  # the pong says that the routes have arrived
+            link.received.append((link.sent, time.monotonic()))
+            link.foretold = 0  # it was of no use for agents that the gateway did not know
+        if link.foretold != self._foretelling:
+            link.foretold = self._foretelling
+            await socket.send(self._foretold())
 
     async def _receive(self, socket: ClientConnection, link: _Link) -> None:
         while True:

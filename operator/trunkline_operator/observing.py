@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Json, VoiceAgent
@@ -20,6 +21,8 @@ from trunkline_operator.cluster.credentials import (
     hub_token_missing,
     proxy_token,
     token_of,
+    upstream_secret,
+    upstream_token_missing,
 )
 from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
@@ -33,6 +36,8 @@ from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
 from trunkline_operator.fleet import Fleet
 from trunkline_runtime.contract import FINALIZER, LABEL_AGENT
+
+BURST: Final = "burst/"  # of the names of rungs, before the region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +75,14 @@ class Observer:
     async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
         """All of it at one moment."""
         modal = agent.burst
-        pods, own, callers, account, hook, hub = await asyncio.gather(
+        pods, own, callers, account, hook, hub, upstream = await asyncio.gather(
             self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
             self._secret(agent.namespace, secret_name(agent)),
             self._secret(agent.namespace, agent.access.api_keys_secret),
             self._secret(agent.namespace, modal.credentials_secret if modal else ""),
             self._secret(agent.namespace, hook_secret(agent)),
             self._secret(agent.namespace, agent.engine.token_secret),
+            self._secret(agent.namespace, upstream_secret(agent)),
         )
         no_hub = hub_token_missing(agent, hub)
         world = World(
@@ -86,7 +92,16 @@ class Observer:
             certificate=self._certificate(own or {}, agent, now),
             burst=self._burst_facts(obj, agent, (account, no_hub), now),
             access=caller_keys_missing(agent, callers),
-            tokens="; ".join(filter(None, (no_hub, hook_token_missing(agent, hook)))),
+            tokens="; ".join(
+                filter(
+                    None,
+                    (
+                        no_hub,
+                        hook_token_missing(agent, hook),
+                        upstream_token_missing(agent, upstream),
+                    ),
+                )
+            ),
         )
         keys = Keys(
             worker=(own or {}).get(WORKER_KEY, ""),
@@ -95,6 +110,7 @@ class Observer:
             proxy_token=proxy_token(account or {}),
             hook_token=token_of(hook),
             hub_token=token_of(hub),
+            upstream_token=token_of(upstream),
         )
         return Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
 
@@ -124,7 +140,13 @@ class Observer:
             burst=report.burst,
             arrivals=report.arrivals,
             refused=report.refused,
+            waiting=report.waiting,
             burst_error=report.burst_error,
+            shut={
+                rung.removeprefix(BURST): f"its breaker at the gateways is {state}"
+                for rung, state in report.shut.items()
+                if rung.startswith(BURST)
+            },
         )
 
     def _burst_facts(

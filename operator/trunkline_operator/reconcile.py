@@ -26,8 +26,10 @@ from trunkline_operator.decisions.manifests import (
 )
 from trunkline_operator.decisions.plan import Plan, planned
 from trunkline_operator.decisions.routes import Keys, route
+from trunkline_operator.decisions.runway import runway
 from trunkline_operator.decisions.status import only_numbers_differ, rejected, reported
 from trunkline_operator.decisions.steps import (
+    CreatePod,
     RemoveFinalizer,
     Requeue,
 )
@@ -172,6 +174,11 @@ class Reconciler:
             worker_ca=self._settings.authority.pem if self._settings.authority else "",
         )
         self._fleet.set_route(seen.agent.key, made)
+        new = sum(isinstance(step, CreatePod) for step in plan.steps)
+        coming = runway(seen.agent, seen.world.pods, new, seen.now)
+        self._fleet.set_runway(
+            seen.agent.key, [(each.slots, each.at - seen.now) for each in coming]
+        )
 
     def _announce_look(
         self, notes: _Notes, seen: Seen, plan: Plan, acts: Acts, status: Json

@@ -21,6 +21,7 @@ from trunkline_operator.agent.readers import (
     one_of,
     quantities,
     region_name,
+    region_or_none,
     reply_rule,
     schedule_window,
     slots_or_percent,
@@ -59,6 +60,7 @@ from trunkline_operator.agent.spec import (
     Template,
     Tenants,
     Transcripts,
+    Upstream,
     VoiceAgent,
     Warm,
     epoch,
@@ -104,6 +106,7 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
         access=_access(spec),
         policy=Policy(**_fields(spec, "policy")),
         slo=Slo(**_fields(spec, "slo")),
+        upstream=_upstream(spec),
     )
     if sentences := "; ".join(broken(agent)):
         raise SpecError(sentences)
@@ -212,10 +215,19 @@ FIELDS: Final[Mapping[str, Table]] = {
         "perHour": ("per_hour", dollars),
         "perDay": ("per_day", dollars),
     },
+    "upstream": {
+        "url": ("url", text(512)),
+        "model": ("model", text(256)),
+        "tokenSecretRef.name": ("token_secret", text(253)),
+        "deadlineSeconds": ("deadline_seconds", number(1, 60)),
+        "dataClasses": ("data_classes", many(2, one_of(DataClass), least=1)),
+        "region": ("region", region_or_none),
+    },
     "session": {
         "maxSeconds": ("max_seconds", number(60, 86_400)),
         "idleSeconds": ("idle_seconds", number(5, 86_400)),
         "answerSeconds": ("answer_seconds", number(1, 60)),
+        "waitingCallers": ("waiting_callers", number(0, 1000)),
         "protocols": ("protocols", many(4, one_of(Protocol))),
     },
     "access": {
@@ -302,3 +314,10 @@ def _burst(spec: Json) -> Burst | None:
     )
     budget = Budget(**_fields(spec, "burst.modal.budget"))
     return Burst(budget=budget, **_required(fields, "credentials_secret", sentence))
+
+
+def _upstream(spec: Json) -> Upstream | None:
+    if _at(spec, "upstream") is None:
+        return None
+    sentence = "upstream needs url: where calls are to go"
+    return Upstream(**_required(_fields(spec, "upstream"), "url", sentence))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from trunkline_operator.agent.rules import IN_CLUSTER
-from trunkline_operator.agent.spec import Burst, DataClass, Snapshot, VoiceAgent
+from trunkline_operator.agent.spec import Burst, DataClass, Snapshot, Upstream, VoiceAgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +12,8 @@ class Ladder:
 
     warm: bool
     burst: Burst | None
+    upstream: Upstream | None
+    waiting: int  # callers who may wait at each gateway; 0 = nobody
     words: str  # the arithmetic: "at most 4 × 4 warm + 10 × 4 burst = 56 calls"
     warnings: tuple[str, ...] = ()  # what is allowed and may surprise
 
@@ -47,6 +49,8 @@ def ladder(agent: VoiceAgent) -> Ladder:
     return Ladder(
         warm=warm,
         burst=burst,
+        upstream=None if leaving else allowed_upstream(agent),
+        waiting=agent.session.waiting_callers if warm else 0,
         words=_arithmetic(agent, warm, burst),
         warnings=() if leaving else _warnings(agent, warm, burst),
     )
@@ -68,6 +72,20 @@ def allowed_burst(agent: VoiceAgent) -> Burst | None:
             return None
         burst = replace(burst, snapshot=Snapshot.NONE)
     return replace(burst, regions=regions)
+
+
+def allowed_upstream(agent: VoiceAgent) -> Upstream | None:
+    """The upstream that the agent names, where its policy lets its calls go there; None = it does not.
+
+    Whoever answers there is a stranger to this cluster, so the data class must be named, and with residency
+    the region, too.
+    """
+    upstream, policy = agent.upstream, agent.policy
+    if upstream is None or policy.data_class not in upstream.data_classes:
+        return None
+    if policy.residency and not (upstream.region and resident(upstream.region, policy.residency)):
+        return None
+    return upstream
 
 
 def resident(region: str, residency: tuple[str, ...]) -> bool:
@@ -119,6 +137,23 @@ def _warnings(agent: VoiceAgent, warm: bool, burst: Burst | None) -> tuple[str, 
 
 def _forbidden(agent: VoiceAgent) -> dict[str, bool]:
     """What the agent asks for and its policy takes away."""
+    return {**_forbidden_burst(agent), **_forbidden_upstream(agent)}
+
+
+def _forbidden_upstream(agent: VoiceAgent) -> dict[str, bool]:
+    upstream, policy = agent.upstream, agent.policy
+    if upstream is None:
+        return {}
+    unnamed = policy.data_class not in upstream.data_classes
+    return {
+        f"upstream.dataClasses does not name {policy.data_class}, so upstream is not used": unnamed,
+        "policy.residency leaves out upstream.region, so upstream is not used": (
+            not unnamed and allowed_upstream(agent) is None
+        ),
+    }
+
+
+def _forbidden_burst(agent: VoiceAgent) -> dict[str, bool]:
     burst, policy = agent.burst, agent.policy
     if burst is None:
         return {}

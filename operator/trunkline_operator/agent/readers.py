@@ -98,6 +98,11 @@ def region_name(value: Any, path: str) -> str:
     return name
 
 
+def region_or_none(value: Any, path: str) -> str:
+    """A region, or nothing where it is not known."""
+    return region_name(value, path) if value else ""
+
+
 def slots_or_percent(value: Any, path: str) -> int | Percent:
     """A number of slots, or a text such as 25%."""
     if type(value) is int and 0 <= value <= 10_000:

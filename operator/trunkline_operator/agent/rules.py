@@ -34,6 +34,10 @@ IN_CLUSTER: Final = re.compile(
     r"https?://([a-z0-9-]+[.][a-z0-9-]+[.]svc([.]cluster[.]local)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
 )
 HOOK_ADDRESS: Final = re.compile(rf"{IN_CLUSTER.pattern}|https://[A-Za-z0-9.-]+(:[0-9]+)?/")
+UPSTREAM_ADDRESS: Final = re.compile(
+    r"(wss://[A-Za-z0-9.-]+|ws://([a-z0-9-]+[.][a-z0-9-]+[.]svc([.]cluster[.]local)?|localhost|127[.][0-9.]+))"
+    r"(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?"
+)
 # Lookaround, a condition, a reference to a group, an atomic group, a possessive repeat.
 NOT_RE2: Final = re.compile(r"[(][?]([=!>(]|<[=!]|P=)|\\[1-9]|[*+?}][+]")
 
@@ -146,6 +150,19 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "warm.template.env sets what the operator sets, TRUNKLINE_… or HF_TOKEN: remove it there and use the "
     "fields of engine, warm and session": (
         lambda agent: not any(map(_operators, agent.warm.template.env))
+    ),
+    "upstream.url must be wss://host, or ws:// to a Service of the cluster (ws://name.namespace.svc), with "
+    "nothing behind its path": (
+        lambda agent: (
+            agent.upstream is None or UPSTREAM_ADDRESS.fullmatch(agent.upstream.url) is not None
+        )
+    ),
+    "upstream.deadlineSeconds is above session.answerSeconds, so callers would be refused before it: lower "
+    "deadlineSeconds or raise answerSeconds": (
+        lambda agent: (
+            agent.upstream is None
+            or agent.upstream.deadline_seconds <= agent.session.answer_seconds
+        )
     ),
     "no call could ever be placed: raise warm.maxPods or add burst.modal": (
         lambda agent: _most_pods(agent.warm) > 0 or agent.burst is not None

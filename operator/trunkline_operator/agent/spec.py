@@ -242,10 +242,23 @@ class Burst:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """`spec.upstream`: another gateway, or a hosted endpoint, for what finds no slot here."""
+
+    url: str
+    model: str = ""  # "" = namespace/name
+    token_secret: str = ""
+    deadline_seconds: int = 3
+    data_classes: tuple[DataClass, ...] = (DataClass.STANDARD,)
+    region: str = ""  # "" = nobody knows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     max_seconds: int = 1800
     idle_seconds: int = 300
     answer_seconds: int = 8
+    waiting_callers: int = 0  # at each gateway
     protocols: tuple[Protocol, ...] = ()  # () = all
 
 
@@ -342,6 +355,7 @@ class VoiceAgent:
     policy: Policy = Policy()
     slo: Slo = Slo()
     region: str = ""  # of the operator that serves it (`policy.here`); "" = it was told none
+    upstream: Upstream | None = None
 
     @property
     def key(self) -> str:

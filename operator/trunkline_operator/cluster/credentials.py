@@ -9,7 +9,7 @@ from trunkline_operator.burst.client import Credentials
 from trunkline_operator.burst.deployments import Account
 
 TOKEN: Final = "token"
-"""The entry of a Secret that holds a bearer: for a policy hook, or for the Hugging Face Hub."""
+"""The entry of a Secret that holds a bearer: for a policy hook, an upstream, or the Hugging Face Hub."""
 # RFC 6750 section 2.1; anything else would break the header that it goes into.
 _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
@@ -43,6 +43,12 @@ def hub_token_missing(agent: VoiceAgent, hub: Mapping[str, str] | None) -> str:
     return _token_wrong(agent.engine.token_secret, "engine.tokenSecretRef", hub)
 
 
+def upstream_token_missing(agent: VoiceAgent, upstream: Mapping[str, str] | None) -> str:
+    """What keeps gateways from presenting themselves to the upstream, as a sentence; "" = nothing."""
+    wrong = _token_wrong(upstream_secret(agent), "upstream.tokenSecretRef", upstream)
+    return f"{wrong}; until then no call goes there" if wrong else ""
+
+
 def token_of(entries: Mapping[str, str] | None) -> str:
     """The bearer in a Secret; "" where there is none that could be sent."""
     token = (entries or {}).get(TOKEN, "")
@@ -57,6 +63,11 @@ def _token_wrong(name: str, where: str, entries: Mapping[str, str] | None) -> st
     if not entries.get(TOKEN):
         return f"Secret {name} of {where} has no text as its entry {TOKEN}"
     return f"entry {TOKEN} of Secret {name} of {where} is no bearer token: it has other characters than A-Z a-z 0-9 - . _ ~ + / ="
+
+
+def upstream_secret(agent: VoiceAgent) -> str:
+    """The Secret with the bearer for the upstream; "" = none."""
+    return agent.upstream.token_secret if agent.upstream else ""
 
 
 def credentials_missing(burst: Burst, account: Mapping[str, str] | None) -> str:

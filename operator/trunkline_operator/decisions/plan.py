@@ -174,6 +174,7 @@ def _demand(view: View) -> Demand:
         burst=traffic.burst,
         arrivals=traffic.arrivals,
         refused=traffic.refused,
+        waiting=traffic.waiting,
         known=traffic.known and all(pod.name in traffic.workers for pod in serving),
         active=len(active),
         serving=len(serving),

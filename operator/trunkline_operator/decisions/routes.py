@@ -22,6 +22,8 @@ from trunkline_runtime.contract import (
     Settings,
     TenantLimits,
     Tenants,
+    UpstreamRung,
+    WaitRung,
     WarmRung,
 )
 
@@ -40,6 +42,8 @@ class Keys:
     """Of `engine.policy.hook`; "" where it takes none."""
     hub_token: str = field(default="", repr=False)
     """Of `engine.tokenSecretRef`; for containers at Modal, and in no route."""
+    upstream_token: str = field(default="", repr=False)
+    """Of `upstream`; "" where it takes none."""
 
 
 def route(
@@ -176,4 +180,17 @@ def _rungs(agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str]) -> list
             for region in burst.regions
             if region in burst_urls
         ]
+    # Without the token that it asks for, it would refuse every call.
+    if (upstream := allowed.upstream) and (keys.upstream_token or not upstream.token_secret):
+        rungs.append(
+            UpstreamRung(
+                kind="upstream",
+                url=upstream.url,
+                model=upstream.model or agent.key,
+                token=keys.upstream_token if upstream.token_secret else "",
+                deadlineSeconds=upstream.deadline_seconds,
+            )
+        )
+    if allowed.waiting:
+        rungs.append(WaitRung(kind="wait", most=allowed.waiting))
     return rungs

@@ -56,6 +56,7 @@ class PodFacts:
         ""  # its worker runs and was ready before: since when it is not, and the kubelet's words
     )
     restarts: int = 0
+    created: float = 0.0  # seconds since the epoch
     start_seconds: float | None = None  # from its creation until it was ready, where that is known
 
     @property
@@ -106,6 +107,7 @@ class PodFacts:
             trouble=_trouble(worker, status),
             unready=_unready(state, conditions.get("Ready", {})),
             restarts=worker.get("restartCount", 0),
+            created=epoch(metadata.get("creationTimestamp")) or 0.0,
             start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
         )
 
@@ -195,6 +197,7 @@ class Traffic:
     burst: int = 0  # calls on burst, sessions being started included
     arrivals: int = 0  # total
     refused: int = 0  # total
+    waiting: int = 0  # callers in line for a slot
     burst_error: str = ""  # the gateways' last failure to reach burst, "" after a success
     shut: Mapping[str, str] = field(default_factory=dict)
     """Regions of burst that gateways pass over for a while, and why."""

@@ -28,6 +28,7 @@ class Demand:
     burst: int  # calls on burst
     arrivals: int = 0  # total
     refused: int  # total
+    waiting: int = 0  # callers in line for a slot
     known: bool  # False: some worker's load is unknown, so nothing is taken away
     active: int  # pods that count as capacity, now or soon
     serving: int  # of them, those that are ready
@@ -36,7 +37,8 @@ class Demand:
 
     @property
     def calls(self) -> int:
-        return self.busy + self.burst
+        """Those who want a slot: who has one here, who has one at Modal, and who waits for one."""
+        return self.busy + self.burst + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,9 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
     if (need := math.floor(reserve(flow, start, demand.stakes.z) + 0.5)) > free:
         free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
     wish = -(-(demand.calls + free) // warm.slots_per_pod)
+    waiting = f"and {demand.waiting} who wait " if demand.waiting else ""
     return wish, (
-        f"{demand.busy} warm and {demand.burst} burst calls and {free} {why} "
+        f"{demand.busy} warm and {demand.burst} burst calls {waiting}and {free} {why} "
         f"at {warm.slots_per_pod} a pod need {wish}"
     )
 

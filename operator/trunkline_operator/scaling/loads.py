@@ -29,9 +29,13 @@ class AgentReport:
     burst: int = 0
     arrivals: int = 0
     refused: int = 0
+    waiting: int = 0
     lost: int = 0
     burst_failures: int = 0
     burst_error: str = ""
+    shut: Mapping[str, str] = field(
+        default_factory=dict
+    )  # rungs that all of them pass over, and why
     gateways: int = 0  # that have a word about this agent
 
 
@@ -98,9 +102,11 @@ class Loads:
             burst=sum(load["burst"] for load in loads),
             arrivals=sums.get("arrivals", 0),
             refused=sums.get("refused", 0),
+            waiting=sum(load.get("waiting", 0) for load in loads),
             lost=sums.get("lost", 0),
             burst_failures=sums.get("burstFailures", 0),
             burst_error=next((load["burstError"] for load in loads if load["burstError"]), ""),
+            shut=_shut(loads),
             gateways=len(loads),
         )
 
@@ -129,6 +135,14 @@ def merged_workers(loads: list[AgentLoad]) -> dict[str, WorkerLoad]:
             same = known is not None and known["boot"] == said["boot"]
             merged[name] = cautious(known, said) if known is not None and same else said
     return merged
+
+
+def _shut(loads: list[AgentLoad]) -> dict[str, str]:
+    """The rungs that no gateway tries now."""
+    said = [load.get("shut", {}) for load in loads]
+    return (
+        {rung: why for rung, why in said[0].items() if all(rung in s for s in said)} if said else {}
+    )
 
 
 def cautious(one: WorkerLoad, other: WorkerLoad) -> WorkerLoad:
@@ -160,7 +174,7 @@ def parse_load(text: str | bytes) -> Load | None:
 
 
 def _agent(load: Mapping[str, Any]) -> AgentLoad:
-    return AgentLoad(
+    agent = AgentLoad(
         workers={str(name): _worker(worker) for name, worker in load["workers"].items()},
         calls=_count(load["calls"]),
         burst=_count(load["burst"]),
@@ -170,6 +184,11 @@ def _agent(load: Mapping[str, Any]) -> AgentLoad:
         burstFailures=_count(load["burstFailures"]),
         burstError=str(load["burstError"]),
     )
+    if "waiting" in load:
+        agent["waiting"] = _count(load["waiting"])
+    if "shut" in load:
+        agent["shut"] = {str(rung): str(state) for rung, state in load["shut"].items()}
+    return agent
 
 
 def _worker(worker: Mapping[str, Any]) -> WorkerLoad:
