@@ -65,6 +65,18 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
             },
         }
     },
+    "ledger": {
+        "gateway": {
+            "ledger": {
+                "url": "https://ledger.example/calls",
+                "tokenSecret": "ledger",
+                "spool": {"enabled": True, "mebibytes": 128},
+            }
+        }
+    },
+    "ledger in memory": {
+        "gateway": {"ledger": {"url": "https://ledger.example/calls", "spool": {"enabled": False}}}
+    },
     "node port": {"gateway": {"service": {"type": "NodePort", "nodePort": 30080}}},
     "autoscaling": {
         "gateway": {

@@ -222,6 +222,32 @@ def test_autoscaling() -> None:
     assert "replicas" not in objects["Deployment", "trunkline-gateway"]["spec"]
 
 
+def test_the_ledger_has_a_collector_and_a_place_to_wait() -> None:
+    def gateway(switch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        objects = rendered(SWITCHES[switch])
+        pod = objects["Deployment", "trunkline-gateway"]["spec"]["template"]["spec"]
+        (one,) = pod["containers"]
+        environment = {each["name"]: each for each in one["env"]}
+        volumes = {each["name"]: each for each in pod["volumes"]}
+        mounts = {each["name"]: each["mountPath"] for each in one["volumeMounts"]}
+        return environment, {name: (volume, mounts[name]) for name, volume in volumes.items()}
+
+    environment, volumes = gateway("ledger")
+    assert environment["TRUNKLINE_LEDGER_URL"]["value"] == "https://ledger.example/calls"
+    assert environment["TRUNKLINE_LEDGER_SPOOL_MIB"]["value"] == "128"
+    secret = environment["TRUNKLINE_LEDGER_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "ledger", "key": "token"}
+    volume, where = volumes["spool"]
+    assert volume["emptyDir"] == {"sizeLimit": "256Mi"}
+    assert environment["TRUNKLINE_LEDGER_SPOOL"]["value"].startswith(where)
+    environment, volumes = gateway("ledger in memory")
+    assert "TRUNKLINE_LEDGER_SPOOL" not in environment
+    assert "spool" not in volumes
+    environment, volumes = gateway("defaults")
+    assert not [name for name in environment if "LEDGER" in name]
+    assert "spool" not in volumes
+
+
 def test_ways_in() -> None:
     spec = rendered(SWITCHES["ingress"])["Ingress", "trunkline-gateway"]["spec"]
     assert spec["ingressClassName"] == "nginx"

@@ -75,15 +75,19 @@ class Observer:
     async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
         """All of it at one moment."""
         modal = agent.burst
-        pods, own, callers, account, hook, hub, upstream = await asyncio.gather(
-            self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
-            self._secret(agent.namespace, secret_name(agent)),
-            self._secret(agent.namespace, agent.access.api_keys_secret),
-            self._secret(agent.namespace, modal.credentials_secret if modal else ""),
-            self._secret(agent.namespace, hook_secret(agent)),
-            self._secret(agent.namespace, agent.engine.token_secret),
-            self._secret(agent.namespace, upstream_secret(agent)),
+        secrets = (
+            secret_name(agent),
+            agent.access.api_keys_secret,
+            modal.credentials_secret if modal else "",
+            hook_secret(agent),
+            agent.engine.token_secret,
+            upstream_secret(agent),
         )
+        pods, found = await asyncio.gather(
+            self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
+            asyncio.gather(*(self._secret(agent.namespace, name) for name in secrets)),
+        )
+        own, callers, account, hook, hub, upstream = found
         no_hub = hub_token_missing(agent, hub)
         world = World(
             pods=tuple(PodFacts.of(pod) for pod in pods),
