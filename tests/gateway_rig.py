@@ -122,8 +122,9 @@ def give(running: Running, *routes: Route, epoch: int = 1) -> None:
 def call(
     running: Running, agent: str = AGENT, key: str | None = KEY, query: str = "", **options: Any
 ) -> connect:
-    """A caller on a stock client."""
-    uri = f"ws://127.0.0.1:{running.port}{REALTIME_PATH}?model={agent}{query}"
+    """A caller on a stock client; with `ssl` by TLS."""
+    scheme = "wss" if "ssl" in options else "ws"
+    uri = f"{scheme}://127.0.0.1:{running.port}{REALTIME_PATH}?model={agent}{query}"
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     headers.update(options.pop("headers", {}))
     options.setdefault("compression", None)

@@ -30,7 +30,12 @@ BURST = {
 
 
 def ask(
-    path: str = PATH, *, key: str | None = KEY, routes: Routes | None = None, **headers: str
+    path: str = PATH,
+    *,
+    key: str | None = KEY,
+    routes: Routes | None = None,
+    holder: str = "",
+    **headers: str,
 ) -> Admitted | Denied:
     lines = Headers()
     if key is not None:
@@ -40,7 +45,9 @@ def ask(
     routes = routes or parse_routes(routes_text(a_route()))
     door = Door(Pulse(), lambda _, why: whys.append(why))
     whys: list[Why] = []
-    decision = asyncio.run(door.admit(Request(path, lines), routes.by_agent, "default", 0.0))
+    decision = asyncio.run(
+        door.admit(Request(path, lines), holder, routes.by_agent, "default", 0.0)
+    )
     assert bool(whys) == (isinstance(decision, Denied) and decision.status == 401)
     return decision
 

@@ -51,7 +51,7 @@ class Authority:
     def issue(self, file: str, subject: str, *, names: Sequence[str] = ()) -> None:
         """Writes a certificate for a server or client on loopback; `subject` as "O=group,CN=name".
 
-        `names` are further addresses and host names of a server.
+        `names` are further addresses and host names of a server, or URIs.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._certificate(
@@ -107,6 +107,8 @@ class Authority:
 
 
 def _name(text: str) -> x509.GeneralName:
+    if "://" in text:
+        return x509.UniformResourceIdentifier(text)
     try:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:

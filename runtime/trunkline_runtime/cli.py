@@ -16,6 +16,7 @@ from trunkline_runtime.insight.commands import explain, top
 
 if TYPE_CHECKING:
     from trunkline_runtime.caller import CallLog
+    from trunkline_runtime.gateway.access.caller_tls import CallersTls
 
 COMMANDS = "trunkline.commands"  # entry points of packages that add subcommands
 FAILED, MISUSED = 1, 2
@@ -53,6 +54,42 @@ def run_process(name: str, process: Coroutine[Any, Any, None]) -> None:
 def gateway(
     host: Annotated[str, typer.Option(help="Where callers connect.")] = "0.0.0.0",
     port: int = contract.CALLS_PORT,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TRUNKLINE_TLS",
+            help=f"Folder with {contract.TLS_CERT_FILE} and {contract.TLS_KEY_FILE}: callers must come by TLS,"
+            " 1.2 or later. Read again when it changes.",
+        ),
+    ] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TRUNKLINE_CLIENT_CA",
+            help="File with the authorities whose certificates callers may show. Needs --tls.",
+        ),
+    ] = None,
+    client_certificates: Annotated[
+        str,
+        typer.Option(
+            envvar="TRUNKLINE_CLIENT_CERTIFICATES",
+            help="With --client-ca: required, or optional for agents that ask for another proof.",
+        ),
+    ] = "optional",
+    trusted_proxies: Annotated[
+        str,
+        typer.Option(
+            envvar="TRUNKLINE_TRUSTED_PROXIES",
+            help="Networks of proxies, as CIDRs between commas, whose X-Forwarded-For is believed.",
+        ),
+    ] = "",
+    proxy_protocol: Annotated[
+        bool,
+        typer.Option(
+            envvar="TRUNKLINE_PROXY_PROTOCOL",
+            help="Connections from --trusted-proxies begin with a PROXY header, version 1 or 2.",
+        ),
+    ] = False,
     control_host: Annotated[
         str, typer.Option(help="Where workers and the operator dial in.")
     ] = "0.0.0.0",
@@ -144,6 +181,7 @@ def gateway(
     `… trunkline gateway --ledger-url https://ledger.example/calls --ledger-spool /var/spool/trunkline`
     """
     from trunkline_runtime.gateway.access.doorstep import Bounds
+    from trunkline_runtime.gateway.access.proxies import Proxies, ProxiesError
     from trunkline_runtime.gateway.accounts.books import BooksError, books_of
     from trunkline_runtime.gateway.process import GatewayConfig, run
     from trunkline_runtime.tls import MountedIdentity, TlsError
@@ -155,6 +193,13 @@ def gateway(
         identity = None if control_tls is None else MountedIdentity(control_tls)
     except TlsError as error:
         fail(f"--control-tls: {error}", MISUSED)
+    calls_tls = _calls_tls(tls, client_ca, client_certificates)
+    try:
+        proxies = Proxies.parse(trusted_proxies)
+    except ProxiesError as error:
+        fail(f"--trusted-proxies: {error}", MISUSED)
+    if proxy_protocol and not proxies.networks:
+        fail("--proxy-protocol needs --trusted-proxies: whose headers are to be believed", MISUSED)
     try:
         books = books_of(
             file=ledger,
@@ -175,6 +220,9 @@ def gateway(
         name=name or socket.gethostname(),
         operator_token=token,
         control_tls=identity,
+        calls_tls=calls_tls,
+        proxies=proxies,
+        proxy_header=proxy_protocol,
         routes_file=routes_file,
         default_namespace=default_namespace,
         grace_seconds=grace_seconds,
@@ -183,6 +231,28 @@ def gateway(
         books=books,
     )
     run_process("gateway", run(config))
+
+
+def _calls_tls(folder: Path | None, client_ca: Path | None, clients: str) -> "CallersTls | None":
+    """TLS for callers as the options of `gateway` say; ends the process where they make no sense."""
+    from trunkline_runtime.gateway.access.caller_tls import CallersTls, ClientCertificates
+    from trunkline_runtime.tls import TlsError
+
+    if clients not in ("optional", "required"):
+        fail(f"--client-certificates is optional or required, not {clients!r}", MISUSED)
+    if folder is None:
+        if client_ca is not None:
+            fail("--client-ca needs --tls: certificates are shown in its handshake", MISUSED)
+        return None
+    asked = None
+    if client_ca is not None:
+        asked = ClientCertificates(ca=client_ca, required=clients == "required")
+    elif clients == "required":
+        fail("--client-certificates required needs --client-ca: whose are good", MISUSED)
+    try:
+        return CallersTls(folder, asked)
+    except TlsError as error:
+        fail(f"--tls: {error}", MISUSED)
 
 
 @app.command()

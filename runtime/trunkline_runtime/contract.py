@@ -335,6 +335,10 @@ class Access(TypedDict):
     jwt: NotRequired[Jwt]
     tenants: NotRequired[Tenants]
     mintKey: NotRequired[str]  # signs client secrets and tickets; no worker knows it
+    twilio: NotRequired[
+        dict[str, list[str]]
+    ]  # tenant → SHA-256 of Twilio's signatures for the agent's URL
+    holders: NotRequired[list[str]]  # of client certificates, who may call; empty: of any good one
 
 
 class Route(TypedDict):

@@ -56,10 +56,15 @@ def trusting(authority: str) -> ssl.SSLContext:
     return context
 
 
-def proving(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    """For answering with a certificate (PEM, its chain behind it) and its key. Raises `TlsError`."""
+def proving(
+    certificate: bytes, key: bytes, *, least: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> ssl.SSLContext:
+    """For answering with a certificate (PEM, its chain behind it) and its key. Raises `TlsError`.
+
+    `least` is the oldest version that is spoken: others' clients may be older than ours.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = least
     context.num_tickets = 0  # asyncio's clients never resume a session
     _load(context, certificate, key)
     return context

@@ -16,7 +16,7 @@ from trunkline_runtime.contract import Close as Code
 from trunkline_runtime.gateway.access.pace import AHEAD_SECONDS, Pace
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
 from trunkline_runtime.gateway.ladder import Placement
-from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, pause, resume
+from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, finish, pause, resume
 
 
 class By(StrEnum):
@@ -230,7 +230,7 @@ class Call(asyncio.Protocol):
         if told and not self._transport.is_closing():
             resume(self._transport)
             self._transport.write(close_frame(close, masked=False))
-            self._transport.write_eof()
+            finish(self._transport)
             self._linger = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
         self._ended(
             self,

@@ -22,12 +22,13 @@ from trunkline_runtime.contract import (
     State,
     WorkerLoad,
 )
-from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.answers import Away, Denied
 from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
+from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.access.reception import Guest, Reception
 from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.files import to_log
@@ -87,6 +88,7 @@ class Terms:
     patience: Patience = field(default_factory=Patience)
     breaker: Breaking = field(default_factory=Breaking)
     bounds: Bounds = field(default_factory=Bounds)
+    proxies: Proxies = field(default_factory=Proxies)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL
     keep: Keep = to_log  # takes the ledger's records
@@ -116,6 +118,7 @@ class Gateway:
         self._ledger = Ledger(registry, identity.name, terms.keep)
         self._reception = Reception(
             bounds=terms.bounds,
+            proxies=terms.proxies,
             pulse=terms.pulse,
             default_namespace=identity.default_namespace,
             counted=self._ledger.unopened,
@@ -209,12 +212,15 @@ class Gateway:
 
     # --- the desk ---
 
-    async def answer(self, call: str, request: Request) -> Answered | Denied:
-        """A worker on the line for this caller, or the plain answer instead."""
+    async def answer(self, call: str, request: Request, holder: str) -> Answered | Denied:
+        """A worker on the line for this caller, or the plain answer instead.
+
+        `holder` is who the caller has proved to be by a certificate, "" for nobody.
+        """
         begun = asyncio.get_running_loop().time()
         self._asking += 1
         try:
-            guest = await self._admit(call, request)
+            guest = await self._admit(call, request, holder)
             if isinstance(guest, Denied):
                 self.denied(guest)
                 return guest
@@ -236,8 +242,8 @@ class Gateway:
         self._ledger.minted(order.agent, order.kind)
         return as_answer(minted, order.agent)
 
-    def order_reader(self) -> OrderReader:
-        return self._reception.order_reader(MAX_HEAD_BYTES)
+    def order_reader(self, holder: str) -> OrderReader:
+        return self._reception.order_reader(MAX_HEAD_BYTES, holder)
 
     def arrives(self, peer: str) -> Arrival:
         arrival = self._reception.arrives(peer)
@@ -247,6 +253,15 @@ class Gateway:
 
     def leaves(self, peer: str) -> None:
         self._reception.leaves(peer)
+
+    def forwarded(self, peer: str, head: bytes) -> str | None:
+        return self._reception.forwarded(peer, head)
+
+    def trusts(self, peer: str) -> bool:
+        return self._reception.trusts(peer)
+
+    def turned_away(self, away: Away) -> None:
+        self._ledger.turned_away(away)
 
     def denied(self, denied: Denied) -> None:
         self._ledger.denied(denied)
@@ -346,10 +361,10 @@ class Gateway:
             self._linked.set()
         self.operator.urge()
 
-    async def _admit(self, call: str, request: Request) -> Guest | Denied:
+    async def _admit(self, call: str, request: Request, holder: str) -> Guest | Denied:
         if self._draining or self._routes is None:
             return _unavailable(call, f"{self.unready()}\n", "unready", "")
-        return await self._reception.admit(call, request)
+        return await self._reception.admit(call, request, holder)
 
     async def _place(self, asked: Asked, guest: Guest) -> Answered | Denied:
         """A worker's answer; the tenant's place is given back where there is none."""

@@ -12,7 +12,8 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from trunkline_runtime.contract import CALL_HEADER
-from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.answers import Away, Denied
+from trunkline_runtime.gateway.access.caller_tls import name_in
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
 from trunkline_runtime.gateway.call import Call, Ended, Facts
@@ -21,6 +22,7 @@ from trunkline_runtime.gateway.leg import (
     LINGER_SECONDS,
     MAX_HEAD_BYTES,
     Leg,
+    finish,
     notice_dead_peer,
 )
 from trunkline_runtime.process import QUIET, answer
@@ -29,6 +31,9 @@ log = logging.getLogger("trunkline.gateway")
 
 HEAD_SECONDS: Final = 5.0  # for the whole head, whatever trickles in
 MAX_EARLY_BYTES: Final = 64 * 2**10  # from a caller that does not wait for its 101
+MAX_TLS_BUFFER_BYTES: Final = (
+    64 * 2**10
+)  # each way, as plain sockets have; uvloop's own are 512 and 256 KiB
 TURN_AWAY_SECONDS: Final = 1.0  # from a caller that is turned away and says nothing
 TOO_MANY: Final = Denied(
     status=429,
@@ -50,11 +55,11 @@ class Answered:
 class Desk(Protocol):
     """What the intake asks for an answer, and tells of what lives."""
 
-    async def answer(self, call: str, request: Request) -> Answered | Denied: ...
+    async def answer(self, call: str, request: Request, holder: str) -> Answered | Denied: ...
 
     async def mint(self, order: Order) -> str | Denied: ...
 
-    def order_reader(self) -> OrderReader: ...
+    def order_reader(self, holder: str) -> OrderReader: ...
 
     def denied(self, denied: Denied) -> None: ...
 
@@ -62,19 +67,30 @@ class Desk(Protocol):
 
     def leaves(self, peer: str) -> None: ...
 
+    def forwarded(self, peer: str, head: bytes) -> str | None: ...
+
+    def trusts(self, peer: str) -> bool: ...
+
+    def turned_away(self, away: Away) -> None: ...
+
     def opened(self, connection: "Intake | Call") -> None: ...
 
     def gone(self, connection: "Intake | Call") -> None: ...
 
 
 class Intake(asyncio.Protocol):
-    """Gives way to a `Call` on the same transport, or answers plainly and closes it."""
+    """Gives way to a `Call` on the same transport, or answers plainly and closes it.
 
-    def __init__(self, desk: Desk) -> None:
+    `peer` is where the connection comes from, if that was seen, and counted as an arrival, before it came here.
+    """
+
+    def __init__(self, desk: Desk, peer: str | None = None) -> None:
         self._desk = desk
+        self.begun = False  # from here on it is this object that tells of the end
         self._loop = asyncio.get_running_loop()
         self._handshake = ServerProtocol(max_size=None, logger=QUIET)
-        self._peer = ""
+        self._peer = peer
+        self._holder = ""  # of the certificate that the caller has shown
         self._buffer = b""
         self._order: OrderReader | None = None  # instead of a call
         self._turned_away = False
@@ -89,6 +105,11 @@ class Intake(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         notice_dead_peer(transport)
         self._desk.opened(self)
+        self.begun = True
+        if self._peer is not None:
+            self._secure()
+            self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
+            return
         self._peer = _address(transport)
         match self._desk.arrives(self._peer):
             case Arrival.WELCOME:
@@ -124,11 +145,20 @@ class Intake(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    def _secure(self) -> None:
+        """Bounds what TLS holds, and looks who the caller has proved to be by it."""
+        if self._transport.get_extra_info("ssl_object") is not None:
+            self._transport.set_write_buffer_limits(MAX_TLS_BUFFER_BYTES)
+            cast(Any, self._transport).set_read_buffer_limits(MAX_TLS_BUFFER_BYTES)
+            self._holder = name_in(self._transport.get_extra_info("peercert"))
+
     def _seek_head(self) -> None:
         end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
-        if end >= 0 and is_order(self._buffer):
+        if end >= 0 and not self._is_welcome(self._buffer[:end]):
+            self._deny(TOO_MANY)
+        elif end >= 0 and is_order(self._buffer):
             data, self._buffer = self._buffer, b""
-            self._order = self._desk.order_reader()
+            self._order = self._desk.order_reader(self._holder)
             self._read_order(self._order, data)
         elif end >= 0:
             self._cancel_timer()
@@ -136,6 +166,16 @@ class Intake(asyncio.Protocol):
             self._task = self._loop.create_task(self._answer(partial(self._decide, head)))
         elif len(self._buffer) > MAX_HEAD_BYTES:
             self._refuse(431, f"the head of a request may have {MAX_HEAD_BYTES} bytes\n")
+
+    def _is_welcome(self, head: bytes) -> bool:
+        """Whether the caller behind a proxy may come; one without a proxy has been asked at its arrival."""
+        assert self._peer is not None
+        caller = self._desk.forwarded(self._peer, head)
+        if caller is None:
+            return True
+        self._desk.leaves(self._peer)
+        self._peer = caller
+        return self._desk.arrives(caller) is Arrival.WELCOME
 
     def _read_order(self, reader: OrderReader, data: bytes) -> None:
         """The timer of the head goes on until the body is there too."""
@@ -171,7 +211,7 @@ class Intake(asyncio.Protocol):
             self._finish(response.serialize())
             return
         call = secrets.token_hex(16)
-        match await self._desk.answer(call, request):
+        match await self._desk.answer(call, request, self._holder):
             case Denied() as denied:
                 self._refuse(denied.status, denied.text, denied.headers)
             case Answered() as answered:
@@ -218,6 +258,7 @@ class Intake(asyncio.Protocol):
         self._refuse(denied.status, denied.text, denied.headers)
 
     def _gone(self) -> None:
+        assert self._peer is not None
         self._desk.leaves(self._peer)
         self._desk.gone(self)
 
@@ -241,7 +282,7 @@ class Intake(asyncio.Protocol):
         self._cancel_timer()
         self._handshake.parser.close()
         self._transport.write(written)
-        self._transport.write_eof()
+        finish(self._transport)
         self._timer = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
 
     def _cancel_timer(self) -> None:

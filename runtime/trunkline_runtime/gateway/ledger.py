@@ -10,7 +10,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.gateway.access.answers import Away, Denied
 from trunkline_runtime.gateway.access.caller import Why
 from trunkline_runtime.gateway.accounts import record
 from trunkline_runtime.gateway.accounts.books import Keep
@@ -131,6 +131,12 @@ class _Metrics:
             ["agent", "why"],
             registry=registry,
         )
+        self.away = Counter(
+            "trunkline_refused_connections",
+            "Callers' connections that were ended before their first word, by why",
+            ["why"],
+            registry=registry,
+        )
         self.minted = Counter(
             "trunkline_minted",
             "Client secrets and tickets made",
@@ -181,6 +187,10 @@ class Ledger:
     def unopened(self, agent: str, why: Why) -> None:
         """What a caller showed opened nothing."""
         self._metrics.unopened.labels(agent, why.value).inc()
+
+    def turned_away(self, away: Away) -> None:
+        """A connection was ended before its first word."""
+        self._metrics.away.labels(away.value).inc()
 
     def minted(self, agent: str, kind: str) -> None:
         """A client secret or a ticket was made."""

@@ -373,6 +373,17 @@ def resume(transport: asyncio.Transport | None) -> None:
         transport.resume_reading()
 
 
+def finish(transport: asyncio.Transport) -> None:
+    """Says that nothing more will be written, once what is there is out.
+
+    TCP can close one direction alone and TLS cannot: there it is the whole, after both have said so.
+    """
+    if transport.can_write_eof():
+        transport.write_eof()
+    else:
+        transport.close()
+
+
 def notice_dead_peer(transport: asyncio.BaseTransport) -> None:
     """Ends a connection whose peer has vanished without a word, after about 30 s.
 

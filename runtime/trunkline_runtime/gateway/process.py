@@ -16,23 +16,26 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import MAX_CONTROL_BYTES, OPERATOR_PATH, WORKERS_PATH
+from trunkline_runtime.gateway.access.caller_tls import CallersTls
 from trunkline_runtime.gateway.access.doorstep import Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
+from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.accounts.books import Books, keeping
 from trunkline_runtime.gateway.breaker import Terms as Breaking
+from trunkline_runtime.gateway.entrance import Before, Entrance, listener
 from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
 from trunkline_runtime.gateway.intake import Intake
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.operator_link import OperatorLink
+from trunkline_runtime.gateway.renewal import Renewal
 from trunkline_runtime.gateway.routes_file import RoutesFile
 from trunkline_runtime.gateway.workers import WorkerLinks
 from trunkline_runtime.process import QUIET, answer, listening, serving_health
-from trunkline_runtime.tls import MountedIdentity, TlsError
+from trunkline_runtime.tls import MountedIdentity
 
 log = logging.getLogger("trunkline.gateway")
 
-TLS_LOOK_SECONDS: Final = 1.0  # a kubelet brings a renewed Secret within a minute
 BACKLOG: Final = 4096  # a spike of callers within one turn of the loop; Linux's own bound
 
 
@@ -49,6 +52,9 @@ class GatewayConfig:
     name: str
     operator_token: str = field(repr=False)
     control_tls: MountedIdentity | None = None  # None: plain control links
+    calls_tls: CallersTls | None = None  # None: plain calls, or TLS that ends before the gateway
+    proxies: Proxies = field(default_factory=Proxies)  # whose word on a caller's address counts
+    proxy_header: bool = False  # they begin each connection with a PROXY header
     routes_file: Path | None = None
     default_namespace: str = "default"
     grace_seconds: float = 1860.0
@@ -111,6 +117,7 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
             patience=config.patience,
             breaker=config.breaker,
             bounds=config.bounds,
+            proxies=config.proxies,
             pulse=config.pulse,
             audio_times_real=config.audio_times_real,
             keep=keep,
@@ -120,7 +127,8 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
         control_port = await stack.enter_async_context(_controlling(gateway, config))
         stack.push_async_callback(gateway.close)
         port = await stack.enter_async_context(_answering(gateway, config))
-        await stack.enter_async_context(_working(gateway, config))
+        renewal = Renewal(registry, config.control_tls, config.calls_tls)
+        await stack.enter_async_context(_working(gateway, config, renewal))
         running = Running(
             gateway=gateway, port=port, control_port=control_port, health_port=health_port
         )
@@ -146,6 +154,19 @@ def _observed(
 async def _answering(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[int]:
     """The callers' listener."""
     loop = asyncio.get_running_loop()
+    tls = config.calls_tls
+    before = Before(
+        tls=None if tls is None else lambda: tls.context, proxy_header=config.proxy_header
+    )
+    if before:
+        with listening(config.host, config.port, "calls", "--port"):
+            bound = listener(config.host, config.port, BACKLOG)
+        entrance = Entrance(bound, gateway, before)
+        try:
+            yield bound.getsockname()[1]
+        finally:
+            await entrance.close()
+        return
     with listening(config.host, config.port, "calls", "--port"):
         server = await loop.create_server(
             lambda: Intake(gateway), config.host, config.port, backlog=BACKLOG
@@ -195,15 +216,17 @@ async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def _working(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[None]:
+async def _working(
+    gateway: Gateway, config: GatewayConfig, renewal: Renewal
+) -> AsyncIterator[None]:
     """What runs beside the listeners."""
     work = [gateway.tick(), gateway.operator.report(), gateway.settle(config.settle_seconds)]
     if config.routes_file is not None:
         routes_file = RoutesFile(config.routes_file, lambda routes: gateway.take(routes, "file"))
         routes_file.look()
         work.append(routes_file.watch())
-    if config.control_tls is not None:
-        work.append(_renewing(config.control_tls))
+    if config.control_tls is not None or config.calls_tls is not None:
+        work.append(renewal.watch())
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     for task in tasks:
         task.add_done_callback(_report_failure)
@@ -213,21 +236,6 @@ async def _working(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[Non
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _renewing(identity: MountedIdentity) -> None:
-    """Takes in a renewed certificate, for ever. One that cannot be used is told of once."""
-    told = ""
-    while True:
-        await asyncio.sleep(TLS_LOOK_SECONDS)
-        try:
-            if identity.refresh():
-                log.info("new control links get the renewed certificate")
-            told = ""
-        except TlsError as error:
-            if str(error) != told:
-                told = str(error)
-                log.error("the certificate before stays in use", extra={"why": told})
 
 
 def _report_failure(task: "asyncio.Task[None]") -> None:

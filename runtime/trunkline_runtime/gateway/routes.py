@@ -46,6 +46,13 @@ class Access:
     jwt: JwtAccess | None = None
     tenancy: Tenancy = field(default_factory=Tenancy)
     mint_key: str = field(default="", repr=False)  # "": nothing is minted
+    twilio: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """Tenant → hex SHA-256 of each signature that Twilio may make for it."""
+    holders: frozenset[str] | None = None  # of certificates; empty: of any good one; None: of none
+
+    def knows(self, holder: str) -> bool:
+        """Whether a certificate's holder may call."""
+        return self.holders is not None and (not self.holders or holder in self.holders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,17 @@ def _access(reader: "_Reader") -> Access:
         jwt=_jwt(reader.child("jwt"), claim) if reader.has("jwt") else None,
         tenancy=_tenancy(tenants, frozenset(digests)) if tenants else Tenancy(),
         mint_key=reader.text("mintKey") if reader.has("mintKey") else "",
+        twilio=_twilio(reader) if reader.has("twilio") else {},
+        holders=frozenset(reader.texts("holders")) if reader.has("holders") else None,
     )
+
+
+def _twilio(reader: "_Reader") -> dict[str, tuple[str, ...]]:
+    digests = reader.child("twilio")
+    found = {name: tuple(digests.texts(name)) for name in reader.mapping("twilio")}
+    if not all(_DIGEST.fullmatch(digest) for each in found.values() for digest in each):
+        raise RouteError(f"{digests.where} must map names to lists of hex SHA-256 digests")
+    return found
 
 
 def _jwt(reader: "_Reader", claim: str) -> JwtAccess:

@@ -1,6 +1,7 @@
 """What the door says: let in, or the plain HTTP answer instead of a call."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from trunkline_runtime.gateway.access.caller import Caller
 from trunkline_runtime.gateway.routes import Route
@@ -25,3 +26,13 @@ class Denied:
     outcome: str  # for the ledger
     agent: str = ""  # only where the caller may know that it exists
     headers: tuple[tuple[str, str], ...] = ()
+
+
+class Away(StrEnum):
+    """Why a connection was ended before its first word. For metrics: a closed set."""
+
+    TLS = "tls"  # no handshake that could succeed: plain HTTP, or an old version
+    CERTIFICATE = "certificate"  # none, or none of the authorities that are trusted
+    LATE = "late"
+    PROXY_HEADER = "proxy_header"  # a trusted proxy sent none, or a bad one
+    GONE = "gone"  # the peer left; so do health checks of load balancers

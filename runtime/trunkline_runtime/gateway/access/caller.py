@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 KEY_ROOT: Final = "key "  # how the root of those begins who showed a key, or what was made with one
+CERTIFICATE_ROOT: Final = "certificate "  # likewise, of a certificate
 
 
 class Via(StrEnum):
@@ -15,6 +16,8 @@ class Via(StrEnum):
     JWT = "jwt"
     SECRET = "secret"
     TICKET = "ticket"
+    TWILIO = "twilio"
+    CERTIFICATE = "certificate"
 
 
 class Why(StrEnum):
@@ -34,6 +37,8 @@ class Why(StrEnum):
     CLAIMS = "claims"
     WITHDRAWN = "withdrawn"  # what a minted secret was minted from is no longer good
     USED = "used_before"
+    TWILIO = "twilio_signature"
+    CERTIFICATE = "certificate"  # a good one, whose holder the agent does not name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +53,12 @@ class Caller:
 
     @property
     def identity(self) -> str:
-        """What tells this caller from others of its tenant: a key's digest, or who the issuer says it is.
+        """What tells this caller from others of its tenant: a key's digest, a certificate's holder, or who the issuer says
+        it is.
 
         "" where nothing does. Whoever shows a secret or ticket is the key that it was made with; one that was
         made with a token does not say whose.
         """
         if self.via is Via.JWT:
             return f"{self.root} {self.subject}" if self.subject else ""
-        return self.root if self.root.startswith(KEY_ROOT) else ""
+        return self.root if self.root.startswith((KEY_ROOT, CERTIFICATE_ROOT)) else ""

@@ -14,7 +14,13 @@ from typing import Final
 from websockets.http11 import Request
 
 from trunkline_runtime.gateway.access.answers import Admitted, Denied
-from trunkline_runtime.gateway.access.caller import KEY_ROOT, Caller, Via, Why
+from trunkline_runtime.gateway.access.caller import (
+    CERTIFICATE_ROOT,
+    KEY_ROOT,
+    Caller,
+    Via,
+    Why,
+)
 from trunkline_runtime.gateway.access.issuers import Issuers, Pulse
 from trunkline_runtime.gateway.access.jwks import KeySet
 from trunkline_runtime.gateway.access.minted import (
@@ -41,6 +47,7 @@ UNAUTHORIZED: Final = (
 )
 CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="trunkline"'),)
 RETRY_SECONDS: Final = "5"  # a caller that comes back has the issuer asked again
+TWILIO: Final = "twilio"  # from a signature nothing can be minted
 PUBLIC: Final = "public"
 """The tenant of a public agent's callers, all of them."""
 
@@ -78,10 +85,15 @@ class Door:
             del self._verifiers[agent]
 
     async def admit(
-        self, request: Request, routes: Mapping[str, Route], default_namespace: str, now: float
+        self,
+        request: Request,
+        holder: str,
+        routes: Mapping[str, Route],
+        default_namespace: str,
+        now: float,
     ) -> Admitted | Denied:
         """Decides about a valid WebSocket upgrade. `now` is Unix time."""
-        wanted = wish(request, default_namespace)
+        wanted = wish(request, default_namespace, holder)
         if isinstance(wanted, Denied):
             return wanted
         # A client that cannot say whom it calls means the only one; of several, a stranger learns nothing.
@@ -154,6 +166,13 @@ class Door:
             # In a URL nothing counts but a ticket, and a ticket nowhere else: URLs are logged.
             good = kind_of(ticket) is Via.TICKET
             found = self._minted(route, ticket, Via.TICKET, now) if good else Why.MALFORMED
+            if isinstance(found, Caller):
+                return found
+        for proof in (by_twilio(route.access, shown), by_certificate(route.access, shown)):
+            if isinstance(proof, Caller):
+                return proof
+            # What a proxy puts into every request must not hide why a key was refused.
+            found = proof if proof is not None and found is Why.NOTHING else found
         return found
 
     async def _of(self, route: Route, token: str, now: float) -> Caller | Why | Unready:
@@ -224,7 +243,36 @@ def by_key(access: Access, token: str) -> Caller | None:
     return Caller(tenant=matches[0], via=Via.KEY, root=f"{KEY_ROOT}{presented}")
 
 
+def by_twilio(access: Access, shown: Shown) -> Caller | Why | None:
+    """The caller whose call Twilio has signed; None where nothing is signed.
+
+    What Twilio signs is the agent's own URL, so the operator knows the signatures beforehand, and the account's
+    token, which signs for much else, never comes here.
+    """
+    if not shown.signature or not access.twilio:
+        return None
+    presented = hashlib.sha256(shown.signature.encode("latin-1", "replace")).hexdigest()
+    matches = [
+        name
+        for name, known in access.twilio.items()
+        for digest in known
+        if hmac.compare_digest(presented, digest)
+    ]
+    return Caller(tenant=matches[0], via=Via.TWILIO, root=TWILIO) if matches else Why.TWILIO
+
+
+def by_certificate(access: Access, shown: Shown) -> Caller | Why | None:
+    """The holder of the certificate that was shown; None where there is none, or it counts for nothing."""
+    if not shown.holder or access.holders is None:
+        return None
+    if not access.knows(shown.holder):
+        return Why.CERTIFICATE
+    root = f"{CERTIFICATE_ROOT}{shown.holder}"
+    return Caller(tenant=shown.holder, via=Via.CERTIFICATE, root=root)
+
+
 def roots(access: Access) -> Roots:
     """What minted secrets may come from."""
     of_all = () if access.jwt is None else (access.jwt.expected.root,)
-    return Roots({name: f"{KEY_ROOT}{digest}" for name, digest in access.digests.items()}, of_all)
+    of_keys = {name: f"{KEY_ROOT}{digest}" for name, digest in access.digests.items()}
+    return Roots(of_keys, of_all, access.knows)

@@ -49,8 +49,13 @@ class Doorstep:
         return f"<Doorstep waiting={self.waiting} addresses={len(self._addresses)}>"
 
     def arrives(self, peer: str, now: float) -> Arrival:
-        """Whatever is said of a connection, it counts as waiting until `leaves`."""
+        """Whatever is said of a connection, it counts as waiting until `leaves`.
+
+        `peer` is "" where nobody knows yet whose it is: behind a proxy. Then it counts among all alone.
+        """
         self.waiting += 1
+        if not peer:
+            return self._crowded()
         key, bounds = _network(peer), self._bounds
         address = self._addresses.pop(key, None)
         if address is None:
@@ -61,7 +66,7 @@ class Doorstep:
         address.tokens = min(2 * bounds.per_second, address.tokens + gained)
         address.seen = now
         address.waiting += 1
-        if bounds.waiting and self.waiting > bounds.waiting:
+        if self._crowded() is Arrival.CROWDED:
             return Arrival.CROWDED
         if bounds.waiting_per_address and address.waiting > bounds.waiting_per_address:
             return Arrival.TOO_MANY
@@ -73,8 +78,12 @@ class Doorstep:
     def leaves(self, peer: str) -> None:
         """It has its answer, or is gone."""
         self.waiting -= 1
-        address = self._addresses[_network(peer)]
-        address.waiting -= 1
+        if peer:
+            self._addresses[_network(peer)].waiting -= 1
+
+    def _crowded(self) -> Arrival:
+        most = self._bounds.waiting
+        return Arrival.CROWDED if most and self.waiting > most else Arrival.WELCOME
 
     def _make_room(self) -> None:
         """Forgets the address that came last the longest ago; one that waits is never forgotten."""

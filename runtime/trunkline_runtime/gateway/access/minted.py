@@ -11,12 +11,13 @@ secret opens nothing. It carries a keyed digest of it, so that a browser cannot 
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jwt
 
-from trunkline_runtime.gateway.access.caller import Caller, Via, Why
+from trunkline_runtime.gateway.access.caller import CERTIFICATE_ROOT, Caller, Via, Why
 from trunkline_runtime.gateway.access.tokens import MAX_TOKEN_CHARS
 
 LEEWAY_SECONDS: Final = 5  # between the clocks of two gateways
@@ -50,9 +51,13 @@ class Roots:
 
     by_tenant: dict[str, str] = field(repr=False)
     of_all: tuple[str, ...] = field(default=(), repr=False)
+    holders: Callable[[str], bool] = field(default=lambda _: False, repr=False)
+    """Whether the holder of a certificate may call."""
 
     def of(self, tenant: str) -> list[str]:
-        return [*self.of_all, *([self.by_tenant[tenant]] if tenant in self.by_tenant else [])]
+        own = [self.by_tenant[tenant]] if tenant in self.by_tenant else []
+        own += [f"{CERTIFICATE_ROOT}{tenant}"] if self.holders(tenant) else []
+        return [*self.of_all, *own]
 
 
 def kind_of(token: str) -> Via | None:

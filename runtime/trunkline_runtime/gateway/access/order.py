@@ -5,7 +5,7 @@ what else a call needs stands in the agent or is said in the call itself.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import h11
@@ -47,7 +47,8 @@ def is_order(head: bytes) -> bool:
 class OrderReader:
     """Reads one request with its body, whichever way that is framed."""
 
-    def __init__(self, max_head: int, default_namespace: str) -> None:
+    def __init__(self, max_head: int, default_namespace: str, holder: str = "") -> None:
+        self._holder = holder  # of the certificate that was shown
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=max_head)
         self._default_namespace = default_namespace
         self._request: h11.Request | None = None
@@ -71,12 +72,18 @@ class OrderReader:
                             return invalid(f"the body may have {MAX_BODY_BYTES} bytes\n", 413)
                     case h11.EndOfMessage():
                         assert self._request is not None
-                        return _order(self._request, self._body, self._default_namespace)
+                        return self._read(self._request)
                     case _:
                         return None
         except h11.RemoteProtocolError as error:
             status = error.error_status_hint
             return invalid("this is no HTTP request that could be answered\n", status)
+
+    def _read(self, request: h11.Request) -> Order | Denied:
+        order = _order(request, self._body, self._default_namespace)
+        if isinstance(order, Denied):
+            return order
+        return replace(order, shown=replace(order.shown, holder=self._holder))
 
 
 def as_answer(minted: Minted, agent: str) -> str:

@@ -16,6 +16,7 @@ from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.limits import Hold, Over, Tenants
 from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader
+from trunkline_runtime.gateway.access.proxies import Proxies, hops
 from trunkline_runtime.gateway.routes import Route, Routes
 
 NOBODY: Final = Routes(epoch=0, by_agent={})
@@ -33,8 +34,15 @@ class Reception:
     """One gateway's. `counted` is told of each credential that opened nothing."""
 
     def __init__(
-        self, *, bounds: Bounds, pulse: Pulse, default_namespace: str, counted: Counted
+        self,
+        *,
+        bounds: Bounds,
+        proxies: Proxies,
+        pulse: Pulse,
+        default_namespace: str,
+        counted: Counted,
     ) -> None:
+        self._proxies = proxies
         self._default_namespace = default_namespace
         self._clock = steady_clock()
         self._routes = NOBODY
@@ -54,21 +62,38 @@ class Reception:
 
     def arrives(self, peer: str) -> Arrival:
         """What becomes of a connection from this address; `leaves` must follow."""
-        return self._doorstep.arrives(peer, self._clock())
+        return self._doorstep.arrives(self._counted_as(peer), self._clock())
 
     def leaves(self, peer: str) -> None:
         """It has its answer, or is gone."""
-        self._doorstep.leaves(peer)
+        self._doorstep.leaves(self._counted_as(peer))
 
-    def order_reader(self, max_head: int) -> OrderReader:
-        return OrderReader(max_head, self._default_namespace)
+    def forwarded(self, peer: str, head: bytes) -> str | None:
+        """Whom a trusted proxy's request comes from; None where the peer is none, and so is the caller."""
+        if not self._proxies.trusts(peer):
+            return None
+        return self._proxies.caller(peer, hops(head))
+
+    def trusts(self, peer: str) -> bool:
+        """Whether connections from this address speak for others."""
+        return self._proxies.trusts(peer)
+
+    def order_reader(self, max_head: int, holder: str) -> OrderReader:
+        return OrderReader(max_head, self._default_namespace, holder)
+
+    def _counted_as(self, peer: str) -> str:
+        """A proxy's connections are many callers': they are counted by those, once they are known."""
+        return "" if self._proxies.trusts(peer) else peer
 
     # --- callers ---
 
-    async def admit(self, call: str, request: Request) -> Guest | Denied:
-        """Decides about a valid upgrade: who that is, and whether its tenant may have one more call."""
+    async def admit(self, call: str, request: Request, holder: str) -> Guest | Denied:
+        """Decides about a valid upgrade: who that is, and whether its tenant may have one more call.
+
+        `holder` is who has proved itself by a certificate, "" for nobody.
+        """
         routes, namespace = self._routes.by_agent, self._default_namespace
-        admitted = await self._door.admit(request, routes, namespace, self._clock())
+        admitted = await self._door.admit(request, holder, routes, namespace, self._clock())
         if isinstance(admitted, Denied):
             return admitted
         agent, tenant = admitted.route.agent, admitted.caller.tenant

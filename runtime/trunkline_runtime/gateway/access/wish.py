@@ -15,6 +15,7 @@ from trunkline_runtime.gateway.access.answers import Denied
 SUBPROTOCOL: Final = "realtime"
 KEY_SUBPROTOCOL: Final = "openai-insecure-api-key."  # browsers cannot set Authorization
 TICKET: Final = "ticket"
+TWILIO_SIGNATURE: Final = "X-Twilio-Signature"
 MAX_FIELDS: Final = 32  # of a query
 # Before MOSHI_PATH, for its own client takes an address that may end in a path and has no other way to say whom
 # it calls: `moshi.client --url ws://gateway:8080/default/echo`.
@@ -28,6 +29,8 @@ class Shown:
     tokens: tuple[str, ...] = field(repr=False)  # keys, JWTs or client secrets; two at most
     tickets: tuple[str, ...] = field(default=(), repr=False)
     origins: tuple[str, ...] = ()  # empty: no browser
+    signature: str = field(default="", repr=False)  # of Twilio
+    holder: str = ""  # of a certificate, which TLS has verified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,8 @@ class Wish:
     shown: Shown
 
 
-def wish(request: Request, default_namespace: str) -> Wish | Denied:
-    """Reads a valid WebSocket upgrade."""
+def wish(request: Request, default_namespace: str, holder: str = "") -> Wish | Denied:
+    """Reads a valid WebSocket upgrade; `holder` is who has proved itself by a certificate."""
     if not all("!" <= character <= "~" for character in request.path):
         # It goes on to the worker, where a bare CR could end the line for a lenient proxy.
         return invalid("the path holds characters that a URL must not have\n")
@@ -73,6 +76,8 @@ def wish(request: Request, default_namespace: str) -> Wish | Denied:
             # More than one of each is nobody's client, and bounds the work of a stranger.
             tickets=tuple(fields.get(TICKET, [])[:1]),
             origins=tuple(request.headers.get_all("Origin")),
+            signature=next(iter(request.headers.get_all(TWILIO_SIGNATURE)), ""),
+            holder=holder,
         ),
     )
 
