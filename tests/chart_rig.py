@@ -111,6 +111,33 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
             }
         }
     },
+    "own TLS": {
+        "gateway": {
+            "tls": {
+                "secretName": "calls-tls",
+                "serverName": "calls.example",
+                "certManager": {
+                    "issuerRef": {"name": "letsencrypt", "kind": "ClusterIssuer"},
+                    "dnsNames": ["calls.example"],
+                },
+                "clientCASecret": "clients",
+            },
+            "trustedProxies": ["10.0.0.0/8", "fd00::/8"],
+            "proxyProtocol": True,
+            "ingress": {"enabled": True},
+            "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+            "service": {"port": 443},
+        }
+    },
+    "certificates for everybody": {
+        "gateway": {
+            "tls": {
+                "secretName": "calls-tls",
+                "clientCASecret": "clients",
+                "clientCertificates": "required",
+            }
+        }
+    },
     "open network": {"networkPolicy": {"enabled": False}},
     "closed network": {
         "networkPolicy": {

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import copy
+import hashlib
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from websockets.http11 import Request
 
 from trunkline_runtime.contract import MOSHI_PATH, REALTIME_PATH
 from trunkline_runtime.gateway.access.answers import Admitted, Denied
-from trunkline_runtime.gateway.access.caller import Why
+from trunkline_runtime.gateway.access.caller import Via, Why
 from trunkline_runtime.gateway.access.door import Door
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.routes import BurstRung, RouteError, Routes, WarmRung, parse_routes
@@ -266,3 +267,59 @@ def test_an_agent_may_not_stand_twice() -> None:
 def test_what_is_no_json_object_is_refused(text: str | bytes) -> None:
     with pytest.raises(RouteError):
         parse_routes(text)
+
+
+# --- Twilio's signature, and certificates ----------------------------------------------------------------
+
+SIGNED = "RSOYDt4T1cUTdK1PDd93/VVr8B8="
+
+
+def signed_access(**changes: Any) -> Routes:
+    """An agent that Twilio may call, and nobody else."""
+    digest = hashlib.sha256(SIGNED.encode()).hexdigest()
+    access: dict[str, Any] = {"public": False, "apiKeys": {}, "origins": [], "mintKey": "m" * 64}
+    access["twilio"] = {"main": [digest, "0" * 64]}
+    return parse_routes(routes_text(a_route(access=access | changes)))
+
+
+def test_a_call_that_twilio_has_signed_is_the_accounts() -> None:
+    caller = admitted(ask(key=None, routes=signed_access(), X_Twilio_Signature=SIGNED)).caller
+    assert (caller.tenant, caller.via, caller.identity) == ("main", Via.TWILIO, "")
+    assert SIGNED not in repr(caller)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"X_Twilio_Signature": SIGNED[:-2] + "9="},
+        {"X_Twilio_Signature": ""},
+        {"X_Twilio_Signature": "é" * 40},
+        {"Authorization": f"Bearer {SIGNED}"},
+        {},
+    ],
+)
+def test_what_twilio_has_not_signed_opens_nothing(shown: dict[str, str]) -> None:
+    assert denied(ask(key=None, routes=signed_access(), **shown)).status == 401
+
+
+def test_a_signature_counts_only_where_the_agent_says_so() -> None:
+    assert denied(ask(key=None, X_Twilio_Signature=SIGNED)).status == 401
+    assert admitted(ask(X_Twilio_Signature="wrong")).caller.via is Via.KEY
+
+
+@pytest.mark.parametrize(
+    ("holders", "holder", "status"),
+    [(["a"], "a", 0), ([], "a", 0), (["a"], "b", 401), ([], "", 401), (None, "a", 401)],
+)
+def test_whose_certificate_opens_a_call(
+    holders: list[str] | None, holder: str, status: int
+) -> None:
+    changes: dict[str, Any] = {} if holders is None else {"holders": holders}
+    found = ask(key=None, holder=holder, routes=signed_access(**changes))
+    assert (found.status if isinstance(found, Denied) else 0) == status
+
+
+@pytest.mark.parametrize("twilio", [{"main": "x"}, {"main": ["x"]}, []])
+def test_digests_of_signatures_that_are_none_are_refused(twilio: Any) -> None:
+    with pytest.raises(RouteError, match="twilio"):
+        signed_access(twilio=twilio)

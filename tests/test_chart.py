@@ -307,6 +307,50 @@ def test_helm_test() -> None:
     assert key["valueFrom"] == {"secretKeyRef": {"name": "callers", "key": "demo"}}
 
 
+def test_callers_come_by_tls_where_a_certificate_is_given() -> None:
+    """Everything that leads callers there knows of it, and their port is still the one that policies open."""
+    objects = rendered(SWITCHES["own TLS"])
+    pod = pod_of(objects["Deployment", "trunkline-gateway"])
+    assert pod is not None
+    (container,) = pod["containers"]
+    args = container["args"]
+    assert {
+        "--tls=/etc/trunkline/calls-tls",
+        "--client-ca=/etc/trunkline/client-ca/ca.crt",
+        "--client-certificates=optional",
+        "--trusted-proxies=10.0.0.0/8,fd00::/8",
+        "--proxy-protocol",
+    } <= set(args)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["calls-tls"] == "/etc/trunkline/calls-tls"
+    volumes = {volume["name"]: volume["secret"] for volume in pod["volumes"]}
+    assert volumes["calls-tls"]["secretName"] == "calls-tls"
+    assert volumes["client-ca"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    (port,) = objects["Service", "trunkline-gateway"]["spec"]["ports"]
+    assert (port["port"], port["targetPort"], port["appProtocol"]) == (443, "calls", "https")
+    annotations = objects["Ingress", "trunkline-gateway"]["metadata"]["annotations"]
+    assert annotations == {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"}
+    policy = objects["BackendTLSPolicy", "trunkline-gateway"]["spec"]
+    assert policy["targetRefs"][0]["name"] == "trunkline-gateway"
+    assert policy["validation"]["hostname"] == "calls.example"
+    certificate = objects["Certificate", "trunkline-calls"]["spec"]
+    assert (certificate["secretName"], certificate["dnsNames"]) == ("calls-tls", ["calls.example"])
+    rules = objects["NetworkPolicy", "trunkline-gateway"]["spec"]["ingress"]
+    assert {"port": 8080, "protocol": "TCP"} in rules[0]["ports"]
+    test = pod_of(objects["Pod", "trunkline-test"])
+    assert test is not None
+    assert "--gateway=https://trunkline-gateway.calls.svc:443" in test["containers"][0]["args"]
+    assert test["volumes"][0]["secret"]["items"] == [{"key": "tls.crt", "path": "tls.crt"}]
+
+
+def test_plain_calls_are_nobodys_tls() -> None:
+    objects = rendered(SWITCHES["ingress for any host"])
+    assert "annotations" not in objects["Ingress", "trunkline-gateway"]["metadata"]
+    assert "appProtocol" not in objects["Service", "trunkline-gateway"]["spec"]["ports"][0]
+    assert ("Pod", "trunkline-test") in objects
+    assert ("Pod", "trunkline-test") not in rendered(SWITCHES["certificates for everybody"])
+
+
 # --- rights ----------------------------------------------------------------------------------------------
 
 
@@ -517,6 +561,22 @@ def test_no_rule_opens_everything(switch: str) -> None:
             "maxReplicas is less than minReplicas",
         ),
         ({"test": {"keySecret": {"name": "callers", "key": "demo"}}}, "name the agent"),
+        (
+            {
+                "gateway": {
+                    "tls": {"secretName": "calls-tls"},
+                    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+                }
+            },
+            "serverName is empty",
+        ),
+        ({"gateway": {"tls": {"clientCASecret": "x"}}}, "needs gateway.tls.secretName"),
+        ({"gateway": {"tls": {"clientCertificates": "required"}}}, "whose certificates are good"),
+        (
+            {"gateway": {"tls": {"certManager": {"issuerRef": {"name": "x"}}}}},
+            "where the certificate goes",
+        ),
+        ({"gateway": {"proxyProtocol": True}}, "whose PROXY headers are believed"),
     ],
 )
 def test_values_that_make_no_sense(values: dict[str, Any], sentence: str) -> None:

@@ -117,6 +117,11 @@ TENANTS: Json = {
     "overrides": [{"tenant": "acme", "concurrentCalls": 50, "guaranteedSlots": 4}, {"tenant": "b"}],
 }
 
+TWILIO: Json = {
+    "authTokenSecretRef": {"name": "twilio"},
+    "publicUrl": "wss://calls.example/desk?a=%2F",
+}
+
 TEMPLATE: Json = {
     "nodeSelector": {"pool": "voice"},
     "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -219,8 +224,12 @@ REFUSED: dict[str, Json] = {
     "no call could ever be placed: raise warm.maxPods or add burst.modal": {
         "warm": {"minPods": 0, "maxPods": 0}
     },
-    "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
-    "other": {"access__apiKeysSecretRef": {"name": "callers"}},
+    "access.twilio.publicUrl must be the wss URL that Twilio calls, with a path, such as "
+    "wss://calls.example/desk": {
+        "access": {"twilio": {**TWILIO, "publicUrl": "https://calls.example/desk"}}
+    },
+    "access needs either public: true, or some of apiKeysSecretRef, jwt, clientCertificates and twilio: "
+    "set one side and remove the other": {"access__apiKeysSecretRef": {"name": "callers"}},
     "access.jwt needs exactly one of jwksUri and jwks: set one and remove the other": {
         "access": {"jwt": {"issuer": "https://id.example/", "audience": "calls"}}
     },
@@ -355,7 +364,7 @@ async def test_bounds_of_regions_take_the_place_of_those_above(
 
 async def test_access_needs_one_of_its_two_ways(api: Api, agents: str) -> None:
     message = await refusal(api, agents, an_agent(access={}))
-    assert "access needs either public: true, or apiKeysSecretRef or jwt or both" in message
+    assert "access needs either public: true, or some of apiKeysSecretRef, jwt" in message
 
 
 async def test_a_name_too_long_for_pods_is_refused(api: Api, agents: str) -> None:
@@ -410,7 +419,9 @@ async def test_a_wrong_shape_is_refused(api: Api, agents: str, changes: Json, sa
 
 
 async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str) -> None:
-    secured: Json = {"access": {"jwt": JWT, "tenants": TENANTS}}
+    secured: Json = {
+        "access": {"jwt": JWT, "tenants": TENANTS, "twilio": TWILIO, "clientCertificates": {}}
+    }
     window = {"start": "45 7 * * MON-FRI", "durationSeconds": 60, "minPods": 3}
     planned: Json = {"warm": {"schedule": [window], "bufferSlots": "25%"}}
     for name, changes in (

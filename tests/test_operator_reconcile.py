@@ -216,6 +216,17 @@ def test_what_a_secret_lacks_is_a_sentence() -> None:
     assert "has no keys" in caller_keys_missing(keyed, {"alice": ""})
     assert caller_keys_missing(keyed, {"alice": "k"}) == ""
     assert caller_keys_missing(parsed(an_object()), None) == ""
+    signed = {"authTokenSecretRef": {"name": "twilio"}, "publicUrl": "wss://calls.example/desk"}
+    both = parsed(
+        an_object(
+            access__apiKeysSecretRef__name="callers", access__twilio=signed, access__public=False
+        )
+    )
+    missing = caller_keys_missing(both, None, None)
+    assert "Secret callers of access.apiKeysSecretRef does not exist" in missing
+    assert "Secret twilio of access.twilio.authTokenSecretRef does not exist" in missing
+    assert "has no auth tokens" in caller_keys_missing(both, {"alice": "k"}, {"main": ""})
+    assert caller_keys_missing(both, {"alice": "k"}, {"main": "t"}) == ""
     burst = parsed(an_object(**BURST)).burst
     assert burst
     assert "does not exist" in credentials_missing(burst, None)

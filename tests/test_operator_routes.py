@@ -1,14 +1,17 @@
 """The route that gateways get: what is in it, what is not, and when its hash changes."""
 
+import base64
 import hashlib
+import hmac
 import json
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, cast
 
 import pytest
 from worlds import BURST, an_agent
 
-from trunkline_operator.decisions.routes import Keys, route
+from trunkline_operator.decisions.routes import Keys, _signature, route
 from trunkline_runtime.contract import BurstRung, Route
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
@@ -142,7 +145,11 @@ def test_a_gateway_reads_what_the_operator_writes() -> None:
         "limits": {"concurrentCalls": 5, "burstShare": 50},
         "overrides": [{"tenant": "acme", "guaranteedSlots": 4, "burstShare": 0}],
     }
-    written = made(access={**KEYED["access"], "jwt": jwt, "tenants": tenants})
+    more = {"twilio": TWILIO, "clientCertificates": {"names": ["spiffe://x/y"]}}
+    written = made(
+        keys=replace(KEYS, twilio={"main": TWILIO_TOKEN}),
+        access={**KEYED["access"], **more, "jwt": jwt, "tenants": tenants},
+    )
     read = routes_from({"type": "routes", "version": 1, "epoch": 1, "routes": [written]})
     access = read.by_agent["ns/desk"].access
     assert access.jwt == JwtAccess(
@@ -154,8 +161,71 @@ def test_a_gateway_reads_what_the_operator_writes() -> None:
         overrides={"acme": Limits(concurrent_calls=5, guaranteed_slots=4, burst_share=0)},
         named=frozenset({"phone", "web"}),
     )
+    assert access.holders == frozenset({"spiffe://x/y"})
+    (digest, _) = access.twilio["main"]
+    assert digest == sha256(signature(TWILIO["publicUrl"]).encode()).hexdigest()
+    assert digest not in repr(read)
     assert access.mint_key not in repr(read)
     assert access.digests["web"] not in repr(read)
+
+
+TWILIO_TOKEN = "12345678901234567890123456789012"
+TWILIO: dict[str, Any] = {
+    "authTokenSecretRef": {"name": "twilio"},
+    "publicUrl": "wss://calls.example/v1/realtime?model=ns/desk",
+}
+
+
+def signature(url: str, token: str = TWILIO_TOKEN) -> str:
+    """As Twilio describes it: the base64 of the HMAC-SHA1 of the URL, by the auth token."""
+    return base64.b64encode(hmac.new(token.encode(), url.encode(), "sha1").digest()).decode()
+
+
+def twilio_access(url: str, tokens: dict[str, str]) -> Any:
+    keys = replace(KEYS, twilio=tokens)
+    return made(keys=keys, access={"twilio": TWILIO | {"publicUrl": url}})["access"]
+
+
+def test_of_twilio_gateways_get_only_digests_of_the_signatures_that_it_may_make() -> None:
+    tokens = {"main": TWILIO_TOKEN, "sub": "f" * 32, "empty": ""}
+    access = twilio_access(TWILIO["publicUrl"], tokens)
+    port = "wss://calls.example:443/v1/realtime?model=ns/desk"
+    expected = [signature(TWILIO["publicUrl"]), signature(port)]
+    assert access["twilio"]["main"] == [sha256(each.encode()).hexdigest() for each in expected]
+    assert access["twilio"].keys() == {"main", "sub"}
+    text = json.dumps(access)
+    assert not [secret for secret in (TWILIO_TOKEN, *expected) if secret in text]
+    assert TWILIO_TOKEN not in repr(replace(KEYS, twilio=tokens))
+
+
+def test_twilios_signature_is_the_one_of_its_own_documentation() -> None:
+    """The worked example of https://www.twilio.com/docs/usage/security, of a POST: its parameters follow the URL."""
+    signed = "https://mycompany.com/myapp.php?foo=1&bar=2"
+    signed += "CallSidCA1234567890ABCDECaller+14158675309Digits1234From+14158675309To+18005551212"
+    assert _signature(signed, "12345") == b"RSOYDt4T1cUTdK1PDd93/VVr8B8="
+
+
+@pytest.mark.parametrize(
+    ("url", "forms"),
+    [
+        ("wss://a.example/x", ["wss://a.example/x", "wss://a.example:443/x"]),
+        ("wss://a.example:443/x", ["wss://a.example/x", "wss://a.example:443/x"]),
+        ("wss://a.example:8443/x", ["wss://a.example:8443/x"]),
+    ],
+)
+def test_a_standard_port_may_stand_in_the_signed_url_or_not(url: str, forms: list[str]) -> None:
+    access = twilio_access(url, {"main": TWILIO_TOKEN})
+    digests = [sha256(signature(form).encode()).hexdigest() for form in forms]
+    assert access["twilio"]["main"] == digests
+
+
+def test_holders_of_certificates_travel_by_name() -> None:
+    assert made(access={"clientCertificates": {"names": ["a", "b"]}})["access"]["holders"] == [
+        "a",
+        "b",
+    ]
+    assert made(access={"clientCertificates": {}})["access"]["holders"] == []
+    assert "holders" not in made(**KEYED)["access"]
 
 
 def test_only_who_knows_both_keys_of_an_agent_could_mint() -> None:

@@ -111,7 +111,7 @@ def test_burst_without_modal_is_no_burst() -> None:
         ({"warm__minPods": 9}, "warm.maxPods is below warm.minPods"),
         ({"warm__autoscaling": "external"}, "needs warm.replicas"),
         (BURST | {"session__maxSeconds": 7200}, "session.maxSeconds is at most 3600 with burst"),
-        ({"access": {}}, "access needs either public: true, or apiKeysSecretRef or jwt"),
+        ({"access": {}}, "access needs either public: true, or some of apiKeysSecretRef, jwt"),
         ({"engine__replies": ["hello"]}, r"engine.replies\[0\] needs match and say"),
         (
             {"engine__replies": [{"match": "(", "say": "?"}]},

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -542,5 +544,30 @@ def test_a_balancers_header_stands_before_tls(pki: Pki, mount: Mount) -> None:
 
             assert b" 426 " in await asyncio.to_thread(visit)
             assert "203.0.113.9" in gateway.gateway._reception._doorstep._addresses
+
+    run()
+
+
+def test_a_probe_trusts_the_very_certificate_that_is_served(pki: Pki, mount: Mount) -> None:
+    """Under a name that is in it, wherever the probe has found the gateway."""
+    mount.swap(*pki.pem("calls-named", "calls.example"))
+
+    async def probe(gateway: Running, *options: str) -> tuple[int, str]:
+        url = f"https://127.0.0.2:{gateway.port}"
+        command = ["-m", "trunkline_runtime", "probe", "--agent", "x", "--expect-refusal"]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, "--gateway", url, *options, stdout=PIPE, stderr=STDOUT
+        )
+        said, _ = await process.communicate()
+        return process.returncode or 0, said.decode()
+
+    @on_uvloop
+    async def run() -> None:
+        async with secured(mount, host="0.0.0.0") as gateway:
+            ca = ("--ca", str(mount.folder / "tls.crt"))
+            assert "answers: 401" in (await probe(gateway, *ca, "--server-name=calls.example"))[1]
+            for options in (ca, ("--server-name=calls.example",)):
+                assert (await probe(gateway, *options))[0] == 1
+            assert (await probe(gateway, "--ca", str(mount.folder / "tls.key")))[0] == 2
 
     run()

@@ -21,6 +21,7 @@ from trunkline_operator.cluster.credentials import (
     hub_token_missing,
     proxy_token,
     token_of,
+    twilio_secret,
     upstream_secret,
     upstream_token_missing,
 )
@@ -82,12 +83,13 @@ class Observer:
             hook_secret(agent),
             agent.engine.token_secret,
             upstream_secret(agent),
+            twilio_secret(agent),
         )
         pods, found = await asyncio.gather(
             self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
             asyncio.gather(*(self._secret(agent.namespace, name) for name in secrets)),
         )
-        own, callers, account, hook, hub, upstream = found
+        own, callers, account, hook, hub, upstream, twilio = found
         no_hub = hub_token_missing(agent, hub)
         world = World(
             pods=tuple(PodFacts.of(pod) for pod in pods),
@@ -95,7 +97,7 @@ class Observer:
             secret_exists=own is not None,
             certificate=self._certificate(own or {}, agent, now),
             burst=self._burst_facts(obj, agent, (account, no_hub), now),
-            access=caller_keys_missing(agent, callers),
+            access=caller_keys_missing(agent, callers, twilio),
             tokens="; ".join(
                 filter(
                     None,
@@ -111,6 +113,7 @@ class Observer:
             worker=(own or {}).get(WORKER_KEY, ""),
             ticket=(own or {}).get(TICKET_KEY, ""),
             callers=callers or {},
+            twilio=twilio or {},
             proxy_token=proxy_token(account or {}),
             hook_token=token_of(hook),
             hub_token=token_of(hub),

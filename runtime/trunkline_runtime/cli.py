@@ -350,6 +350,13 @@ def probe(
     expect_refusal: Annotated[
         bool, typer.Option(help="Take a plain refusal for success: the gateway is there.")
     ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="Authorities, or the gateway's certificate itself, to trust for https."),
+    ] = None,
+    server_name: Annotated[
+        str, typer.Option(help="Name in the gateway's certificate, where it is not the URL's host.")
+    ] = "",
 ) -> None:
     """Calls an agent and hangs up at once: is it answered?
 
@@ -358,9 +365,16 @@ def probe(
     Example: `trunkline probe --agent front-desk --gateway http://127.0.0.1:8080`
     """
     from trunkline_runtime.caller import Caller, CallError, Line
+    from trunkline_runtime.tls import trusting
+
+    try:
+        tls = None if ca is None else trusting(ca.read_text())
+    except (OSError, ValueError) as error:
+        fail(f"--ca {ca}: {error}", MISUSED)
+    line = Line(url=gateway, model=agent, key=key, tls=tls, server_name=server_name)
 
     async def place() -> "CallLog":
-        caller = Caller.holding(Line(url=gateway, model=agent, key=key))
+        caller = Caller.holding(line)
         running = asyncio.create_task(caller.run())
         await caller.settled.wait()
         caller.hang_up()

@@ -36,6 +36,7 @@ from trunkline_operator.agent.spec import (
     Budget,
     Burst,
     CallPolicy,
+    Certificates,
     DataClass,
     Engine,
     EngineType,
@@ -60,6 +61,7 @@ from trunkline_operator.agent.spec import (
     Template,
     Tenants,
     Transcripts,
+    Twilio,
     Upstream,
     VoiceAgent,
     Warm,
@@ -241,6 +243,11 @@ FIELDS: Final[Mapping[str, Table]] = {
         "jwksUri": ("jwks_uri", text(1024)),
         "jwks": ("jwks", jwks_document),
     },
+    "access.clientCertificates": {"names": ("names", many(64, text(128)))},
+    "access.twilio": {
+        "authTokenSecretRef.name": ("auth_token_secret", text(253)),
+        "publicUrl": ("public_url", text(1024)),
+    },
     "access.tenants": {
         "claim": ("claim", text(256)),
         "overrides": ("overrides", many(64, _override)),
@@ -302,7 +309,29 @@ def _access(spec: Json) -> Access:
         sentence = "access.jwt needs issuer and audience: what iss and aud of your tokens are"
         fields = _required(_fields(spec, "access.jwt"), "issuer", sentence)
         jwt = Jwt(**_required(fields, "audience", sentence))
-    return Access(jwt=jwt, tenants=tenants, **_fields(spec, "access"))
+    return Access(
+        jwt=jwt,
+        certificates=_certificates(spec),
+        twilio=_twilio(spec),
+        tenants=tenants,
+        **_fields(spec, "access"),
+    )
+
+
+def _certificates(spec: Json) -> Certificates | None:
+    if _at(spec, "access.clientCertificates") is None:
+        return None
+    return Certificates(**_fields(spec, "access.clientCertificates"))
+
+
+def _twilio(spec: Json) -> Twilio | None:
+    if _at(spec, "access.twilio") is None:
+        return None
+    sentence = (
+        "access.twilio needs authTokenSecretRef.name and publicUrl: whose calls, and to where"
+    )
+    fields = _required(_fields(spec, "access.twilio"), "auth_token_secret", sentence)
+    return Twilio(**_required(fields, "public_url", sentence))
 
 
 def _burst(spec: Json) -> Burst | None:

@@ -25,6 +25,7 @@ from trunkline_operator.agent.spec import (
 MAX_SECONDS_WITH_BURST: Final = 3600
 """Modal lets a container finish its calls for at most an hour (`exit_grace_period`)."""
 
+TWILIO_URL: Final = re.compile(r'wss://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[!-"$-~]*')
 KEYS_ADDRESS: Final = re.compile(
     r"https://[^/]+/|http://([a-z0-9-]+[.][a-z0-9-]+[.]svc([.]cluster[.]local)?|localhost|127[.][0-9.]+)(:[0-9]+)?/"
 )
@@ -167,11 +168,23 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "no call could ever be placed: raise warm.maxPods or add burst.modal": (
         lambda agent: _most_pods(agent.warm) > 0 or agent.burst is not None
     ),
-    "access needs either public: true, or apiKeysSecretRef or jwt or both: set one side and remove the "
-    "other": (
+    "access needs either public: true, or some of apiKeysSecretRef, jwt, clientCertificates and twilio: "
+    "set one side and remove the other": (
         lambda agent: (
             agent.access.public
-            != (bool(agent.access.api_keys_secret) or agent.access.jwt is not None)
+            != (
+                bool(agent.access.api_keys_secret)
+                or agent.access.jwt is not None
+                or agent.access.certificates is not None
+                or agent.access.twilio is not None
+            )
+        )
+    ),
+    "access.twilio.publicUrl must be the wss URL that Twilio calls, with a path, such as "
+    "wss://calls.example/desk": (
+        lambda agent: (
+            agent.access.twilio is None
+            or TWILIO_URL.fullmatch(agent.access.twilio.public_url) is not None
         )
     ),
     "access.jwt needs exactly one of jwksUri and jwks: set one and remove the other": (

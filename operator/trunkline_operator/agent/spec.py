@@ -292,6 +292,21 @@ class Jwt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """`access.clientCertificates`: holders that may call; none named: all."""
+
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twilio:
+    """`access.twilio`: the calls that Twilio makes to one URL."""
+
+    auth_token_secret: str
+    public_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Of one tenant, at all gateways together; 0 is no limit, but of `burst_share`."""
 
@@ -333,6 +348,8 @@ class Access:
     public: bool = False
     api_keys_secret: str = ""
     jwt: Jwt | None = None
+    certificates: Certificates | None = None
+    twilio: Twilio | None = None
     tenants: Tenants = Tenants()
     origins: tuple[str, ...] = ()
 

@@ -14,16 +14,26 @@ TOKEN: Final = "token"
 _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
-def caller_keys_missing(agent: VoiceAgent, callers: Mapping[str, str] | None) -> str:
+def caller_keys_missing(
+    agent: VoiceAgent,
+    callers: Mapping[str, str] | None,
+    twilio: Mapping[str, str] | None = None,
+) -> str:
     """What keeps callers from being recognised, as a sentence; "" = nothing."""
-    name = agent.access.api_keys_secret
-    if not name:
-        return ""
-    if callers is None:
-        return f"Secret {name} of access.apiKeysSecretRef does not exist: create it in {agent.namespace}"
-    if not any(callers.values()):
-        return f"Secret {name} of access.apiKeysSecretRef has no keys: each entry is one key"
-    return ""
+    keys = (agent.access.api_keys_secret, "access.apiKeysSecretRef", "keys", "key")
+    tokens = (twilio_secret(agent), "access.twilio.authTokenSecretRef", "auth tokens", "token")
+    found = []
+    for (name, where, those, one), entries in ((keys, callers), (tokens, twilio)):
+        if name and entries is None:
+            found.append(f"Secret {name} of {where} does not exist: create it in {agent.namespace}")
+        elif name and entries is not None and not any(entries.values()):
+            found.append(f"Secret {name} of {where} has no {those}: each entry is one {one}")
+    return "; ".join(found)
+
+
+def twilio_secret(agent: VoiceAgent) -> str:
+    """The Secret with the auth tokens of Twilio accounts; "" = none."""
+    return agent.access.twilio.auth_token_secret if agent.access.twilio else ""
 
 
 def hook_secret(agent: VoiceAgent) -> str:

@@ -1,10 +1,12 @@
 """Agent → the route that gateways get. A route holds secrets: it is never logged."""
 
+import base64
 import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from trunkline_operator.agent import spec
 from trunkline_operator.agent.policy import ladder
@@ -27,6 +29,9 @@ from trunkline_runtime.contract import (
     WarmRung,
 )
 
+WSS: Final = "wss://"
+WSS_PORT: Final = ":443"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
@@ -36,6 +41,8 @@ class Keys:
     ticket: str = field(repr=False)  # ticket-key of its own Secret
     callers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """`access.apiKeysSecretRef`: name → key."""
+    twilio: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """`access.twilio.authTokenSecretRef`: tenant → auth token of a Twilio account."""
     proxy_token: str = field(default="", repr=False)
     """ "wk-….ws-…" where the credentials Secret has one."""
     hook_token: str = field(default="", repr=False)
@@ -94,9 +101,37 @@ def _access(agent: VoiceAgent, keys: Keys) -> Access:
     )
     if agent.access.jwt:
         access["jwt"] = _jwt(agent.access.jwt)
+    if agent.access.certificates:
+        access["holders"] = list(agent.access.certificates.names)
+    if agent.access.twilio:
+        access["twilio"] = _twilio(agent.access.twilio, keys.twilio)
     if agent.access.tenants != spec.Tenants():
         access["tenants"] = _tenants(agent.access.tenants)
     return access
+
+
+def _twilio(twilio: spec.Twilio, tokens: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each account the digests of what it may sign an upgrade with: the auth token stays here.
+
+    Twilio signs the URL alone, for an upgrade has no parameters, so all its signatures are known beforehand. With
+    its auth token somebody could do anything in the account; with these digests nobody can even call. Twilio's
+    own libraries take a URL with and without its standard port, and so do we.
+    Source: https://www.twilio.com/docs/usage/security#validating-requests
+    """
+    host, slash, rest = twilio.public_url.removeprefix(WSS).partition("/")
+    bare = host.removesuffix(WSS_PORT)
+    hosts = [host] if ":" in bare else [bare, bare + WSS_PORT]
+    urls = [f"{WSS}{each}{slash}{rest}" for each in hosts]
+    return {
+        name: [hashlib.sha256(_signature(url, token)).hexdigest() for url in urls]
+        for name, token in sorted(tokens.items())
+        if token
+    }
+
+
+def _signature(url: str, token: str) -> bytes:
+    """What Twilio puts into X-Twilio-Signature of an upgrade to a URL."""
+    return base64.b64encode(hmac.digest(token.encode(), url.encode(), "sha1"))
 
 
 def _mint_key(keys: Keys) -> str:

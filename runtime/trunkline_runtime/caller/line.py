@@ -137,6 +137,7 @@ class Caller:
                 close_timeout=CLOSE_SECONDS,
                 max_size=MAX_MESSAGE_BYTES,
                 logger=QUIET,
+                **self._line.security(),
             )
         except InvalidStatus as refused:
             self._refusal = refused.response

@@ -1,6 +1,7 @@
 """Where to call, how a call is to go, and what it was."""
 
-from dataclasses import asdict, dataclass
+import ssl
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -30,6 +31,8 @@ class Line:
     url: str  # ws://HOST:PORT, or http(s)://; with a path of its own or without
     model: str = ""  # [namespace/]agent
     key: str = ""
+    tls: ssl.SSLContext | None = field(default=None, repr=False)  # None: the system's authorities
+    server_name: str = ""  # in the gateway's certificate; "" is the URL's host
 
     def address(self) -> str:
         """The WebSocket URL; raises `CallError` for one that cannot be called."""
@@ -44,6 +47,12 @@ class Line:
         path = REALTIME_PATH if parts.path.rstrip("/") in ("", "/v1") else parts.path
         query = parts.query or (urlencode({"model": self.model}, safe="/") if self.model else "")
         return urlunsplit((scheme, parts.netloc, path, query, ""))
+
+    def security(self) -> dict[str, Any]:
+        """What `connect` is told beside the address of a wss URL."""
+        named = {"server_hostname": self.server_name} if self.server_name else {}
+        trusted = {} if self.tls is None else {"ssl": self.tls}
+        return {**named, **trusted}
 
     def headers(self) -> dict[str, str]:
         """Raises `CallError` for a key that no header can hold."""
