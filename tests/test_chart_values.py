@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 import trunkline_operator.metrics
 from trunkline_runtime.gateway.ledger import Ledger
+from trunkline_runtime.gateway.renewal import Renewal
 from trunkline_runtime.worker.control import ControlLinks
 from trunkline_runtime.worker.metrics import WorkerMetrics
 
@@ -125,6 +126,7 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
     worker, registry = WorkerMetrics(), CollectorRegistry()
     worker.watch_links(ControlLinks.__new__(ControlLinks))
     Ledger(registry)
+    Renewal(registry, None, None)
     assert trunkline_operator.metrics.LINKS
     known = {
         name for each in (registry, worker.registry, REGISTRY) for name in each._names_to_collectors
