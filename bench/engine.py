@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import report
 import torch
+import uvloop
 from moshi.models import LMGen
 
 from trunkline_runtime.engine import FRAME_SAMPLES
@@ -33,6 +34,7 @@ SLOTS = 32
 ROUNDS = 15
 STEPS = 10  # of a round
 PING_SECONDS = 0.005
+PING_LIMIT_MS = 10.0
 
 
 def measure(quick: bool) -> list[report.Row]:
@@ -50,7 +52,7 @@ def measure(quick: bool) -> list[report.Row]:
             target=1.10,
             at_most=True,
         ),
-        _pings(2.0 if quick else 20.0),
+        *_pings(2.0 if quick else 20.0),
     ]
 
 
@@ -115,21 +117,33 @@ def _bare() -> Iterator[Callable[[], object]]:
         yield step
 
 
-def _pings(seconds: float) -> report.Row:
-    """How late a timer of the event loop is, beside a stepping engine and without one."""
+def _pings(seconds: float) -> list[report.Row]:
+    """How late a timer of the worker's event loop is, beside a stepping engine and without one."""
     engine = MoshiEngine(lambda: tiny(0), Knobs(slots=8, measure=False))
     engine.load()
-    calm = asyncio.run(_late(seconds))
+    calm = 1000 * p99(uvloop.run(_late(seconds)))
     engine.resume()
-    late = asyncio.run(_late_beside(engine, seconds))
+    late = 1000 * p99(uvloop.run(_late_beside(engine, seconds)))
     engine.close()
-    return report.Row(
-        what="event loop late beside 8 calls, p99",
-        against="the same loop without an engine",
-        unit="ms",
-        ours=[1000 * p99(late)],
-        theirs=[1000 * p99(calm)],
-    )
+    what = "event loop late beside 8 calls that are stepped, p99"
+    return [
+        report.Row(
+            what=what,
+            against="10 ms",
+            unit="ms",
+            ours=[late],
+            theirs=[PING_LIMIT_MS],
+            floor=1,
+            at_most=True,
+        ),
+        report.Row(
+            what=what,
+            against="the same loop without an engine",
+            unit="ms",
+            ours=[late],
+            theirs=[calm],
+        ),
+    ]
 
 
 async def _late_beside(engine: MoshiEngine, seconds: float) -> list[float]:

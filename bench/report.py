@@ -84,7 +84,8 @@ def main(name: str, measure: Callable[[bool], Sequence[Row]]) -> None:
     before = os.getloadavg()[0]
     rows = [row.as_json() for row in measure(options.quick)]
     if options.json is not None:
-        found = {"machine": machine() | {"load_before": before}, "rows": rows}
+        command = f"python bench/{name}.py" + (" --quick" if options.quick else "")
+        found = {"machine": machine() | {"load_before": before}, "command": command, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(rows))
 

@@ -130,6 +130,7 @@ def test_the_environment_of_the_engine() -> None:
             contract.ENV_DEVICE: "cuda:1",
             contract.ENV_INT8: "1",
             contract.ENV_CONTEXT_SECONDS: "120",
+            contract.ENV_CONTEXT_END: "refresh",
         }
     )
     assert named == MoshiConfig(
@@ -138,11 +139,13 @@ def test_the_environment_of_the_engine() -> None:
         device="cuda:1",
         int8=True,
         context_seconds=120,
+        refresh=True,
     )
     for name, value in (
         (contract.ENV_DEVICE, "tpu"),
         (contract.ENV_INT8, "yes"),
         (contract.ENV_CONTEXT_SECONDS, "long"),
+        (contract.ENV_CONTEXT_END, "jump"),
     ):
         with pytest.raises(ConfigError, match=name):
             MoshiConfig.from_environment({name: value})

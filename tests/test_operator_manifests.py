@@ -151,6 +151,7 @@ def test_a_moshi_worker_is_told_of_its_model() -> None:
         "stt": "kyutai/stt-1b-en_fr",
         "quantization": "int8",
         "contextSeconds": 120,
+        "contextEnd": "refresh",
         "tokenSecretRef": {"name": "hub"},
     }
     agent = an_agent(engine=engine)
@@ -162,6 +163,7 @@ def test_a_moshi_worker_is_told_of_its_model() -> None:
         contract.ENV_STT_MODEL: "kyutai/stt-1b-en_fr",
         contract.ENV_INT8: "1",
         contract.ENV_CONTEXT_SECONDS: "120",
+        contract.ENV_CONTEXT_END: "refresh",
     }
     token = env[contract.ENV_HUB_TOKEN]["valueFrom"]["secretKeyRef"]
     assert token == {"name": "hub", "key": "token"}

@@ -71,6 +71,7 @@ ENV_HUB_TOKEN: Final = "HF_TOKEN"  # Hugging Face's own name for it
 ENV_DEVICE: Final = "TRUNKLINE_DEVICE"  # cuda | cpu
 ENV_INT8: Final = "TRUNKLINE_INT8"  # 1: quantise Moshi's linear layers
 ENV_CONTEXT_SECONDS: Final = "TRUNKLINE_CONTEXT_SECONDS"  # 0: as far back as the model can look
+ENV_CONTEXT_END: Final = "TRUNKLINE_CONTEXT_END"  # slide | refresh
 # Environment of gateway and operator.
 ENV_OPERATOR_TOKEN: Final = "TRUNKLINE_OPERATOR_TOKEN"  # the bearer of their link
 ENV_LEDGER_TOKEN: Final = "TRUNKLINE_LEDGER_TOKEN"  # a gateway's bearer at its --ledger-url

@@ -37,6 +37,7 @@ from trunkline_operator.agent.spec import (
     Burst,
     CallPolicy,
     Certificates,
+    ContextEnd,
     DataClass,
     Engine,
     EngineType,
@@ -148,6 +149,7 @@ FIELDS: Final[Mapping[str, Table]] = {
         "tokenSecretRef.name": ("token_secret", text(253)),
         "quantization": ("quantization", one_of(Quantization)),
         "contextSeconds": ("context_seconds", number(0, 3600)),
+        "contextEnd": ("context_end", one_of(ContextEnd)),
     },
     "engine.policy": {
         "bannedWords": ("banned_words", many(64, text(64))),

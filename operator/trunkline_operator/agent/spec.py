@@ -96,6 +96,13 @@ class OnFailure(StrEnum):
     CLOSED = "closed"  # the agent is mute until it answers again
 
 
+class ContextEnd(StrEnum):
+    """What happens to Moshi's window when it is full."""
+
+    SLIDE = "slide"  # the oldest frame is forgotten with each new one
+    REFRESH = "refresh"  # half of it is forgotten at once, at a pause
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """What is done when a pattern is found in what a caller says."""
@@ -142,6 +149,7 @@ class Engine:
     token_secret: str = ""
     quantization: Quantization = Quantization.NONE
     context_seconds: int = 0
+    context_end: ContextEnd = ContextEnd.SLIDE
     policy: CallPolicy | None = None
 
 

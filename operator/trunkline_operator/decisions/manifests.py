@@ -28,6 +28,7 @@ from trunkline_runtime.contract import (
     ANNOTATION_TEMPLATE,
     CA_CERT_FILE,
     ENV_AGENT,
+    ENV_CONTEXT_END,
     ENV_CONTEXT_SECONDS,
     ENV_ENGINE,
     ENV_GATEWAYS,
@@ -256,6 +257,7 @@ def engine_environment(engine: Engine) -> dict[str, str]:
             ENV_STT_MODEL: engine.stt,
             ENV_INT8: "1" if engine.quantization is Quantization.INT8 else "0",
             ENV_CONTEXT_SECONDS: str(engine.context_seconds),
+            ENV_CONTEXT_END: engine.context_end.value,
         }
     return known
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from trunkline_runtime.contract import (
     ENV_AGENT,
+    ENV_CONTEXT_END,
     ENV_CONTEXT_SECONDS,
     ENV_DEVICE,
     ENV_ENGINE,
@@ -50,6 +51,7 @@ class MoshiConfig:
     device: str = ""  # "" is cuda, and cpu for the tiny model
     int8: bool = False
     context_seconds: float | None = None  # None: as far back as the model can look
+    refresh: bool = False  # at the end of the context; False: it slides
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "MoshiConfig":
@@ -60,6 +62,8 @@ class MoshiConfig:
             device=_matching(env, ENV_DEVICE, r"|cpu|cuda(:[0-9]+)?", "cuda, cuda:0 or cpu"),
             int8=_matching(env, ENV_INT8, r"|0|1", "0 or 1") == "1",
             context_seconds=_integer(env, ENV_CONTEXT_SECONDS, 0, 3_600, 0) or None,
+            refresh=_matching(env, ENV_CONTEXT_END, "|slide|refresh", "slide or refresh")
+            == "refresh",
         )
 
 

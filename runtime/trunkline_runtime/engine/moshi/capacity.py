@@ -104,6 +104,11 @@ class Memory:
     slot_fixed: int  # a slot's streaming state that does not grow with the context
     slot_frame: int  # of a slot's keys and values, for each frame of Moshi's context
     context_frames: int
+    beside_frames: int = 0  # of one slot more, that of a call which is refreshed
+
+    @property
+    def beside(self) -> int:
+        return self.slot_frame * self.beside_frames
 
     @property
     def slot(self) -> int:
@@ -111,10 +116,11 @@ class Memory:
 
     def sentence(self, slots: int) -> str:
         """The arithmetic, for the log."""
-        total = self.weights + slots * self.slot
+        total = self.weights + slots * self.slot + self.beside
+        refresh = f" + {self.beside / GIB:.3f} GiB to refresh one" if self.beside else ""
         return (
             f"weights {self.weights / GIB:.2f} GiB + {slots} slots × {self.slot / GIB:.3f} GiB"
-            f" ({self.context_frames / FRAME_RATE:g} s of context) = {total / GIB:.2f} GiB"
+            f" ({self.context_frames / FRAME_RATE:g} s of context){refresh} = {total / GIB:.2f} GiB"
         )
 
     def check(self, slots: int, free: int, total: int) -> None:
@@ -123,7 +129,7 @@ class Memory:
         `free` and `total` are the device's, in bytes. A tenth of the total stays for activations, CUDA
         graphs and the libraries' own memory.
         """
-        usable = free - total // 10
+        usable = free - total // 10 - self.beside
         if slots * self.slot <= usable:
             return
         most = max(0, usable // self.slot)

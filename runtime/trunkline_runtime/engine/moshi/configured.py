@@ -24,9 +24,10 @@ def moshi_engine(
     device: str = "",
     int8: bool = False,
     context_seconds: float | None = None,
+    refresh: bool = False,
 ) -> MoshiEngine:
     """An engine with nothing loaded. Raises `ModelError` for sources that name nothing."""
-    knobs = Knobs(slots=slots, context_seconds=context_seconds)
+    knobs = Knobs(slots=slots, context_seconds=context_seconds, refresh=refresh)
     if model == TINY:
         return MoshiEngine(lambda: tiny(SEED), knobs)
     wanted = Wanted(

@@ -45,6 +45,9 @@ class MoshiConversation:
         self._closed = False
         self._inbox = Inbox()
         self.token_log: TokenLog | None = None  # grows on the engine's thread
+        self.window_began = (
+            0  # the frame that is the first for the model, unless it has slid out; likewise
+        )
 
     def __repr__(self) -> str:
         return f"<MoshiConversation {self.slot} closed={self._closed} {self._inbox!r} {self._dialogue!r}>"
@@ -107,6 +110,16 @@ class MoshiConversation:
         with self._lock:
             if not self._closed:
                 self._tell(self._dialogue.advance(outcome))
+
+    @property
+    def window_frames(self) -> int:
+        """Frames in the log since the model's window began."""
+        return len(self.token_log or ()) - self.window_began
+
+    @property
+    def calm(self) -> bool:
+        """Neither caller nor agent is speaking."""
+        return self._dialogue.calm
 
     @property
     def wants_flush(self) -> bool:

@@ -108,6 +108,12 @@ class Dialogue:
         """The agent is to say nothing in the next frame."""
         return self._muted or self._cancelled > 0
 
+    @property
+    def calm(self) -> bool:
+        """Neither caller nor agent is speaking, or about to."""
+        speaks = self._replying or self._scripted or self._asked
+        return not (speaks or self._in_turn or self._ending)
+
     def next_text(self) -> int | None:
         """The text token that the agent is to say in the next frame, if it is not its own choice."""
         return self._scripted.popleft() if self._scripted and not self.silent else None

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +30,7 @@ from trunkline_runtime.engine.moshi.memory import memory_of
 from trunkline_runtime.engine.moshi.models import FRAME_RATE, ModelError, Models, limit_context
 from trunkline_runtime.engine.moshi.policy import Policy
 from trunkline_runtime.engine.moshi.policy_hook import HOOK_NOTES
+from trunkline_runtime.engine.moshi.refresh import Refresh, is_near, ring_frames
 from trunkline_runtime.engine.moshi.stepper import Steering, Step, Stepper
 from trunkline_runtime.engine.moshi.token_log import TokenLog
 from trunkline_runtime.engine.moshi.transcript import Transcript
@@ -39,7 +40,15 @@ log = logging.getLogger("trunkline.moshi")
 WARM_UP_STEPS: Final = 4  # CUDA graphs are captured in the second; two more see them replayed
 MEASURED_STEPS: Final = 25
 SILENT_POWER: Final = 1e-12  # -120 dBFS
-COUNTED: Final = ("steps", "frames", "late_steps", "skipped_ticks", "dropped_frames", *HOOK_NOTES)
+COUNTED: Final = (
+    "steps",
+    "frames",
+    "late_steps",
+    "skipped_ticks",
+    "dropped_frames",
+    "refreshes",
+    *HOOK_NOTES,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,9 @@ class Knobs:
 
     slots: int
     context_seconds: float | None = None  # None: as far back as the model can look
+    refresh: bool = (
+        False  # at a pause near the context's end forget half of it; False: let it slide
+    )
     policy: Callable[[Settings], Policy] | None = None  # None: what the settings ask for
     measure: bool = True  # False: offers all slots, whatever a step takes
     token_log: bool = False  # keep each call's tokens while it lasts; they are what was said
@@ -81,6 +93,9 @@ class MoshiEngine:
         self._seated: dict[int, MoshiConversation] = {}
         self._joined: list[int] = []  # since the last tick
         self._left: list[int] = []
+        self._refresh: tuple[Refresh, MoshiConversation] | None = (
+            None  # one at a time; the thread's
+        )
         self._dead: str | None = None
         self._strain = Strain()
         self._totals: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
@@ -103,6 +118,8 @@ class MoshiEngine:
         if self._knobs.context_seconds is not None:
             limit_context(models.lm, max(1, round(self._knobs.context_seconds * FRAME_RATE)))
         memory = memory_of(models)
+        if self._knobs.refresh:
+            memory = replace(memory, beside_frames=ring_frames(models.context_frames))
         log.info("memory: %s", memory.sentence(self._knobs.slots))
         if models.lm.device.type == "cuda":
             memory.check(self._knobs.slots, *torch.cuda.mem_get_info(models.lm.device))
@@ -159,7 +176,8 @@ class MoshiEngine:
             if not free:
                 raise RuntimeError(f"all {self._offered} slots of the engine are taken")
             conversation = MoshiConversation(free[0], dialogue, emit, self._closed)
-            conversation.token_log = TokenLog() if self._knobs.token_log else None
+            kept = self._knobs.token_log or self._knobs.refresh
+            conversation.token_log = TokenLog() if kept else None
             self._seated[conversation.slot] = conversation
             self._joined.append(conversation.slot)
         return conversation
@@ -285,6 +303,8 @@ class MoshiEngine:
         step = stepper.step(frames, steering)
         self._tell(step, {slot: seated[slot] for slot in frames})
         self._tend_transcripts(seated)
+        if self._knobs.refresh:
+            self._tend_refresh(seated)
         self._totals["steps"] += 1
         self._totals["frames"] += len(frames)
         return True
@@ -321,6 +341,26 @@ class MoshiEngine:
         for slot, conversation in seated.items():
             if conversation.wants_restart():
                 self._stepper.forget_transcript(slot)
+
+    def _tend_refresh(self, seated: Mapping[int, MoshiConversation]) -> None:
+        """Goes on with the refresh that is under way, or begins the next."""
+        assert self._stepper is not None
+        if self._refresh is None:
+            context = self._stepper.models.context_frames
+            for slot, conversation in seated.items():
+                log, frames = conversation.token_log, conversation.window_frames
+                if log and not log.full and is_near(frames, context) and conversation.calm:
+                    self._refresh = Refresh(self._stepper, slot, log), conversation
+                    return
+            return
+        refresh, conversation = self._refresh
+        log = conversation.token_log
+        if seated.get(refresh.slot) is not conversation or log is None or log.full:
+            self._refresh = None
+        elif refresh.advance():
+            conversation.window_began = refresh.began
+            self._totals["refreshes"] += 1
+            self._refresh = None
 
     def _judge(self, seconds: float, *, late: bool) -> None:
         self._totals["late_steps"] += late

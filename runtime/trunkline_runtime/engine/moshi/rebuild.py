@@ -14,7 +14,7 @@ than it would have. The transcript begins anew.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -56,13 +56,24 @@ def _prefill(
     heard: NDArray[np.int64],
     chunk: int,
 ) -> None:
-    lm, gen = stepper.models.lm, stepper.gen
-    inputs = torch.from_numpy(_inputs(lm, drawn, heard)).to(lm.device)
-    with _beside(lm, chunk) as rows:
+    lm = stepper.models.lm
+    inputs = inputs_of(lm, drawn, heard)
+    beside = Beside(lm, lambda context: context + chunk)
+    with beside.streaming() as rows:
         for piece in inputs.split(chunk, dim=2):
             lm.forward_text(piece)
-        made = dict(_named(rows, "lm"))
-    _place(stepper.rows, slot, made)
+        place_lm(stepper, slot, rows, (drawn, heard))
+
+
+def place_lm(
+    stepper: Stepper,
+    slot: int,
+    states: dict[str, Any],
+    tables: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    """Puts what the language model made of a call beside the batch into a slot; `tables` are the call's."""
+    (drawn, heard), lm, gen = tables, stepper.models.lm, stepper.gen
+    _place(stepper.rows, slot, dict(_named(states, "lm")))
     # LMGen holds the newest tokens until they become inputs.
     frames = len(drawn)
     state = gen._streaming_state
@@ -75,7 +86,7 @@ def _prefill(
             state.cache[slot, own + number, place] = int(heard[-delay, number])
 
 
-def _inputs(lm: Any, drawn: NDArray[np.int64], heard: NDArray[np.int64]) -> NDArray[np.int64]:
+def inputs_of(lm: Any, drawn: NDArray[np.int64], heard: NDArray[np.int64]) -> torch.Tensor:
     """What the model was given in each frame, [1, K, T]: tokens of the frame before, codes by their delay."""
     frames = len(drawn)
     inputs = np.broadcast_to(lm._get_initial_token().cpu().numpy(), (1, lm.num_codebooks, frames))
@@ -85,7 +96,7 @@ def _inputs(lm: Any, drawn: NDArray[np.int64], heard: NDArray[np.int64]) -> NDAr
         inputs[0, row, delay + 1 :] = drawn[delay : frames - 1, row]
     for number, delay in enumerate(lm.delays[own:]):
         inputs[0, own + number, delay + 1 :] = heard[1 : frames - delay, number]
-    return inputs
+    return torch.from_numpy(inputs).to(lm.device)
 
 
 def _decode(stepper: Stepper, slot: int, drawn: NDArray[np.int64], chunk: int) -> None:
@@ -97,7 +108,7 @@ def _decode(stepper: Stepper, slot: int, drawn: NDArray[np.int64], chunk: int) -
         return
     columns = [drawn[delay : delay + spoken, 1 + k] for k, delay in enumerate(delays)]
     codes = torch.from_numpy(np.stack(columns)[None]).to(lm.device)
-    with _beside(mimi, CODEC_STEPS * chunk) as rows:
+    with Beside(mimi, lambda context: context + CODEC_STEPS * chunk).streaming() as rows:
         for piece in codes.split(chunk, dim=2):
             mimi.decode(piece)
         made = {
@@ -108,30 +119,39 @@ def _decode(stepper: Stepper, slot: int, drawn: NDArray[np.int64], chunk: int) -
     _place(stepper.rows, slot, made)
 
 
-@contextlib.contextmanager
-def _beside(module: Any, more: int) -> Iterator[dict[str, Any]]:
-    """Lets a module stream a batch of one with rings that are `more` longer; its own state comes back after.
+class Beside:
+    """A second stream of a module, a batch of one. The module's own waits while this one runs.
 
-    Yields the states by path.
+    `ring` tells how many frames its rings hold, from how far the module looks back; the attention mask keeps
+    the window the same.
     """
-    own = module.get_streaming_state()
-    attentions = [m for m in module.modules() if isinstance(m, StreamingMultiheadAttention)]
-    contexts = [attention.context for attention in attentions]
-    module._stop_streaming()
-    try:
-        # The ring's length is read from the context when it is made, the mask's window when it is used.
-        for attention, context in zip(attentions, contexts, strict=True):
-            attention.context = context and context + more
-        streaming = module.streaming(1)
-        for attention, context in zip(attentions, contexts, strict=True):
-            attention.context = context
-        with streaming:
-            yield module.get_streaming_state()
-    finally:
-        for attention, context in zip(attentions, contexts, strict=True):
-            attention.context = context
+
+    def __init__(self, module: Any, ring: Callable[[int], int]) -> None:
+        self._module = module
+        attentions = [m for m in module.modules() if isinstance(m, StreamingMultiheadAttention)]
+        contexts = [attention.context for attention in attentions]
+        own = module.get_streaming_state()
         module._stop_streaming()
-        module.set_streaming_state(own)
+        try:
+            # The ring's length is read from the context when it is made, the mask's window when it is used.
+            for attention, context in zip(attentions, contexts, strict=True):
+                attention.context = context and ring(context)
+            with module.streaming(1):
+                self._states: dict[str, Any] = module.get_streaming_state()
+        finally:
+            for attention, context in zip(attentions, contexts, strict=True):
+                attention.context = context
+            module.set_streaming_state(own)
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[dict[str, Any]]:
+        """Yields its states by path; what is run inside goes on where it was."""
+        own = self._module.get_streaming_state()
+        self._module.set_streaming_state(self._states)
+        try:
+            yield self._states
+        finally:
+            self._module.set_streaming_state(own)
 
 
 def _named(states: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

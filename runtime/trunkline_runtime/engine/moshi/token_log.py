@@ -39,6 +39,10 @@ class TokenLog:
     def __bytes__(self) -> bytes:
         return bytes(self._packed)
 
+    def tail(self, start: int) -> "TokenLog":
+        """A copy from that frame on."""
+        return TokenLog(bytes(self._packed[start * FRAME_BYTES :]))
+
     def append(self, drawn: Sequence[int], heard: Sequence[int]) -> None:
         """A frame: text and 8 audio tokens drawn, 8 codes heard."""
         if len(self) >= MAX_FRAMES:
