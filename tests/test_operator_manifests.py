@@ -70,9 +70,13 @@ async def test_a_real_api_server_takes_a_pod_with_a_whole_template(
     assert pod["affinity"] == template["affinity"]
     (spread,) = pod["topologySpreadConstraints"]
     assert spread["labelSelector"] == {"matchLabels": {contract.LABEL_AGENT: "desk"}}
-    assert [volume["name"] for volume in pod["volumes"]] == ["weights", "shm"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["weights", "shm", "trunkline-tmp"]
     (worker,) = pod["containers"]
-    assert [mount["mountPath"] for mount in worker["volumeMounts"]] == ["/models", "/dev/shm"]
+    assert [mount["mountPath"] for mount in worker["volumeMounts"]] == [
+        "/models",
+        "/dev/shm",
+        "/tmp",
+    ]
     env = {each["name"]: each.get("value") for each in worker["env"]}
     assert env["HF_HOME"] == "/models/hub"
     assert env[contract.ENV_SLOTS] == "4"
@@ -85,10 +89,7 @@ async def test_a_real_api_server_takes_a_pod_with_a_whole_template(
 
 def test_without_a_template_a_pod_has_none_of_its_fields() -> None:
     fields = worker_pod(an_agent(), 0, INSTALLATION)["spec"].keys()
-    assert fields.isdisjoint(
-        {"nodeSelector", "tolerations", "affinity", "volumes", "runtimeClassName"}
-    )
-    assert "volumeMounts" not in container(an_agent())
+    assert fields.isdisjoint({"nodeSelector", "tolerations", "affinity", "runtimeClassName"})
 
 
 def test_a_worker_learns_everything_from_its_environment() -> None:
@@ -195,10 +196,18 @@ def test_a_pod_may_do_no_more_than_it_must() -> None:
 @pytest.mark.parametrize(("engine", "limit"), [("loopback", "1Gi"), ("moshi", "64Gi")])
 def test_a_worker_writes_to_tmp_alone_and_not_without_end(engine: str, limit: str) -> None:
     agent = an_agent(engine={"type": engine} | ({"model": "a/b"} if engine == "moshi" else {}))
-    assert container(agent)["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert container(agent)["volumeMounts"] == [{"name": "trunkline-tmp", "mountPath": "/tmp"}]
     assert worker_pod(agent, 0, INSTALLATION)["spec"]["volumes"] == [
-        {"name": "tmp", "emptyDir": {"sizeLimit": limit}}
+        {"name": "trunkline-tmp", "emptyDir": {"sizeLimit": limit}}
     ]
+
+
+def test_a_template_may_bring_its_own_tmp() -> None:
+    volume = {"name": "scratch", "emptyDir": {"sizeLimit": "200Gi"}}
+    mount = {"name": "scratch", "mountPath": "/tmp/"}
+    agent = an_agent(warm__template={"volumes": [volume], "volumeMounts": [mount]})
+    assert container(agent)["volumeMounts"] == [mount]
+    assert worker_pod(agent, 0, INSTALLATION)["spec"]["volumes"] == [volume]
 
 
 def test_a_gpu_is_a_limit_and_a_worker_has_a_share_of_the_processors() -> None:

@@ -43,13 +43,15 @@ MAIN = (
 
 
 @contextlib.asynccontextmanager
-async def process(**environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`trunkline worker`, killed at the end if it is still there."""
+async def process(
+    main: str = MAIN, /, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`trunkline worker`, or another program, killed at the end if it is still there."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRUNKLINE_")}
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        MAIN,
+        main,
         env={**inherited, **ENVIRONMENT, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -181,7 +181,12 @@ class RunningWorker:
 
 async def health(host: WorkerHost, path: str) -> tuple[int, str]:
     """Status and body of a GET on the health port."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", host.health_port)
+    return await got(host.health_port, path)
+
+
+async def got(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a GET on loopback."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: w\r\n\r\n".encode())
     head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
     writer.close()

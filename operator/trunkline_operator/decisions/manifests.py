@@ -73,6 +73,7 @@ USER: Final = 65532
 # The only place where a worker may write. Moshi and an STT model are 18 GB in the Hub's cache, which is there
 # (HOME is /tmp); a pod that has more than the limit is evicted, so the limit is for what goes astray.
 TMP: Final = "/tmp"
+TMP_VOLUME: Final = "trunkline-tmp"
 TMP_LIMITS: Final[Mapping[EngineType, str]] = {EngineType.MOSHI: "64Gi"}
 TMP_LIMIT: Final = "1Gi"  # of all others
 # Modal's own limit for an app's name is 64 characters.
@@ -145,12 +146,7 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
         "spec": {
             **pod_fields(agent),
             "containers": [_container(agent, installation)],
-            "volumes": [
-                {
-                    "name": "tmp",
-                    "emptyDir": {"sizeLimit": TMP_LIMITS.get(agent.engine.type, TMP_LIMIT)},
-                }
-            ],
+            "volumes": [*agent.warm.template.volumes, *_tmp(agent)],
             "terminationGracePeriodSeconds": agent.session.max_seconds + GRACE_BEYOND_LAST_CALL,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -163,6 +159,14 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
             },
         },
     }
+
+
+def _tmp(agent: VoiceAgent) -> list[Json]:
+    """The volume in which a worker may write; none where the agent's template mounts one of its own there."""
+    if any(mount["mountPath"].rstrip("/") == TMP for mount in agent.warm.template.volume_mounts):
+        return []
+    limit = TMP_LIMITS.get(agent.engine.type, TMP_LIMIT)
+    return [{"name": TMP_VOLUME, "emptyDir": {"sizeLimit": limit}}]
 
 
 def _metadata(agent: VoiceAgent, name: str) -> Json:
@@ -200,7 +204,10 @@ def _container(agent: VoiceAgent, installation: Installation) -> Json:
         # A restart ends every call on the pod, so only a worker that is silent for a minute is restarted.
         "livenessProbe": _probe(HEALTHZ_PATH, period=10, failures=6),
         "resources": _resources(agent),
-        "volumeMounts": [{"name": "tmp", "mountPath": TMP}],
+        "volumeMounts": [
+            *agent.warm.template.volume_mounts,
+            *({"name": volume["name"], "mountPath": TMP} for volume in _tmp(agent)),
+        ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
