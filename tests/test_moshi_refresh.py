@@ -64,7 +64,7 @@ def refreshed(*, refresh: bool = True) -> tuple[list[list[int]], TokenLog, int]:
             record(log, made, 0)
             if number + 1 > BEFORE:
                 said.append(made.drawn[0].tolist())
-            if refresh and number + 3 == BEFORE:
+            if refresh and number + 2 == BEFORE:
                 under_way = Refresh(stepper, 0, log, CHUNK)
                 began = under_way.began
             if under_way is not None and under_way.advance():
@@ -76,7 +76,7 @@ def refreshed(*, refresh: bool = True) -> tuple[list[list[int]], TokenLog, int]:
 def test_a_refreshed_call_goes_on_as_one_that_began_with_its_last_frames() -> None:
     said, log, began = refreshed()
     drawn, heard = log.tables()
-    assert began == BEFORE - 2 - int(KEPT * CONTEXT_FRAMES)
+    assert began == BEFORE - 1 - int(KEPT * CONTEXT_FRAMES)
     oracle = Primed()
     for frame in range(began, BEFORE):
         assert oracle(heard[frame], drawn[frame]) == drawn[frame].tolist()

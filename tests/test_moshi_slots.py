@@ -4,6 +4,8 @@ The oracle is the code of `moshi.server` itself at batch 1. The mutations are mi
 in such code; each one has to be noticed here, or the comparison proves nothing.
 """
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 
@@ -162,6 +164,20 @@ def test_the_next_caller_gets_the_same_whoever_was_there_before() -> None:
         assert all(map(np.array_equal, map(audio, answer), map(audio, first)))
     for row in rows[1:]:
         assert [n for n in row if not torch.equal(row[n], rows[0][n])] == []
+
+
+def test_a_stepper_that_is_closed_gives_its_memory_back_at_once() -> None:
+    """On a GPU the next, larger one needs it; a collection of garbage may be long in coming."""
+    gc.disable()
+    try:
+        stepper = Stepper(models(), 2)
+        stepper.step({0: call(0)[0]})
+        rings = [weakref.ref(t) for name, t, _ in stepper.rows.tensors() if name.endswith("ring")]
+        assert all(ring() is not None for ring in rings)
+        stepper.close()
+        assert [ring for ring in rings if ring() is not None] == []
+    finally:
+        gc.enable()
 
 
 # --- steering -------------------------------------------------------------------------------------------------

@@ -113,8 +113,14 @@ class Stepper:
         self.rows = SlotRows(self.slots, **streams)
 
     def close(self) -> None:
-        """Gives the models back without any streaming state."""
+        """Gives the models back without any streaming state, and its memory with it; no step follows.
+
+        LMGen's hooks lead back to here, so what is not let go of now would be there until some collection of
+        garbage, and a larger batch might find no room meanwhile.
+        """
         self._streaming.close()
+        self.rows = SlotRows(0)
+        self.gen = self._stt = None
 
     # --- who is there ------------------------------------------------------------------------------------
 
