@@ -68,7 +68,7 @@ STT_1B = {
 }
 SHM = Path("/dev/shm")
 CHECKPOINT_BYTES = 17 * 2**30  # Moshi 7B in bf16 and the codec, and a little more
-Part = Callable[[Callable[[], Iterable[report.Row]]], None]
+Part = Callable[[Callable[[], Iterable[report.Row] | None]], None]
 
 log = logging.getLogger("gpu")
 
@@ -156,10 +156,10 @@ def measure(setting: Setting) -> tuple[list[report.Row], bool]:
     rows: list[report.Row] = []
     whole = True
 
-    def part(made: Callable[[], Iterable[report.Row]]) -> None:
+    def part(made: Callable[[], Iterable[report.Row] | None]) -> None:
         nonlocal whole
         try:
-            rows.extend(made())
+            rows.extend(made() or ())
         except Exception:  # the boundary of a part: what the others found is worth keeping
             log.exception("a part has failed")
             whole = False
@@ -182,7 +182,7 @@ def _models_measured(setting: Setting, part: Part, folder: Path) -> None:
     part(lambda: _calls(setting, models, copy))
     part(lambda: [_disturbance(setting, models)])
     part(lambda: _streams(setting, models))
-    _write(setting, models, folder)
+    part(lambda: _write(setting, models, folder))
 
 
 def _give_back(setting: Setting) -> None:

@@ -52,8 +52,8 @@ def agent(name: str, **spec: Any) -> Json:
 
 
 @contextlib.asynccontextmanager
-async def running(machine: Machine, body: Json) -> AsyncIterator[str]:
-    """An agent that is Ready; deleted, and waited for, at the end."""
+async def running(machine: Machine, body: Json, seconds: float = SOON) -> AsyncIterator[str]:
+    """An agent that is Ready within so many seconds; deleted, and waited for, at the end."""
     name = body["metadata"]["name"]
     await machine.apply(body)
     try:
@@ -63,7 +63,7 @@ async def running(machine: Machine, body: Json) -> AsyncIterator[str]:
                 is_true(found, "Ready")
                 and ("burst" not in body["spec"] or is_true(found, "BurstReady"))
             ),
-            SOON,
+            seconds,
         )
         yield name
     finally:

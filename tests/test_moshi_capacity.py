@@ -1,5 +1,7 @@
 """How many slots an engine offers, and when it stops; the arithmetic of memory; when frames are due."""
 
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,15 @@ def test_slow_steps_strain_an_engine_and_fast_ones_relieve_it() -> None:
     assert not any(strain.add(fast) for _ in range(WINDOW_STEPS - 2))
     assert not strain.add(slow)
     assert not strain.add(fast), "one slow step in 125 is within p99"
+
+
+def test_on_a_cpu_the_median_counts_and_not_what_else_the_machine_does() -> None:
+    steps = [BUDGET * (2 if number % 25 == 0 else 0.5) for number in range(WINDOW_STEPS)]
+    strict, patient = Strain(), Strain(statistics.median)
+    for seconds in steps:
+        strict.add(seconds)
+        patient.add(seconds)
+    assert (strict.strained, patient.strained) == (True, False)
 
 
 # Moshi 7B with STT-1B on an L4, from their configs.

@@ -142,8 +142,8 @@ async def talking(url: str) -> AsyncIterator[Printer]:
         running.result()
 
 
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def until(what: Callable[[], bool], patience: float = PATIENCE) -> None:
+    async with asyncio.timeout(patience):
         while not what():
             await asyncio.sleep(0.02)
 

@@ -76,7 +76,8 @@ def _best(measure: Callable[[int], float], slots: int, budget: float) -> float:
 class Strain:
     """Watches the steps of a running engine: while they are too slow, no further call is taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Callable[[Sequence[float]], float] = p99) -> None:
+        self._judge = judge
         self._steps: deque[float] = deque(maxlen=WINDOW_STEPS)
         self.strained = False
 
@@ -89,7 +90,7 @@ class Strain:
         if len(self._steps) < WINDOW_STEPS:
             return False
         budget = FRAME_SECONDS * HEADROOM * (RELIEF if self.strained else 1)
-        slow = p99(self._steps) > budget
+        slow = self._judge(self._steps) > budget
         self._steps.clear()
         changed = slow != self.strained
         self.strained = slow
