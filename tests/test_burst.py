@@ -184,6 +184,7 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         tags={"trunkline.dev/agent": "default/" + "x" * 80, "plain": "kept"},
         gpu=("L4", "A10"),
         regions=("eu-west",),
+        pinned={"eu-west": "eu", "us-east": "us"},
         slots=16,
         min_containers=0,
         buffer_containers=1,
@@ -209,6 +210,7 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told.http_config.startup_timeout == 450
         assert told.http_config.exit_grace_period == 3600  # Modal's longest
         assert list(told.http_config.proxy_regions) == ["eu-west"]
+        assert list(told.scheduler_placement.regions) == ["eu"]
         assert not told.http_config.unauthenticated
         await burst.stop(place(replace(app, environment="")))  # another environment: not this app
         assert record.deployed

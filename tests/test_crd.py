@@ -274,6 +274,11 @@ REFUSED: dict[str, Json] = {
         **BURST,
         "policy": {"dataClass": "phi", "baa": {"acknowledged": True}},
     },
+    "policy.residency keeps what callers say in its regions, and nobody knows where engine.policy.hook is: "
+    "let its url name a Service of the cluster or leave residency empty": {
+        "engine": MOSHI | {"policy": {"hook": {"url": "https://a.example/"}}},
+        "policy__residency": ["eu"],
+    },
     "policy.transcripts none tells nobody what callers say: remove engine.policy.hook or set transcripts "
     "to caller": {
         "engine": MOSHI | {"policy": {"hook": {"url": "https://a.example/"}}},

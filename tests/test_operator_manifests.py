@@ -271,7 +271,7 @@ def test_a_new_worker_image_of_the_operator_replaces_pods() -> None:
     ("changes", "redeployed"),
     [
         ({"burst__modal__gpu": ["A10"]}, True),
-        ({"burst__modal__maxContainers": 11}, True),
+        ({"burst__modal__maxContainers": 11}, False),
         ({"burst__modal__snapshot": "none"}, True),
         ({"burst__modal__environment": "test"}, True),
         ({"session__maxSeconds": 600}, True),

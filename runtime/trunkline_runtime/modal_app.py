@@ -171,6 +171,8 @@ class BurstApp:
     gpu: tuple[str, ...] = ()  # the first that is there
     # Where requests are routed through, a server each. Containers that stand by are the first one's.
     regions: tuple[str, ...] = ("us-east",)
+    # Where containers of a region's server must run, as Modal names places; a region that is missing is free.
+    pinned: Mapping[str, str] = field(default_factory=dict)
     slots: int = 4  # sessions per container
     min_containers: int = 0
     buffer_containers: int = 0
@@ -228,6 +230,7 @@ def _server(app: modal.App, options: BurstApp, region: str) -> Any:
         startup_timeout=options.startup_timeout,
         exit_grace_period=min(options.max_seconds, MAX_GRACE_SECONDS),
         routing_region=region,
+        compute_region=options.pinned.get(region),
         enable_memory_snapshot=options.snapshot != "none",
         experimental_options={"enable_gpu_snapshot": True} if options.snapshot == "gpu" else None,
     )

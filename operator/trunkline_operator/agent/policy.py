@@ -88,6 +88,21 @@ def allowed_upstream(agent: VoiceAgent) -> Upstream | None:
     return upstream
 
 
+def pins(agent: VoiceAgent, burst: Burst) -> dict[str, str]:
+    """`pinned` for each region of its burst that is bound."""
+    bound = {each.value: pinned(each, agent.policy.residency) for each in burst.regions}
+    return {region: place for region, place in bound.items() if place}
+
+
+def pinned(region: str, residency: tuple[str, ...]) -> str:
+    """Where containers for a region of burst must run, as Modal names places; "" = anywhere.
+
+    The region of a server is where calls enter; its containers are elsewhere unless they are bound. Modal knows
+    both a part of the world and a region in it, and the wider one costs less.
+    """
+    return next((each for each in residency if resident(region, (each,))), "")
+
+
 def resident(region: str, residency: tuple[str, ...]) -> bool:
     """Whether calls may be handled in a region: it, or how its name begins, is listed; all are by none."""
     return not residency or any(f"{region}-".startswith(f"{each}-") for each in residency)

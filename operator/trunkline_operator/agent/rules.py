@@ -106,6 +106,14 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
             or IN_CLUSTER.match(_hook_address(agent)) is not None
         )
     ),
+    "policy.residency keeps what callers say in its regions, and nobody knows where engine.policy.hook is: "
+    "let its url name a Service of the cluster or leave residency empty": (
+        lambda agent: (
+            not _hook_address(agent)
+            or not agent.policy.residency
+            or IN_CLUSTER.match(_hook_address(agent)) is not None
+        )
+    ),
     "policy.transcripts none tells nobody what callers say: remove engine.policy.hook or set transcripts "
     "to caller": (
         lambda agent: agent.policy.transcripts is not Transcripts.NONE or not _hook_address(agent)

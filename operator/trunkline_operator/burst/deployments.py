@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from trunkline_operator.agent.policy import pins
 from trunkline_operator.agent.spec import Burst as BurstSpec
 from trunkline_operator.agent.spec import Snapshot, VoiceAgent
 from trunkline_operator.burst.breaker import Breaker, noted
@@ -273,6 +274,7 @@ def described(agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys) -> Bur
         image=burst.image,
         gpu=burst.gpu,
         regions=tuple(region.value for region in burst.regions),
+        pinned=pins(agent, burst),
         slots=burst.slots_per_container,
         max_containers=burst.max_containers,
         scaledown_window=burst.scaledown_window_seconds,

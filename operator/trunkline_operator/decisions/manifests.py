@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.agent.policy import allowed_burst, pins
 from trunkline_operator.agent.spec import (
     Engine,
     EngineType,
@@ -336,6 +336,7 @@ def burst_hash(agent: VoiceAgent, installation: Installation, level: Snapshot | 
             "maxSeconds": agent.session.max_seconds,
             "gpu": burst.gpu,
             "regions": burst.regions,
+            "pinned": pins(agent, burst),
             "slots": burst.slots_per_container,
             "snapshot": burst.snapshot,
             "environment": burst.environment,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trunkline_operator.agent import spec
+from trunkline_operator.agent.egress import allowed_hook
 from trunkline_operator.agent.policy import ladder
 from trunkline_operator.agent.spec import VoiceAgent
 from trunkline_runtime.contract import (
@@ -177,17 +178,17 @@ def _settings(agent: VoiceAgent, keys: Keys) -> Settings:
         idleSeconds=agent.session.idle_seconds,
     )
     if engine.policy:
-        settings["policy"] = _policy(engine.policy, keys)
+        settings["policy"] = _policy(engine.policy, allowed_hook(agent), keys)
     return settings
 
 
-def _policy(policy: spec.CallPolicy, keys: Keys) -> PolicySettings:
+def _policy(policy: spec.CallPolicy, hook: spec.Hook | None, keys: Keys) -> PolicySettings:
     made = PolicySettings(
         bannedWords=list(policy.banned_words),
         bargeIn=policy.barge_in,
         guards=[GuardRule(match=g.match, do=g.do.value, say=g.say) for g in policy.guards],
     )
-    if hook := policy.hook:
+    if hook is not None:
         made["hook"] = HookSettings(
             url=hook.url,
             token=keys.hook_token,
