@@ -5,7 +5,8 @@
 
 Full-size models with random weights of N(0, 0.02): zeros would let caches and clocks look better than they are.
 Limits are computed from what the same run measures: a step must read all weights once and the keys and values
-of all slots, at the speed at which the device copies its own memory. `NO_CUDA_GRAPH=1` runs without graphs.
+of all slots, at the speed at which the device copies its own memory. `NO_CUDA_GRAPH=1` runs without graphs, as it does where they
+fail.
 
 It takes some five minutes on a GPU with 80 GB, and 32 GB of the host's memory. A part that fails is named at the
 end, and the others are kept. What is measured later finds the memory of what came before given back.
@@ -67,8 +68,9 @@ STT_1B = {
     "extra_heads_dim": 6,
 }
 SHM = Path("/dev/shm")
+NO_GRAPHS = "NO_CUDA_GRAPH"  # moshi's own name
 CHECKPOINT_BYTES = 17 * 2**30  # Moshi 7B in bf16 and the codec, and a little more
-Part = Callable[[Callable[[], Iterable[report.Row] | None]], None]
+Part = Callable[[Callable[[], Iterable[report.Row] | None]], bool]
 
 log = logging.getLogger("gpu")
 
@@ -156,14 +158,17 @@ def measure(setting: Setting) -> tuple[list[report.Row], bool]:
     rows: list[report.Row] = []
     whole = True
 
-    def part(made: Callable[[], Iterable[report.Row] | None]) -> None:
+    def part(made: Callable[[], Iterable[report.Row] | None]) -> bool:
         nonlocal whole
+        done = False
         try:
             rows.extend(made() or ())
+            done = True
         except Exception:  # the boundary of a part: what the others found is worth keeping
             log.exception("a part has failed")
             whole = False
         _give_back(setting)
+        return done
 
     with tempfile.TemporaryDirectory(dir=_roomy()) as folder:
         _models_measured(setting, part, Path(folder))
@@ -179,10 +184,18 @@ def _models_measured(setting: Setting, part: Part, folder: Path) -> None:
     copy = _copy_speed(setting)
     _give_back(setting)
     models = setting.models()
-    part(lambda: _calls(setting, models, copy))
+    if not part(lambda: _calls(setting, models, copy)) and _graphs(setting):
+        # Numbers without graphs are worth more than none; the machine's entry tells of it.
+        os.environ[NO_GRAPHS] = "1"
+        part(lambda: _calls(setting, models, copy))
     part(lambda: [_disturbance(setting, models)])
     part(lambda: _streams(setting, models))
     part(lambda: _write(setting, models, folder))
+
+
+def _graphs(setting: Setting) -> bool:
+    """Whether steps are replayed from CUDA graphs."""
+    return setting.device != "cpu" and not os.environ.get(NO_GRAPHS)
 
 
 def _give_back(setting: Setting) -> None:
@@ -483,6 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = f"python bench/gpu.py --device {options.device}"
         command += "".join(f" --{o}" for o in ("tiny", "quick") if getattr(options, o))
         machine = report.machine() | {"device": name, "torch": torch.__version__}
+        machine["cuda_graphs"] = _graphs(setting)
         found = {"machine": machine, "command": command, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name}, {'tiny' if options.tiny else 'full-size'} models\n\n{report.table(rows)}")
