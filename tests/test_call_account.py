@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_rig import FakeWorker, a_gateway, a_route, call, closed, on_uvloop, until
+from gateway_rig import FakeWorker, a_gateway, a_route, call, closed, metric, on_uvloop, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gateway_rush import a_real_worker, first_event
@@ -94,6 +94,7 @@ async def test_who_hangs_up_and_who_vanishes_leave_a_whole_account(tmp_path: Pat
         await until(lambda: len(lines(file)) == 2)
         # The seat is free at once, not when the gateway has done with the link.
         await until(lambda: _free(gateway) == 4)
+        assert await metric(gateway, "trunkline_first_audio_seconds_count") == 2
     for line, code in zip(lines(file), (1000, 1006), strict=True):
         assert (line["code"], line["by"], line["rung"]) == (code, "caller", "warm")
         assert line["audio_seconds_up"] == pytest.approx(0.8)

@@ -606,7 +606,7 @@ def test_defaults_are_the_same_in_both() -> None:
             plain = list(default) if isinstance(default, tuple) else default
             assert schema["default"] == plain, path
     for path, schema in walk(SPEC):
-        declared = path.startswith(("engine", "access", "burst")) or "[]" in path
+        declared = path.startswith(("engine", "access", "burst", "upstream")) or "[]" in path
         if schema.get("type") == "object" and "properties" in schema and not declared:
             assert schema["default"] == {}, path
 

@@ -148,6 +148,24 @@ def test_who_lost_a_race_has_its_old_place() -> None:
     assert not lines.agents()
 
 
+def test_a_slot_for_one_that_has_just_given_up_goes_to_the_next_once() -> None:
+    lines, slots, woken = Lines(), [a_row("echo-0")], list[str]()
+
+    def give(_: Waiter) -> Row | Nothing:
+        return slots.pop() if slots else Nothing.FOR_ANYBODY
+
+    def gone(row: Row) -> None:
+        slots.append(row)  # it gives the slot back, and whoever waits is served at once
+        lines.serve(AGENT, give)
+
+    for name, wake in (("a", gone), ("b", None), ("c", None)):
+        waiter = Waiter(name, lambda _: True, wake or (lambda _, name=name: woken.append(name)))  # type: ignore[misc]
+        lines.join(AGENT, waiter, 9)
+    lines.serve(AGENT, give)
+    assert woken == ["b"]
+    assert lines.waiting(AGENT) == 1
+
+
 # --- breakers ---------------------------------------------------------------------------------------------
 
 TERMS = Terms(row=3, share=0.5, window=10.0, least=6, first=5.0, longest=20.0)

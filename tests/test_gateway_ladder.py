@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,39 @@ async def test_two_gateways_race_for_a_slot_and_the_loser_keeps_its_place() -> N
             assert await holder.recv() == "hi"
             assert len(worker.live) == 1
         await holder.close()
+
+
+@on_uvloop
+async def test_slots_that_come_free_while_callers_give_up_are_neither_lost_nor_given_twice() -> (
+    None
+):
+    chance = random.Random(7)
+    route = with_line(most=50)
+    async with a_gateway(route) as gateway, FakeWorker(slots=2).serving(gateway) as worker:
+        for _ in range(25):
+            holders = [await call(gateway) for _ in range(2)]
+            line = [await one_more_waits(gateway) for _ in range(4)]
+            going = [
+                *(holder.close() for holder in holders),
+                *(_give_up(each) for each in line[:2]),
+            ]
+            chance.shuffle(going)
+            await asyncio.gather(*going)
+            for waiter in line[2:]:
+                caller = await waiter
+                await caller.send("hi")
+                assert await caller.recv() == "hi"
+                await caller.close()
+            await until(lambda: worker.row(gateway)["free"] == 2 and not worker.tickets)
+            (row,) = gateway.gateway._table.rows(AGENT)
+            assert row.asked == 0
+
+
+async def _give_up(waiter: "asyncio.Task[ClientConnection]") -> None:
+    """Hangs up, in line or in the very moment in which it is answered."""
+    waiter.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await waiter).close()
 
 
 # --- an upstream ------------------------------------------------------------------------------------------
@@ -385,7 +419,8 @@ async def test_what_a_worker_says_after_its_goodbye_counts_for_nothing() -> None
         await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
         (link,) = worker.links
         await link.send(json.dumps({"type": "bye"}))
-        answer = await refusing  # at once: the reserve will not be granted
+        async with asyncio.timeout(5):  # not when the reserve's time is over
+            answer = await refusing
         assert answer.status_code == 503
         await until(lambda: any(order["type"] == "release" for order in worker.orders))
         assert not worker.tickets, "the grant that came after it was given back"

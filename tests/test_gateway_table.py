@@ -142,6 +142,29 @@ def test_a_reserve_on_its_way_counts_as_taken() -> None:
     assert table.pick(AGENT, (), lambda _: 0) is row
 
 
+def test_the_table_tells_at_once_when_a_worker_has_more_room_and_only_then() -> None:
+    table, row, told = Table(), a_row("one", free=0), list[str]()
+    table.risen = told.append
+    table.add(row)
+    steps = [
+        (lambda: table.report(row, free=2, busy=0, draining=False), True),
+        (lambda: table.report(row, free=2, busy=0, draining=False), False),
+        (lambda: table.ask(row), False),
+        (lambda: table.settle(row, granted=False), True),
+        (lambda: table.bar(row, True), False),
+        (lambda: table.bar(row, False), True),
+        (lambda: table.set_aside(row, True), False),
+        (lambda: table.set_aside(row, False), True),
+        (lambda: table.report(row, free=1, busy=1, draining=False), False),
+        (lambda: table.remove(row), False),
+        (lambda: table.report(row, free=2, busy=0, draining=False), False),  # it is gone
+    ]
+    for step, rises in steps:
+        step()  # type: ignore[no-untyped-call]  # lambdas of one kind
+        assert told == ([AGENT] if rises else [])
+        told.clear()
+
+
 # --- the ladder ----------------------------------------------------------------------------------------
 
 

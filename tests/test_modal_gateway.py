@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -18,6 +19,8 @@ from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config, Kind
 from trunkline_operator.burst.client import Burst, BurstApp, Credentials, Place
 from trunkline_runtime.contract import ENV_ENGINE, BurstRung
+from trunkline_runtime.gateway.accounts.books import Books
+from trunkline_runtime.gateway.accounts.files import LedgerFile
 
 GOOD: Final = Credentials(token_id="ak-1", token_secret="as-1")
 PATIENCE: Final = 40.0
@@ -83,14 +86,17 @@ async def asked(gateway: Any) -> tuple[ClientConnection | int, float]:
 
 
 def test_six_in_ten_restores_crash_and_nobody_is_answered_without_a_slot(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    file = tmp_path / "calls"
+
     @on_uvloop
     async def run() -> None:
         async with modal(monkeypatch) as (local, burst):
             near = await rung(burst, APP)
             route = a_route(rungs=[near], answerSeconds=ANSWER_SECONDS)
-            async with a_gateway(route) as gateway, call(gateway) as first:
+            books = Books(file=LedgerFile(file))
+            async with a_gateway(route, books=books) as gateway, call(gateway) as first:
                 await live(first)
                 # Whoever's restore crashes has no hope: the boot that follows takes a minute.
                 await local.inject(
@@ -114,6 +120,11 @@ def test_six_in_ten_restores_crash_and_nobody_is_answered_without_a_slot(
             (server,) = (edge.pool for edge in local._edges.values())
             assert server
             await until(lambda: server.sessions == 0)  # of those who gave up, too
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            ended = [line for line in lines if line["message"] == "ended"]
+            assert len(ended) == 1 + len(answered)
+            # Containers give an account of their calls, too, through whatever stands in front of them.
+            assert all(line["audio_seconds_up"] == line["turns"] == 0 for line in ended)
 
     run()
 

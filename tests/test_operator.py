@@ -50,10 +50,14 @@ async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World)
     await world.gateway.until(lambda it: world.key in it.routes)
     assert world.gateway.routes[world.key]["rungs"] == [{"kind": "warm"}]
     await world.condition("WarmReady", "PodsStarting")
+    await world.gateway.until(lambda it: it.runways and world.key in it.runways[-1])
+    (starting,) = world.gateway.runways[-1][world.key]
+    assert starting["slots"] == 4
 
     await world.make_ready(f"{NAME}-0")
     await world.serve_calls(0)
     agent = await world.agent(lambda it: is_true(it, "Ready"))
+    await world.gateway.until(lambda it: world.key not in it.runways[-1])
     await world.serve_calls(1)
     agent = await world.agent(lambda it: it["status"]["slots"]["busy"] == 1)
     assert agent["status"]["slots"] == {"total": 4, "busy": 1, "free": 3}

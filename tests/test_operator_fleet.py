@@ -368,9 +368,11 @@ async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
     gateway = await stack.enter_async_context(FakeGateway().serving())
     fleet, _ = await start(stack, gateway)
     fleet.set_runway(AGENT, [(4, 40.0)])
+    await gateway.until(lambda it: it.runways)
+    assert not gateway.routes, "it knows no agent yet, so what it has heard was lost on it"
     fleet.set_route(AGENT, route())
     fleet.open()
-    await gateway.until(lambda it: it.routes and it.runways)
+    await gateway.until(lambda it: it.routes and len(it.runways) == 2)
     (starting,) = gateway.runways[-1][AGENT]
     assert starting["slots"] == 4
     assert 30 < starting["seconds"] <= 40

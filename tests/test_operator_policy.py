@@ -47,7 +47,6 @@ def test_the_ladder(changes: dict[str, Any], warm: bool, burst: bool, words: str
             UPSTREAM | {"policy__dataClass": "phi"},
             "upstream.dataClasses does not name phi, so upstream is not used",
         ),
-        (UPSTREAM | {"policy__residency": ["eu"]}, "policy.residency leaves out upstream.region"),
         ({"warm__minPods": 0}, "set it to 0 to let all pods go"),
         ({"warm": {"minPods": 0, "bufferSlots": 0}}, "the first call is refused"),
         (
@@ -134,4 +133,7 @@ def test_an_ordinary_agent_has_no_warning() -> None:
     ],
 )
 def test_what_may_leave_the_cluster_for_an_upstream(changes: dict[str, Any], allowed: bool) -> None:
-    assert (ladder(an_agent(**UPSTREAM | changes)).upstream is not None) == allowed
+    agent = an_agent(**UPSTREAM | changes)
+    assert (ladder(agent).upstream is not None) == allowed
+    told = [words for words in ladder(agent).warnings if "upstream is not used" in words]
+    assert bool(told) == (not allowed and agent.deleted_at is None)

@@ -22,6 +22,7 @@ from trunkline_runtime.worker.control import (
     addresses_of,
     backoff,
 )
+from trunkline_runtime.worker.metrics import Lateness
 from trunkline_runtime.worker.switchboard import Switchboard
 
 pytestmark = pytest.mark.usefixtures("links")
@@ -250,6 +251,46 @@ async def test_the_links_follow_the_addresses_of_a_name() -> None:
         running.cancel()
         await asyncio.wait({running})
         assert second.heard("bye")
+
+
+async def test_beats_tell_how_many_frames_came_late() -> None:
+    shares = iter([0.25])
+    board = Switchboard(slots=1, worker="echo-0", boot="b")
+    async with FakeGateway().serving() as gateway:
+        dialling = Dialling(
+            hello=HELLO,
+            key=WORKER_KEY,
+            source=None,
+            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
+        )
+        endpoint = Endpoint("127.0.0.1", gateway.port)
+        links = ControlLinks(dialling, (endpoint,), board, lambda: next(shares, 0.0))
+        running = asyncio.create_task(links.run())
+        await gateway.until(lambda: bool(gateway.free) and gateway.free.get("late") == 0.25)
+        await gateway.until(lambda: "late" not in gateway.free)
+        running.cancel()
+        await asyncio.wait({running})
+
+
+class Metronome:
+    """An engine that has nothing but totals."""
+
+    def __init__(self, **totals: int) -> None:
+        self.counts = totals
+
+    def totals(self) -> dict[str, int]:
+        return self.counts
+
+
+@pytest.mark.parametrize("what", ["frames", "steps"])
+def test_lateness_is_of_what_happened_since_the_last_beat(what: str) -> None:
+    engine = Metronome(**{what: 100, f"late_{what}": 50})
+    lateness = Lateness(engine)  # type: ignore[arg-type]  # all of an engine that it asks
+    assert lateness.share() == 0.0
+    engine.counts = {what: 110, f"late_{what}": 51}
+    assert lateness.share() == pytest.approx(0.1)
+    assert lateness.share() == 0.0
+    assert Lateness(object()).share() == 0.0  # type: ignore[arg-type]  # one that counts nothing
 
 
 async def test_a_name_that_resolves_to_nothing_is_logged_and_costs_no_other_link(

@@ -82,4 +82,5 @@ def upstream_door(wanted: Wanted, rung: UpstreamRung, hops: int, tls: ssl.SSLCon
         target=f"{url.path}{path}?{urlencode([(MODEL, rung.model), *fields])}",
         subprotocol=wanted.subprotocol,
         headers=tuple(headers),
+        ours=False,
     )

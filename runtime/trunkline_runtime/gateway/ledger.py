@@ -42,6 +42,8 @@ ADMISSION_BUCKETS: Final = (
     8,
     13,
 )
+# Around 0.8 s, which feels quick on a telephone, and up to where callers hang up.
+FIRST_AUDIO_BUCKETS: Final = (0.1, 0.2, 0.3, 0.5, 0.8, 1.1, 1.4, 2, 3, 5, 8, 13)
 
 
 @dataclass(slots=True)
@@ -72,6 +74,19 @@ class _Metrics:
             "From the caller's request to its 101",
             ["agent", "rung"],
             buckets=ADMISSION_BUCKETS,
+            registry=registry,
+        )
+        self.first_audio = Histogram(
+            "trunkline_first_audio_seconds",
+            "From the worker's 101 to the first audio for the caller, of calls that are over, as the worker told",
+            ["agent"],
+            buckets=FIRST_AUDIO_BUCKETS,
+            registry=registry,
+        )
+        self.gaps = Counter(
+            "trunkline_audio_gaps",
+            "Silences in the middle of replies for want of audio, as workers told",
+            ["agent"],
             registry=registry,
         )
         self.waits = Histogram(
@@ -257,6 +272,10 @@ class Ledger:
         """The record of a call that was over at `at`, with its worker's account."""
         line = record.ended(facts, ending, self._gateway, at, account)
         self._tenants.ended(line)
+        if account.first_audio_ms is not None:
+            self._metrics.first_audio.labels(facts.agent).observe(account.first_audio_ms / 1000)
+        if account.gaps:
+            self._metrics.gaps.labels(facts.agent).inc(account.gaps)
         self._keep(line)
 
     def breaker(self, agent: str, rung: str, state: State) -> None:

@@ -46,6 +46,7 @@ class Door:
     subprotocol: str | None
     headers: tuple[tuple[str, str], ...] = field(repr=False)
     opening: bytes = field(default=b"", repr=False)  # frames that go before anything of the caller
+    ours: bool = True  # a worker, whose account of the call is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class _Handshake:
         self.opening = door.opening
         self.request = b"".join(self._protocol.data_to_send())
         self._response = b""
+        self._ours = door.ours
         self.tells = False  # whether this worker gives an account of its calls
 
     def receive(self, data: bytes) -> bytes | None:
@@ -121,7 +123,10 @@ class _Handshake:
         self._response = head if end >= 0 else b""
         self._protocol.receive_data(self._response)
         events = self._protocol.events_received()
-        self.tells = any(isinstance(e, Response) and ACCOUNT_HEADER in e.headers for e in events)
+        if self._ours:
+            self.tells = any(
+                isinstance(e, Response) and ACCOUNT_HEADER in e.headers for e in events
+            )
         self._protocol.parser.close()  # its frame refers to the protocol: one cycle less to collect
         return rest
 

@@ -82,8 +82,8 @@ class Lines:
         """Gives out what is free. Whoever gets a slot leaves the line and is woken."""
         passed: set[str] = set()  # tenants that may have nothing of what is free now
         for waiter in list(self._lines.get(agent, {}).values()):
-            if waiter.tenant in passed:
-                continue
+            if waiter.tenant in passed or waiter.number not in self._lines.get(agent, {}):
+                continue  # or it was served meanwhile: whoever is woken may call this again
             match give(waiter):
                 case Nothing.FOR_ANYBODY:
                     return

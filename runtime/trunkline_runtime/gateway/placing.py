@@ -149,7 +149,7 @@ class Placer:
         """A worker with a slot that is held for this caller, or why there is none."""
         agent, most = asked.route.agent, attempt.rung.most
         woken: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        place.woken = woken.set_result
+        place.woken = partial(self._wake, woken)
         if not self.lines.join(agent, place, most):
             return Failed(f"as many callers as may wait do: {most}")
         asked.waits()
@@ -170,6 +170,13 @@ class Placer:
             self.lines.leave(agent, place)
             self._changed(agent)
         return row
+
+    def _wake(self, woken: "asyncio.Future[Row]", row: Row) -> None:
+        """Hands a slot to who waits, or on to the next: it may have given up in this very turn."""
+        if woken.done():
+            self._table.settle(row, granted=False)
+        else:
+            woken.set_result(row)
 
     async def _try_warm(self, attempt: TryWarm, asked: Asked, avoid: set[Row]) -> Leg | Failed:
         """A leg, or why not; a worker that grants and does not take its call is to be avoided by it from then on."""
