@@ -38,6 +38,8 @@ CLASSES: dict[str, type] = {
     "session": spec.Session,
     "access": spec.Access,
     "access.jwt": spec.Jwt,
+    "access.clientCertificates": spec.Certificates,
+    "access.twilio": spec.Twilio,
     "access.tenants": spec.Tenants,
     "access.tenants.limits": spec.Limits,
     "policy": spec.Policy,
