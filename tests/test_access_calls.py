@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
@@ -52,6 +53,7 @@ from trunkline_runtime.contract import CALL_HEADER, CLIENT_SECRETS_PATH, TICKETS
 from trunkline_runtime.gateway.access.doorstep import Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.order import MAX_BODY_BYTES
+from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.gateway.routes import routes_from
 
@@ -534,29 +536,41 @@ def test_no_log_line_no_metric_and_no_repr_holds_what_callers_show(
 ) -> None:
     shown: list[str] = []
     seen: list[str] = []
+    address, signature = "203.0.113.77", "RSOYDt4T1cUTdK1PDd93/VVr8B8="
+    seen_from = {"X-Forwarded-For": address}
+    digest = hashlib.sha256(signature.encode()).hexdigest()
 
     @on_uvloop
     async def run() -> None:
         async with (
             Issuer().serving() as issuer,
-            a_gateway(keyed(**jwt_access(issuer.uri, apiKeys=KEYS)), pulse=QUICK) as gateway,
+            a_gateway(
+                keyed(**jwt_access(issuer.uri, apiKeys=KEYS, twilio={"main": [digest]})),
+                pulse=QUICK,
+                proxies=Proxies.parse("127.0.0.1/32"),
+            ) as gateway,
             FakeWorker().serving(gateway) as worker,
         ):
+            await talks(gateway, None, headers={"X-Twilio-Signature": signature, **seen_from})
             good = token()
             secret, ticket = await minted(gateway), await minted(gateway, TICKETS_PATH, key=good)
             for key in (KEY, good, secret, secret + "x", good + "x", "wrong-" + KEY):
                 async with contextlib.AsyncExitStack() as stack:
                     with contextlib.suppress(InvalidStatus):
-                        await stack.enter_async_context(call(gateway, key=key))
+                        await stack.enter_async_context(call(gateway, key=key, headers=seen_from))
                     seen.append(repr(gateway.gateway._open))
             for _ in range(2):
                 with contextlib.suppress(InvalidStatus):
                     await (await call(gateway, key=None, query=f"&ticket={ticket}")).close()
-            shown.extend([KEY, good, secret, ticket, "m" * 64])
+            shown.extend([KEY, good, secret, ticket, "m" * 64, signature, digest, address])
+            # Nothing of a request, and nothing of what an agent says.
+            shown.extend(["/v1/realtime", "model=", "Authorization", "Hello."])
             seen.extend([repr(gateway.gateway), repr(gateway.gateway._routes)])
             seen.append(repr(gateway.gateway._reception))
             seen.append((await http(gateway.health_port, "/metrics"))[1])
-            seen.append(str([(request.path, request.headers) for request in worker.requests]))
+            seen.append((await http(gateway.health_port, "/state"))[1])
+            to_workers = str([(request.path, request.headers) for request in worker.requests])
+            assert not [word for word in shown[:8] if word in to_workers]
 
     caplog.set_level(logging.DEBUG)
     run()
