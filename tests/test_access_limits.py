@@ -128,6 +128,34 @@ def test_what_gateways_give_together_is_the_limit_within_the_stated_tolerance(
     assert given_out >= limit or kind == "starts_per_minute"
 
 
+@given(
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 1800)), min_size=1, max_size=30),
+    st.booleans(),
+)
+def test_minutes_of_a_day_add_up_to_the_limit_over_gateways_and_over_a_restart(
+    minutes: int, gateways: int, calls: list[tuple[int, int]], restarts: bool
+) -> None:
+    """Beyond it goes only what was live when the minutes were used up; a restart gives a G-th of them anew."""
+    limits, now, share = Limits(minutes_per_day=minutes), MORNING, 1 / gateways
+    books = [Tenants() for _ in range(gateways)]
+    given_out, longest = 0.0, 0
+    for place, (gateway, seconds) in enumerate(calls):
+        if restarts and place == len(calls) // 2:
+            books[0] = Tenants()
+        tenants = books[gateway % gateways]
+        hold = start(tenants, limits, now, share=share)
+        if isinstance(hold, Hold):
+            tenants.answered(hold, now, warm=True)
+            now += seconds
+            tenants.end(hold, now)
+            given_out, longest = given_out + seconds, max(longest, seconds)
+    anew = share if restarts else 0.0
+    live = gateways + restarts  # the last call of each, which went on
+    assert given_out <= minutes * 60 * (1 + anew) + live * longest
+
+
 def test_the_account_that_was_quiet_for_longest_is_forgotten_and_none_with_a_call() -> None:
     tenants = Tenants()
     held(start(tenants, tenant="busy"))
