@@ -398,13 +398,20 @@ def test_an_address_opens_connections_at_its_rate_with_two_seconds_of_it_at_once
         ("::ffff:10.0.0.1", "10.0.0.1", True),
         ("10.0.0.1", "10.0.0.2", False),
         ("fe80::1%eth0", "fe80::2%eth1", True),
-        ("", "", True),
     ],
 )
 def test_an_address_of_ipv6_is_its_network(one: str, other: str, same: bool) -> None:
     doorstep = Doorstep(Bounds(waiting_per_address=1))
     assert doorstep.arrives(one, 0) is Arrival.WELCOME
     assert doorstep.arrives(other, 0) is (Arrival.TOO_MANY if same else Arrival.WELCOME)
+
+
+def test_whose_address_is_not_known_counts_among_all_alone() -> None:
+    doorstep = Doorstep(Bounds(waiting=3, waiting_per_address=1, per_second=0.001))
+    assert [doorstep.arrives("", 0) for _ in range(4)] == [Arrival.WELCOME] * 3 + [Arrival.CROWDED]
+    for _ in range(4):
+        doorstep.leaves("")
+    assert doorstep.waiting == 0
 
 
 def test_addresses_are_forgotten_but_none_that_waits() -> None:
