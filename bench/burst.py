@@ -1,0 +1,221 @@
+"""Burst: from a caller to the first audio of a container, how many sessions a second, and what calls cost.
+
+    python bench/burst.py [--quick] [--json FILE]
+
+The local Modal starts real containers with the worker that Modal runs, with no weights to load and no network in
+between: so the times are what Trunkline itself adds to a start, not what Modal takes. The peer is a plain client
+of the same server: the SDK's own `sessions.start`, then a WebSocket. What calls cost is arithmetic over the price
+table, and no measurement.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+import modal
+import report
+
+# Who plays caller and gateway in the tests does so here.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from burst_stage import APP, REGION, Stage, staged, until
+from gateway_rig import AGENT, TICKET_KEY, call
+from websockets.asyncio.client import ClientConnection, connect
+
+from trunkline_operator.scaling.prices import HOUR, USUAL_CALL_SECONDS, read
+from trunkline_runtime.contract import BURST_SETTINGS_TYPE, REALTIME_PATH, TICKET_HEADER
+from trunkline_runtime.modal_app import server_name
+
+FRAME_MS: Final = 80  # of the loopback engine: what is spoken comes back with the next
+SILENCE: Final = "AAAA" * 1280  # 80 ms at 24 kHz, 16 bits, as base64
+GPU: Final = "L4"
+SLOTS: Final = 4  # calls a container holds by default
+FULL: Final = 0.7  # of its slots, over a burst
+
+
+def measure(quick: bool) -> list[report.Row]:
+    rounds = 3 if quick else 15
+    return [*asyncio.run(_measured(rounds, 20 if quick else 100)), *_costs()]
+
+
+async def _measured(rounds: int, sessions: int) -> list[report.Row]:
+    """One container stands by for the warm ones; each other start is of a container that is there for nothing else."""
+    warm_app = replace(APP, slots=200, max_containers=1, scaledown_window=600)
+    rows = []
+    async with staged(pods=0, app=warm_app) as stage, _sdk(stage) as peer:
+        await stage.stand_by(1)
+        await stage.ready(1)
+        warm = await _rounds(rounds, lambda: _ours(stage), lambda: _theirs(stage, peer))
+        rows.append(_row("warm container: caller → first audio", "ms", *warm, at_most=True))
+        rates = await _rounds(
+            max(3, rounds // 3),
+            lambda: _rate(sessions, lambda: _started(stage)),
+            lambda: _rate(sessions, lambda: _session(peer)),
+        )
+        rows.append(_row("sessions started and ended a second, 20 at once", "/s", *rates))
+    one = replace(APP, slots=1, max_containers=1, scaledown_window=2)
+    for kind, app in (("restored", one), ("cold", replace(one, snapshot="none"))):
+        async with staged(pods=0, app=app, clones=2) as stage, _sdk(stage) as peer:
+            few = max(2, rounds // 4)
+            found = await _rounds(
+                few, lambda: _alone(stage, _ours), lambda: _alone(stage, _theirs, peer)
+            )
+            rows.append(_row(f"{kind} container: caller → first audio", "ms", *found, at_most=True))
+    return rows
+
+
+async def _rounds(
+    count: int, ours: Callable[[], Awaitable[float]], theirs: Callable[[], Awaitable[float]]
+) -> tuple[list[float], list[float]]:
+    """In turn; the first round is not kept."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for number in range(count + 1):
+        for kept, run in zip(found, (ours, theirs), strict=True):
+            value = await run()
+            if number:
+                kept.append(value)
+    return found
+
+
+def _row(
+    what: str, unit: str, ours: list[float], theirs: list[float], *, at_most: bool = False
+) -> report.Row:
+    return report.Row(
+        what=what,
+        against="the SDK's sessions.start and a WebSocket, without a gateway",
+        unit=unit,
+        ours=ours,
+        theirs=theirs,
+        at_most=at_most,
+    )
+
+
+# --- one call ----------------------------------------------------------------------------------------
+
+
+async def _ours(stage: Stage) -> float:
+    """Milliseconds from a caller's request to the first audio that comes back."""
+    began = time.perf_counter()
+    async with call(stage.gateway) as link:
+        return await _first_audio(link, began)
+
+
+async def _theirs(stage: Stage, server: Any) -> float:
+    """The same without a gateway."""
+    url = await server.get_url.aio()
+    began = time.perf_counter()
+    session = await server.sessions.start.aio(idle_timeout=30)
+    try:
+        async with _dial(url, session.token) as link:
+            settings = {"type": BURST_SETTINGS_TYPE, "settings": {}}
+            await link.send(json.dumps(settings))
+            return await _first_audio(link, began)
+    finally:
+        await server.sessions.terminate.aio(session.token)
+
+
+async def _first_audio(link: ClientConnection, began: float) -> float:
+    speech = json.dumps({"type": "input_audio_buffer.append", "audio": SILENCE})
+    speaking = asyncio.create_task(_speak(link, speech))
+    try:
+        async with asyncio.timeout(60):
+            while "output_audio.delta" not in json.loads(await link.recv())["type"]:
+                pass
+        return (time.perf_counter() - began) * 1000
+    finally:
+        speaking.cancel()
+        await asyncio.gather(speaking, return_exceptions=True)
+
+
+async def _speak(link: ClientConnection, speech: str) -> None:
+    while True:
+        await link.send(speech)
+        await asyncio.sleep(FRAME_MS / 1000)
+
+
+def _dial(url: str, token: str) -> connect:
+    now = int(time.time())
+    claims = {"aud": AGENT, "call": token, "jti": token, "iat": now, "exp": now + 30}
+    headers = {
+        "Modal-Authorization": f"Bearer {token}",
+        TICKET_HEADER: jwt.encode(claims, TICKET_KEY, algorithm="HS256"),
+    }
+    address = url.replace("http", "ws", 1) + REALTIME_PATH
+    return connect(address, additional_headers=headers, proxy=None, open_timeout=60)
+
+
+async def _alone(stage: Stage, run: Callable[..., Awaitable[float]], *peer: Any) -> float:
+    """With no container there before."""
+    await until(lambda: not stage.there)
+    return await run(stage, *peer)
+
+
+@contextlib.asynccontextmanager
+async def _sdk(stage: Stage) -> AsyncIterator[Any]:
+    client = await modal.Client.from_credentials.aio("ak-1", "as-1")
+    try:
+        yield modal.Server.from_name(stage.app.name, server_name(REGION), client=client)
+    finally:
+        await client.close.aio()
+
+
+# --- many sessions -----------------------------------------------------------------------------------
+
+
+async def _rate(count: int, start: Callable[[], Awaitable[None]]) -> float:
+    """Sessions a second, twenty at a time."""
+    room = asyncio.Semaphore(20)
+
+    async def one() -> None:
+        async with room:
+            await start()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(count)))
+    return count / (time.perf_counter() - began)
+
+
+async def _started(stage: Stage) -> None:
+    """A whole call: its session, its data link and its end."""
+    await (await call(stage.gateway)).close()
+
+
+async def _session(server: Any) -> None:
+    session = await server.sessions.start.aio(idle_timeout=30)
+    url = await server.get_url.aio()
+    async with _dial(url, session.token):
+        pass
+    await server.sessions.terminate.aio(session.token)
+
+
+# --- what calls cost ---------------------------------------------------------------------------------
+
+
+def _costs() -> list[report.Row]:
+    """1,000 calls of three minutes, at burst and in a warm pod that is used all the time; arithmetic alone."""
+    price = read().gpus[GPU]
+    seconds = 1000 * USUAL_CALL_SECONDS
+    burst = seconds / HOUR * price.modal / (SLOTS * FULL)
+    warm = seconds / HOUR * price.cluster / SLOTS
+    return [
+        report.Row(
+            what=f"computed, not measured: 1,000 calls of {USUAL_CALL_SECONDS / 60:g} min at burst, "
+            f"{SLOTS} a container, {FULL:.0%} of its slots used",
+            against=f"the same in a warm pod with the {GPU}, all {SLOTS} slots used",
+            unit="$",
+            ours=[burst],
+            theirs=[warm],
+            at_most=True,
+        )
+    ]
+
+
+if __name__ == "__main__":
+    report.main("burst", measure)
