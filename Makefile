@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 PINS := uv pip compile -q --python-version 3.11 --no-emit-index-url --no-header --no-emit-package trunkline
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pins images e2e e2e-tools bench clean
+.PHONY: help demo test check format pins images e2e e2e-tools test-modal-live bench clean
 
 help:  ## This list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,11 @@ e2e: .venv/dev.stamp $(if $(TRUNKLINE_E2E_KUBECONFIG),,images)  ## The chart on 
 e2e-tools: .venv/dev.stamp  ## As root: the Debian packages and programs that e2e needs.
 	$(BIN)/python -m trunkline_dev.cluster install
 	$(MAKE) images FLAGS=--install
+
+# It costs money, so it never runs because tokens happen to be set.
+test-modal-live: .venv/dev.stamp  ## The contract with Modal, at Modal: MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, 10 minutes, less than $0.10.
+	@test -n "$$MODAL_TOKEN_ID" -a -n "$$MODAL_TOKEN_SECRET" || { echo "set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET: docs/burst.md"; exit 2; }
+	TRUNKLINE_MODAL_LIVE=1 $(BIN)/pytest -v tests/test_modal_contract.py
 
 bench: .venv/dev.stamp  ## All benchmarks that need no GPU, into docs/benchmarks. Takes half an hour; leave the machine alone.
 	$(BIN)/python bench/every.py

@@ -214,14 +214,17 @@ async def test_a_session_that_nobody_uses_ends(monkeypatch: pytest.MonkeyPatch) 
         url = await deploy(client)
         hasty = {**TOKEN, "x-modal-server-session-idle-timeout": "1"}
         token = (await post(url + START, hasty)).json()["token"]
-        async with dial(url, token) as call:
-            await about(call)
-            await asyncio.sleep(1.2)  # longer than the idle time, which does not run now
-            await call.send("used")
-            assert await call.recv() == "used"
         [edge] = local._edges.values()
         assert edge.pool
         pool = edge.pool
+        async with dial(url, token) as call:
+            await about(call)
+            # One that nobody uses ends meanwhile, and so the idle time is over; of this one it does not run.
+            assert (await post(url + START, hasty)).status_code == 200
+            assert pool.sessions == 2
+            await until(lambda: pool.sessions == 1)
+            await call.send("used")
+            assert await call.recv() == "used"
         await until(lambda: not pool.sessions)
         assert await end(url, token) == 404
 

@@ -108,6 +108,8 @@ class Control:
 
     def EnvironmentGetOrCreate(self, request: Message) -> Message:
         name = request.deployment_name or "main"
+        if self._state.environments is not None and name not in self._state.environments:
+            raise not_found(f"Environment '{name}'")
         settings = api_pb2.EnvironmentSettings(image_builder_version=IMAGE_BUILDER)
         return api_pb2.EnvironmentGetOrCreateResponse(
             environment_id=f"en-{name}",
@@ -121,6 +123,9 @@ class Control:
         token, secret = new_id("wk"), new_id("ws")
         self._state.proxy_tokens[token] = secret
         return api_pb2.TokenCreateResponse(token_id=token, token_secret=secret)
+
+    def WebhookTokenDelete(self, request: Message) -> None:
+        self._state.proxy_tokens.pop(request.token_id, None)
 
     # --- apps -------------------------------------------------------------------------------------
 

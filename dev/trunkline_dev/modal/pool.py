@@ -174,10 +174,13 @@ class Pool:
             t=now(),
             gpu=gpu.type,
         )
-        process = self._clones.take() if kind is Kind.RESTORED else None
+        if kind is Kind.RESTORED:  # it loaded as another container than it goes on as, as at Modal
+            process = self._clones.take() or self._new_process(new_id("clone"))
+        else:
+            process = self._new_process(boot.container, plain=plain)
         container = Container(
             boot=boot,
-            process=process or self._new_process(boot.container, plain=plain),
+            process=process,
             port=self._launch.port,
             gpu=gpu,
         )

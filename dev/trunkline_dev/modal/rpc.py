@@ -34,12 +34,24 @@ class Tally:
     unimplemented: Counter[str] = field(default_factory=Counter)
 
 
+# Told of a call that has been admitted, and of one whose answer is about to go out, by its name.
+Witness = Callable[[str], Awaitable[None]]
+
+
+async def nobody(_: str) -> None:
+    """For calls that no test looks at."""
+
+
 async def anyone(_: str, __: Mapping[str, Any]) -> None:
     """For calls that arrive on a socket which only the right caller can reach."""
 
 
 def service(
-    handlers: Sequence[object], caller: str, tally: Tally, admit: Admit = anyone
+    handlers: Sequence[object],
+    caller: str,
+    tally: Tally,
+    admit: Admit = anyone,
+    witnesses: tuple[Witness, Witness] = (nobody, nobody),
 ) -> "Service":
     """A server, not yet listening, that answers each call with the first method of that name.
 
@@ -57,6 +69,7 @@ def service(
             if request is None:
                 return
             lost = await admit(name, stream.metadata)
+            await witnesses[0](name)
             if handler is None:
                 tally.unimplemented[name] += 1
                 log.warning("not implemented: %s", name, extra={"rpc": name, "caller": caller})
@@ -65,6 +78,7 @@ def service(
             response = handler(request)
             if inspect.isawaitable(response):
                 response = await response
+            await witnesses[1](name)
             if lost:
                 raise lost
             await stream.send_message(Empty() if response is None else response)

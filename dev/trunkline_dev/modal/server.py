@@ -18,7 +18,7 @@ from trunkline_dev.modal.http import Listener
 from trunkline_dev.modal.inspection import Inspection
 from trunkline_dev.modal.pages import MAX_BODY, Pages
 from trunkline_dev.modal.process import Launch
-from trunkline_dev.modal.rpc import service
+from trunkline_dev.modal.rpc import Witness, nobody, service
 from trunkline_dev.modal.state import AppRecord, Boot, Config, ServerRecord, State, now
 from trunkline_runtime.process import listening
 
@@ -34,13 +34,17 @@ class LocalModal:
         """Raises WrongModal where another version of the SDK is installed."""
         refuse_version(importlib.metadata.version("modal"))
         self.config = config
-        self.state = State(config.proxy_tokens)
+        self.state = State(config.proxy_tokens, config.environments)
         self.machine = Machine(
             config=config,
             state=self.state,
             addresses=Addresses(config.addresses),
         )
         self.server_url = self.local_url = ""
+        self.before: Witness = nobody
+        """Awaited before a call of the SDK has an effect; a test may set it at any time."""
+        self.after: Witness = nobody
+        """Awaited once it has had its effect, before the answer."""
         self._tokens = Tokens()
         self._edges: dict[tuple[str, str, str], Edge] = {}  # by environment, app and server
         self._by_function: dict[str, Edge] = {}
@@ -51,6 +55,7 @@ class LocalModal:
             "sdk",
             self.state.sdk_calls,
             Gate(config.api_tokens, self.state.faults).admit,
+            (lambda name: self.before(name), lambda name: self.after(name)),
         )
         self._faults_changed, self._applying = asyncio.Event(), asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None

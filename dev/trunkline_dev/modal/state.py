@@ -46,6 +46,7 @@ class Config:
     logs: Path | None = None  # a file per container; None: with the temporary files
     proxy_tokens: Mapping[str, str] = field(default_factory=dict)  # wk-… → ws-…
     api_tokens: Mapping[str, str] | None = None  # ak-… → as-…; None takes any
+    environments: frozenset[str] | None = None  # that there are, beside main; None: any
     capacity: int | None = None  # containers of all servers together, like a plan's limit
     gpus: Mapping[str, int] | None = None  # of each type, all servers together; None: no limit
     faults: Plan = field(default_factory=Plan)  # what goes wrong from the start
@@ -180,7 +181,10 @@ class AppRecord:
 class State:
     """All of it in memory. Only `Control` changes the apps; pools add boots, the pages set faults."""
 
-    def __init__(self, proxy_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self, proxy_tokens: Mapping[str, str], environments: frozenset[str] | None = None
+    ) -> None:
+        self.environments = environments and environments | {"main"}
         self.apps: dict[str, AppRecord] = {}
         self.servers: dict[str, ServerRecord] = {}
         self.files: dict[str, bytes] = {}  # by SHA-256
