@@ -50,6 +50,7 @@ class World:
             ENV_OPERATOR_TOKEN: TOKEN,
         }
         self.processes: list[Process] = []
+        self.flags: tuple[str, ...] = ()  # of every operator here
         self.key = f"{namespace}/{NAME}"
         self.agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
         self.agent_path = f"{self.agents}/{NAME}"
@@ -91,6 +92,7 @@ class World:
             "--host=127.0.0.1",
             f"--health-port={(health or self.health).rpartition(':')[2]}",
             "--status-seconds=0",
+            *self.flags,
             *flags,
         ]
 

@@ -18,9 +18,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Config, Kind
+from trunkline_dev.modal.state import Boot, Config, Kind
 from trunkline_dev.processes import base_environment
+from trunkline_operator.agent.spec import Region
 from trunkline_operator.burst.client import (
     Burst,
     BurstApp,
@@ -29,6 +31,7 @@ from trunkline_operator.burst.client import (
     Credentials,
     Place,
 )
+from trunkline_operator.burst.standby import Scaling
 from trunkline_runtime.contract import (
     ENV_AGENT,
     ENV_ENGINE,
@@ -91,9 +94,11 @@ async def session(url: str) -> str:
     return str(answer.json()["token"])
 
 
-def call(url: str, token: str, key: str = KEY, call: str = "call-1") -> connect:
+def call(
+    url: str, token: str, key: str = KEY, call: str = "call-1", agent: str = APP.agent
+) -> connect:
     """A data link as a gateway opens it."""
-    claims = {"exp": time.time() + 60, "aud": APP.agent, "call": call, "jti": token}
+    claims = {"exp": time.time() + 60, "aud": agent, "call": call, "jti": token}
     headers = {
         "Modal-Authorization": f"Bearer {token}",
         TICKET_HEADER: jwt.encode(claims, key, algorithm="HS256"),
@@ -218,6 +223,54 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not record.deployed
 
 
+async def test_each_region_has_a_server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = replace(APP, regions=("eu-west", "us-east"), min_containers=0, buffer_containers=1)
+    async with world(monkeypatch) as (local, burst):
+        deployed = await burst.deploy(app, GOOD)
+        assert list(deployed.urls) == ["eu-west", "us-east"]
+        assert len(set(deployed.urls.values())) == 2
+        await asyncio.gather(*[burst.warm_up(place(), each, PATIENCE) for each in app.regions])
+        for region, url in deployed.urls.items():
+            async with call(url, await session(url), call=region) as link:
+                await answered(link)
+        servers = {record.name: record.definition for record in local.state.servers.values()}
+        told = {name: list(it.http_config.proxy_regions) for name, it in servers.items()}
+        assert told == {"worker-eu-west": ["eu-west"], "worker-us-east": ["us-east"]}
+        # What stands by is paid for once.
+        buffers = {name: it.autoscaler_settings.buffer_containers for name, it in servers.items()}
+        assert buffers == {"worker-eu-west": 1, "worker-us-east": 0}
+        # A region that is no longer asked for goes with the next deployment.
+        await burst.deploy(replace(app, regions=("us-east",)), GOOD)
+        (left,) = local.state.apps[deployed.app_id].functions
+        assert left == "worker-us-east"
+
+
+async def test_what_stands_by_is_changed_without_a_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rest = Scaling(minimum=0, buffer=0, maximum=4, window=2)
+    async with world(monkeypatch) as (local, burst):
+        deployed = await burst.deploy(APP, GOOD)
+        await burst.warm_up(place(), EAST, PATIENCE)
+        async with call(deployed.urls[EAST], await session(deployed.urls[EAST])) as link:
+            await answered(link)
+            await burst.scale(place(), {Region.US_EAST: replace(rest, minimum=3)})
+            await until(lambda: len(ready(local)) == 3)
+            await burst.scale(place(), {Region.US_EAST: rest})
+            await until(lambda: len(ready(local)) == 1)  # the one with the call
+            assert local.state.apps[deployed.app_id].version == 1
+            await link.ping()
+            assert link.close_code is None
+        error = await fails(
+            burst.scale(place(replace(APP, name="va-unknown")), {Region.US_EAST: rest})
+        )
+        assert error.reason is BurstReason.SCALING_FAILED
+
+
+def ready(local: LocalModal) -> list[Boot]:
+    return [boot for boot in local.boots if boot.ready_t and not boot.end_t]
+
+
 async def fails(work: Any) -> BurstError:
     with pytest.raises(BurstError) as raised:
         async with asyncio.timeout(PATIENCE):
@@ -227,7 +280,7 @@ async def fails(work: Any) -> BurstError:
 
 
 async def test_what_modal_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world(monkeypatch) as (local, burst):
+    async with world(monkeypatch, environments=frozenset({"staging"})) as (local, burst):
         for work in (
             burst.deploy(APP, BAD),
             burst.warm_up(place(credentials=BAD), EAST, PATIENCE),
@@ -242,6 +295,15 @@ async def test_what_modal_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         error = await fails(burst.deploy(replace(APP, name="x" * 65), GOOD))
         assert error.reason is BurstReason.REFUSED
         assert "64" in error.message
+        error = await fails(burst.deploy(replace(APP, environment="nowhere"), GOOD))
+        assert error.reason is BurstReason.DEPLOY_FAILED
+        assert "Environment 'nowhere'" in error.message
+        no_image = Rule(fault=Fault.IMAGE_BUILD_FAILS, message="manifest unknown: worker:9")
+        await local.inject(no_image)
+        error = await fails(burst.deploy(replace(APP, image="registry.example/worker:9"), GOOD))
+        assert error.reason is BurstReason.IMAGE_BUILD_FAILED
+        assert "manifest unknown" in error.message
+        await local.inject()
         error = await fails(burst.warm_up(place(replace(APP, name="va-unknown")), EAST, PATIENCE))
         assert error.reason is BurstReason.WARM_UP_FAILED
         assert not local.boots

@@ -415,6 +415,7 @@ def test_the_uninstall_hook_brings_its_rights_and_takes_them_away() -> None:
         "release",
         "--deadline=900",
         "--scale-down=calls/trunkline-operator",
+        "--burst-secret=calls/trunkline-burst",
         "--namespace=sales",
     ]
     stay = rendered(SWITCHES["apps stay"])

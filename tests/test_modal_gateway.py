@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from gateway_rig import AGENT, TICKET_KEY, a_gateway, a_route, call, events, give, on_uvloop, until
+from gateway_rig import (
+    AGENT,
+    TICKET_KEY,
+    a_gateway,
+    a_route,
+    call,
+    events,
+    give,
+    metric,
+    on_uvloop,
+    until,
+)
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
@@ -182,3 +193,55 @@ def test_what_goes_wrong_in_one_region_sends_calls_to_the_next_and_touches_none(
                     await live(other)
 
     run()
+
+
+def test_starts_are_told_apart_and_a_slow_restore_counts_though_nobody_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A restore takes a second and a half, and more than one is slow."""
+
+    @on_uvloop
+    async def run() -> None:
+        async with modal(monkeypatch, restore_seconds=1.5) as (local, burst):
+            near = await rung(burst, APP)
+            plain = await rung(burst, replace(APP, name="plain", snapshot="none"))
+            patient = {**near, "slowSeconds": 1.0}
+            hasty = {**patient, "deadlineSeconds": 0.5}
+
+            async def started(gateway: Any) -> str:
+                with events("trunkline.calls") as lines:
+                    caller = await call(gateway)
+                    await live(caller)
+                    held.append(caller)
+                (placed,) = (line for line in lines if line["message"] == "placed")
+                return str(placed["burst_start"])
+
+            def slow(gateway: Any) -> int:
+                return int(gateway.gateway.load()["agents"][AGENT]["burstSlow"])
+
+            held: list[ClientConnection] = []
+            async with a_gateway(a_route(rungs=[plain])) as gateway:
+                assert await started(gateway) == "warm"  # by the session that warmed it up
+                assert await started(gateway) == "cold"
+                assert slow(gateway) == 0
+            async with a_gateway(a_route(rungs=[patient])) as gateway:
+                assert await started(gateway) == "warm"
+                assert slow(gateway) == 0
+                assert await started(gateway) == "restored"
+                assert slow(gateway) == 1
+                for start in ("warm", "restored"):
+                    name = "trunkline_burst_start_seconds_count"
+                    assert await metric(gateway, name, agent=AGENT, start=start) == 1
+                # Who is told in time that there is no slot leaves the news of the slow start behind.
+                give(gateway, a_route(rungs=[hasty]), epoch=2)
+                found, seconds = await asked(gateway)
+                assert found == 503
+                assert seconds < 0.5 + LATE
+                await until(lambda: slow(gateway) == 2)
+            await until(lambda: not any(edge.pool.sessions for edge in edges(local)))
+
+    run()
+
+
+def edges(local: LocalModal) -> list[Any]:
+    return [edge for edge in local._edges.values() if edge.pool]

@@ -10,6 +10,8 @@ from trunkline_operator.burst.breaker import (
     FIRST_WAIT,
     LEVELS,
     LONGEST_WAIT,
+    NEVER_SLOW_SECONDS,
+    SLOW_SECONDS,
     TRIP,
     WINDOW,
     Breaker,
@@ -17,6 +19,7 @@ from trunkline_operator.burst.breaker import (
     noted,
     probe_at,
     probed,
+    slow_after,
 )
 
 NOW = 1_000.0
@@ -54,6 +57,21 @@ def test_the_level_above_is_tried_again_and_each_failure_doubles_the_wait() -> N
         assert (breaker.level, breaker.fallen) == (CPU, False)
     assert waits[:3] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
     assert waits[-1] == LONGEST_WAIT
+
+
+def test_a_restore_is_slow_if_it_takes_longer_than_the_first_boot() -> None:
+    cpu = Breaker.of(CPU)
+    assert slow_after(cpu, 95.04) == 95.0
+    assert slow_after(cpu, 1.2) == NEVER_SLOW_SECONDS
+    assert slow_after(cpu, 0.0) == SLOW_SECONDS  # nobody measured one
+    fallen = noted(cpu, good=0, bad=2, now=NOW)
+    assert slow_after(fallen, 95.0) == slow_after(None, 95.0) == 0.0
+
+
+def test_restores_around_the_mean_of_modals_fleet_are_not_slow_by_themselves() -> None:
+    draw = random.Random(1)
+    slow = [max(draw.gauss(13.8, 4.0), 0.0) > SLOW_SECONDS for _ in range(10_000)]
+    assert sum(slow) / 10_000 < 0.001
 
 
 def test_healthy_starts_make_it_forget() -> None:

@@ -1,6 +1,7 @@
 """`trunkline-operator release` as a process, on a real API server and a local Modal that the real SDK speaks to."""
 
 import asyncio
+import json
 import re
 import sys
 import time
@@ -305,3 +306,23 @@ def test_what_the_status_says_is_believed_first() -> None:
 def test_an_agent_without_burst_claims_nothing() -> None:
     it = claim(described(SPEC))
     assert (it.app, it.burst, it.finalizer) == ("", None, False)
+
+
+async def test_the_operators_own_copies_are_used_and_emptied(world: World) -> None:
+    """An agent whose Secret is gone, and one that is gone itself."""
+    here = await agent(world, "here", burst(), app="trunkline-here")
+    uid = (await world.api.get(here))["metadata"]["uid"]
+    copy = {"environment": "", **TOKENS}
+    entries = {
+        who: json.dumps({"agent": f"{world.namespace}/a", "app": app, **copy})
+        for who, app in ((uid, "trunkline-here"), ("torn-out", "trunkline-lost"))
+    }
+    await world.secret("copies", **entries)
+    config = Config(clones=0, api_tokens={TOKENS["token-id"]: TOKENS["token-secret"]})
+    async with LocalModal(config) as local:
+        flags = ("--deadline=60", f"--burst-secret={world.namespace}/copies")
+        told = await release(world, *flags, MODAL_SERVER_URL=local.server_url)
+    assert told.status == 0, told.text
+    assert "stopped trunkline-here at Modal" in told.line("/here")
+    assert await finalizers(world, here) == []
+    assert not (await world.api.get(f"{world.secrets}/copies")).get("data")

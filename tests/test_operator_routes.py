@@ -263,6 +263,13 @@ def test_each_region_that_takes_calls_has_its_rung_in_the_agents_order() -> None
     ]
 
 
+def test_a_rung_tells_what_is_a_slow_restore_where_something_is_restored() -> None:
+    agent = an_agent(**BURST)
+    slow = cast(BurstRung, route(agent, KEYS, URLS, slow_seconds=30.0)["rungs"][1])
+    assert slow["slowSeconds"] == 30.0
+    assert "slowSeconds" not in route(agent, KEYS, URLS)["rungs"][1]
+
+
 def test_keys_are_not_shown() -> None:
     assert "key-1" not in repr(KEYS)
     assert "sk-" not in repr(KEYS)

@@ -76,6 +76,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         moshi_image=flags.moshi_image,
         namespaces=tuple(dict.fromkeys(flags.namespace)),
         routes_secret=parse_name("--routes-secret", flags.routes_secret),
+        burst_secret=parse_name("--burst-secret", flags.burst_secret),
         lease=parse_name("--lease", flags.lease),
         host=flags.host,
         health_port=flags.health_port,
@@ -110,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     add("--worker-image", required=True, metavar="IMAGE", help="for agents that name none")
     add("--moshi-image", default="", metavar="IMAGE", help="likewise, for the Moshi engine")
     add("--routes-secret", default="", metavar="NS/NAME", help="keeps the routes for gateways")
+    add("--burst-secret", default="", metavar="NS/NAME", help="keeps what stops Modal apps")
     add("--lease", default="", metavar="NS/NAME", help="of several operators, who has it acts")
     add("--host", default="0.0.0.0", help="address of the health port")
     add("--health-port", type=int, default=HEALTH_PORT, help="/healthz, /readyz and /metrics")

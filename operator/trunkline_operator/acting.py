@@ -12,6 +12,7 @@ from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.burst.deployments import Deployments, described
 from trunkline_operator.cluster.authority import Authority, new_certificate
 from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.custody import Custody, Entry
 from trunkline_operator.decisions.manifests import encoded, secret
 from trunkline_operator.decisions.plan import Plan
 from trunkline_operator.decisions.steps import (
@@ -68,11 +69,13 @@ class Actor:
         cluster: Cluster,
         observer: Observer,
         deployments: Deployments,
+        custody: Custody,
         authority: Authority | None,
     ) -> None:
         self._cluster = cluster
         self._observer = observer
         self._deployments = deployments
+        self._custody = custody
         self._authority = authority
 
     async def act(self, seen: Seen, plan: Plan) -> Acts:
@@ -83,6 +86,10 @@ class Actor:
             wanted = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
             log.info("%s: %s", seen.agent.key, wanted, extra={"agent": seen.agent.key})
         acts = Acts()
+        try:
+            await self._keep(seen)
+        except ApiError as error:
+            acts.failures.append(error)
         for step in plan.steps:
             try:
                 if isinstance(step, CreatePod):
@@ -128,6 +135,8 @@ class Actor:
                 if step.left_behind:
                     log.error("%s is gone, and left behind: %s", agent.key, step.left_behind)
                 await self._finalizers(seen, [f for f in agent.finalizers if f != FINALIZER])
+                if not step.left_behind:  # the sweeper goes on trying, with this
+                    await self._custody.drop(agent.uid)
             case EnsureSecret():
                 body = secret(
                     agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES)
@@ -180,10 +189,24 @@ class Actor:
         if burst is None:
             return
         keys = await self._observer.own_keys(seen)
-        app = described(seen.agent, burst, step.app, keys)
+        await self._kept(seen, step.app)  # before there is anything to stop
+        app = described(seen.agent, burst, step.app, keys, self._custody.installation)
         if breaker := seen.world.burst.breaker:
             app = replace(app, snapshot=breaker.level.value)
         self._deployments.deploy(seen.agent.key, app, step.hash)
+
+    async def _keep(self, seen: Seen) -> None:
+        """What stops the agent's app is kept as it is now, and no longer than there is one."""
+        facts = seen.world.burst
+        if facts.stopped and not facts.app and seen.agent.deleted_at is None:
+            await self._custody.drop(seen.agent.uid)
+        elif facts.app:
+            await self._kept(seen, facts.app)
+
+    async def _kept(self, seen: Seen, app: str) -> None:
+        if account := self._deployments.account(seen.agent.key):
+            entry = Entry(agent=seen.agent.key, app=app, account=account)
+            await self._custody.keep(seen.agent.uid, entry)
 
 
 def words(step: Step) -> str:

@@ -16,10 +16,13 @@ import kopf
 
 from trunkline_operator import metrics
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
+from trunkline_operator.agent.spec import Json
 from trunkline_operator.burst.client import Burst
 from trunkline_operator.burst.deployments import Deployments
+from trunkline_operator.burst.orphans import Sweeper
 from trunkline_operator.cluster.authority import Authority
 from trunkline_operator.cluster.client import AGENTS, ApiError, Cluster, path
+from trunkline_operator.cluster.custody import Custody
 from trunkline_operator.cluster.herald import Herald
 from trunkline_operator.cluster.leader import identity, leading
 from trunkline_operator.cluster.lease import Candidate, epoch_after
@@ -104,7 +107,9 @@ async def assembled(
     def changed(agent: str) -> None:
         agenda.wake(agent)
 
-    deployments = Deployments(Burst(), changed)
+    burst, custody = Burst(), Custody(cluster, config.burst_secret)
+    await custody.open()
+    deployments = Deployments(burst, changed)
     stack.push_async_callback(deployments.close)
     agents = await known_agents(cluster, config.namespaces)
     kept = RoutesSecret(cluster, *config.routes_secret) if config.routes_secret else None
@@ -120,7 +125,9 @@ async def assembled(
     )
     await stack.enter_async_context(fleet)
     herald = await stack.enter_async_context(Herald(cluster))
-    reconciler = Reconciler(cluster, fleet, deployments, herald, settings(config, authority))
+    reconciler = Reconciler(
+        cluster, fleet, deployments, custody, herald, settings(config, authority)
+    )
     agenda = Agenda(reconciler.look)
     metrics.EPOCH.set(epoch)
     metrics.LINKS.set_function(lambda: fleet.connected)
@@ -137,6 +144,16 @@ async def assembled(
         async with asyncio.timeout(FIRST_LOOKS_SECONDS):
             await agenda.looked_at(agents)
     fleet.open()
+    namespaces = config.namespaces
+
+    async def living() -> dict[str, str]:
+        found = await all_agents(cluster, namespaces)
+        return {metadata["uid"]: key_of(metadata) for metadata in found}
+
+    sweeper = Sweeper(
+        burst, custody, living, lambda namespace: not namespaces or namespace in namespaces
+    )
+    await stack.enter_async_context(sweeper.sweeping())
     return agenda
 
 
@@ -192,6 +209,15 @@ async def require_agents(cluster: Cluster) -> None:
 
 async def known_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[str]:
     """namespace/name of all agents that are there now."""
+    return [key_of(metadata) for metadata in await all_agents(cluster, namespaces)]
+
+
+def key_of(metadata: Json) -> str:
+    """namespace/name."""
+    return f"{metadata['namespace']}/{metadata['name']}"
+
+
+async def all_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[Json]:
+    """The metadata of all agents that are there now."""
     paths = [path("VoiceAgent", namespace) for namespace in namespaces] or [AGENTS]
-    found = [item["metadata"] for where in paths for item in await cluster.list(where)]
-    return [f"{metadata['namespace']}/{metadata['name']}" for metadata in found]
+    return [item["metadata"] for where in paths for item in await cluster.list(where)]

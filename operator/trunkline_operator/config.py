@@ -29,6 +29,7 @@ class OperatorConfig:
     moshi_image: str = ""  # "": the same
     namespaces: tuple[str, ...] = ()
     routes_secret: tuple[str, str] | None = None
+    burst_secret: tuple[str, str] | None = None
     lease: tuple[str, str] | None = None
     host: str = "0.0.0.0"
     health_port: int = HEALTH_PORT

@@ -36,6 +36,10 @@ PODS: Final = Gauge("trunkline_operator_pods", "Pods of an agent.", ["namespace"
 DEPLOYMENTS: Final = Counter(
     "trunkline_operator_burst_deployments", "Work on Modal apps.", ["work", "outcome"]
 )
+ORPHANS: Final = Gauge(
+    "trunkline_operator_burst_orphans",
+    "Modal apps of deleted agents that could not be stopped yet.",
+)
 AGENTS: Final = Gauge("trunkline_operator_agents", "Agents that the operator looks after.")
 LINKS: Final = Gauge("trunkline_operator_gateway_links", "Open links to gateways.")
 LEADER: Final = Gauge("trunkline_operator_leader", "1 if this operator acts, 0 if it stands by.")

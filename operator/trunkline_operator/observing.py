@@ -8,7 +8,7 @@ from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Json, VoiceAgent
-from trunkline_operator.burst.breaker import LEVELS, Breaker, following, probed, recovered
+from trunkline_operator.burst.breaker import LEVELS, Breaker, following, noted, probed, recovered
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority, why_issue
 from trunkline_operator.cluster.client import ApiError, Cluster, path
@@ -25,6 +25,7 @@ from trunkline_operator.cluster.credentials import (
     upstream_secret,
     upstream_token_missing,
 )
+from trunkline_operator.cluster.custody import Custody
 from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
     WORKER_KEY,
@@ -64,12 +65,14 @@ class Observer:
         cluster: Cluster,
         fleet: Fleet,
         deployments: Deployments,
+        custody: Custody,
         installation: Installation,
         authority: Authority | None,
     ) -> None:
         self._cluster = cluster
         self._fleet = fleet
         self._deployments = deployments
+        self._custody = custody
         self._installation = installation
         self._authority = authority
 
@@ -167,8 +170,15 @@ class Observer:
         account, no_hub = secrets
         # Without the finalizer nobody looked after the app, and `release` may have stopped it.
         status = obj.get("status") or {} if FINALIZER in agent.finalizers else {}
-        facts = self._deployments.facts(agent.key, BurstFacts.of(status))
+        earlier = BurstFacts.of(status)
+        # One that was deployed by an operator that died before it could write so.
+        earlier = replace(earlier, app=earlier.app or self._custody.app(agent.uid))
+        facts = self._deployments.facts(agent.key, earlier)
         missing = ""
+        if self._deployments.account(agent.key) is None and (
+            kept := self._custody.account(agent.uid)
+        ):
+            self._deployments.remember(agent.key, kept)
         if agent.burst:
             missing = credentials_missing(agent.burst, account)
             if account and not missing:
@@ -195,6 +205,9 @@ class Observer:
             levels = {burst_hash(agent, self._installation, at): at for at in LEVELS}
             known = recovered(asked, levels.get(facts.hash, asked), now)
         known = probed(following(known, asked), now)
+        slow = self._fleet.report(agent.key).burst_slow
+        if late := self._deployments.slower(agent.key, slow):
+            known = noted(known, 0, late, now)
         self._deployments.keep(agent.key, known)
         return known
 

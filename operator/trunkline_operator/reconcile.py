@@ -16,9 +16,11 @@ from trunkline_operator.acting import Actor, Acts
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import Json, SpecError
+from trunkline_operator.burst.breaker import slow_after
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority
 from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.custody import Custody
 from trunkline_operator.cluster.herald import Herald
 from trunkline_operator.decisions import events
 from trunkline_operator.decisions.manifests import (
@@ -77,18 +79,20 @@ class Reconciler:
         cluster: Cluster,
         fleet: Fleet,
         deployments: Deployments,
+        custody: Custody,
         herald: Herald,
         settings: Settings,
     ) -> None:
         self._cluster = cluster
         self._fleet = fleet
         self._deployments = deployments
+        self._custody = custody
         self._herald = herald
         self._settings = settings
         self._observer = Observer(
-            cluster, fleet, deployments, settings.installation, settings.authority
+            cluster, fleet, deployments, custody, settings.installation, settings.authority
         )
-        self._actor = Actor(cluster, self._observer, deployments, settings.authority)
+        self._actor = Actor(cluster, self._observer, deployments, custody, settings.authority)
         self._notes: dict[str, _Notes] = {}
 
     async def look(self, key: str) -> float | None:
@@ -151,7 +155,8 @@ class Reconciler:
         return self._notes.setdefault(key, _Notes(uid=uid))
 
     def _forget(self, key: str) -> None:
-        self._notes.pop(key, None)
+        if notes := self._notes.pop(key, None):
+            self._custody.gone(notes.uid)
         self._fleet.forget(key)
         self._deployments.forget(key)
         metrics.forget_pods(*key.split("/", 1))
@@ -172,6 +177,7 @@ class Reconciler:
             plan.draining,
             default_namespace=seen.agent.namespace == self._settings.default_namespace,
             worker_ca=self._settings.authority.pem if self._settings.authority else "",
+            slow_seconds=slow_after(seen.world.burst.breaker, seen.world.burst.first_boot),
         )
         self._fleet.set_route(seen.agent.key, made)
         new = sum(isinstance(step, CreatePod) for step in plan.steps)

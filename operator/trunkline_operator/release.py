@@ -20,8 +20,10 @@ from typing import Final
 from trunkline_operator.agent.spec import Burst as BurstSpec
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.burst.client import CALL_SECONDS, Burst, BurstError, BurstReason
+from trunkline_operator.burst.deployments import Account
 from trunkline_operator.cluster.client import AGENTS, ApiError, Cluster, path
 from trunkline_operator.cluster.credentials import account_of, credentials_missing
+from trunkline_operator.cluster.custody import Custody, Entry
 from trunkline_operator.config import ConfigError, parse_name
 from trunkline_operator.decisions.manifests import app_name, secret_strings
 from trunkline_runtime.contract import FINALIZER
@@ -49,6 +51,7 @@ class ReleaseConfig:
     deadline: float = DEADLINE_SECONDS
     scale_down: tuple[str, str] | None = None  # the operator's Deployment
     namespaces: tuple[str, ...] = ()  # none means all
+    burst_secret: tuple[str, str] | None = None  # the operator's own copies of credentials
 
     def __post_init__(self) -> None:
         if not self.deadline > 0:
@@ -61,6 +64,7 @@ class Claim:
 
     namespace: str
     name: str
+    uid: str
     app: str  # "" = it never had one
     deployed: bool  # its status says so
     burst: (
@@ -95,6 +99,7 @@ def claim(obj: Json) -> Claim:
     return Claim(
         namespace=metadata["namespace"],
         name=metadata["name"],
+        uid=metadata["uid"],
         app=deployed or derived,
         deployed=bool(deployed),
         burst=BurstSpec(credentials_secret=secret, environment=modal.get("environment", ""))
@@ -107,8 +112,11 @@ def claim(obj: Json) -> Claim:
 class Release:
     """One run of the command; `say` prints a line. `end` is the moment of `time.monotonic` to be done by."""
 
-    def __init__(self, cluster: Cluster, burst: Burst, say: Say, end: float) -> None:
+    def __init__(
+        self, cluster: Cluster, burst: Burst, custody: Custody, say: Say, end: float
+    ) -> None:
         self._cluster, self._burst, self._say, self._end = cluster, burst, say, end
+        self._custody = custody
         self._room = asyncio.Semaphore(AGENTS_AT_ONCE)
 
     async def run(self, config: ReleaseConfig) -> int:
@@ -116,12 +124,14 @@ class Release:
         left = not await self._scaled_down(*config.scale_down) if config.scale_down else False
         try:
             async with asyncio.timeout(self._seconds()):
+                await self._custody.open()
                 found = await self._agents(config.namespaces)
         except (ApiError, TimeoutError) as error:
             self._say(f"LEFT: all agents: they cannot be listed: {error or 'no answer in time'}")
             return 1
         outcomes = await asyncio.gather(*(self._agent(claim(obj)) for obj in found))
-        left = left or not all(outcomes)
+        copies = await asyncio.gather(*(self._copy(*it) for it in self._custody.entries.items()))
+        left = left or not all((*outcomes, *copies))
         rest = "see above what is left, then run this again" if left else "they and their pods stay"
         self._say(f"released {sum(outcomes)} of {len(found)} agents; {rest}")
         return 1 if left else 0
@@ -206,33 +216,48 @@ class Release:
         except (ApiError, TimeoutError) as error:
             why = f"{it.app} may run at Modal, and its credentials cannot be read"
             return False, f"{why}: {error or 'no answer in time'}; {it.by_hand}"
+        if found is None and (kept := self._custody.account(it.uid)):
+            return await self._stop(it.app, kept, it.by_hand)
         account = None if found is None else secret_strings(found)
         if missing := credentials_missing(it.burst, account):
             if not it.deployed:
                 return True, f"no app of it is known ({missing.partition(':')[0]})"
             why = f"{it.app} may run at Modal: {missing}; then run this again"
             return False, f"{why}, or {it.by_hand}; {it.finalizer_by_hand}"
-        return await self._stop(it, it.burst, account or {})
+        return await self._stop(it.app, account_of(it.burst, account or {}), it.by_hand)
 
-    async def _stop(
-        self, it: Claim, burst: BurstSpec, account: Mapping[str, str]
-    ) -> tuple[bool, str]:
+    async def _copy(self, uid: str, entry: Entry) -> bool:
+        """Whether nothing is left of an agent that the operator has kept an entry of; then that goes, too."""
+        by_hand = f"modal app stop {entry.app}"
+        stopped, words = await self._stop(entry.app, entry.account, by_hand)
+        if not stopped:
+            self._say(f"LEFT: {entry.agent}: {words}")
+            return False
+        try:
+            async with asyncio.timeout(self._seconds() + REST_SECONDS / 2):
+                await self._custody.drop(uid)
+        except (ApiError, TimeoutError) as error:
+            self._say(f"LEFT: {entry.agent}: a copy of its credentials: {error or 'no answer'}")
+            return False
+        return True
+
+    async def _stop(self, app: str, account: Account, by_hand: str) -> tuple[bool, str]:
         """Tries until the end, for an app that is left behind costs money."""
-        place = account_of(burst, account).place(it.app)
+        place = account.place(app)
         why, pause = "Modal did not answer in time", RETRY_SECONDS[0]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._seconds()):
                 while True:
                     try:
                         await self._burst.stop(place)
-                        return True, f"stopped {it.app} at Modal"
+                        return True, f"stopped {app} at Modal"
                     except BurstError as error:
                         why = str(error)
                         if error.reason is BurstReason.CREDENTIALS_REFUSED:
                             break
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     pause = min(2 * pause, RETRY_SECONDS[1])
-        return False, f"{it.app} may still run at Modal: {why}: {it.by_hand}"
+        return False, f"{app} may still run at Modal: {why}: {by_hand}"
 
     async def _let_go(self, it: Claim) -> tuple[bool, str]:
         """Takes off the finalizer, only if nobody changes the agent meanwhile: others have finalizers too."""
@@ -280,7 +305,8 @@ async def release(config: ReleaseConfig, say: Say, began: float) -> int:
     burst = Burst(call_seconds=min(CALL_SECONDS, config.deadline / CALLS))
     async with await Cluster.connect() as cluster:
         try:
-            return await Release(cluster, burst, say, end).run(config)
+            custody = Custody(cluster, config.burst_secret)
+            return await Release(cluster, burst, custody, say, end).run(config)
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REST_SECONDS / 3):
@@ -294,6 +320,7 @@ def configured(arguments: Sequence[str]) -> ReleaseConfig:
         deadline=flags.deadline,
         scale_down=parse_name("--scale-down", flags.scale_down),
         namespaces=tuple(dict.fromkeys(flags.namespace)),
+        burst_secret=parse_name("--burst-secret", flags.burst_secret),
     )
 
 
@@ -310,6 +337,12 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="NS/NAME",
         help="the operator's Deployment: stops it first",
+    )
+    add(
+        "--burst-secret",
+        default="",
+        metavar="NS/NAME",
+        help="the operator's own copies of credentials: used, and emptied",
     )
     add(
         "--deadline",

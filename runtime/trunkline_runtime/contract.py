@@ -46,6 +46,8 @@ STATE_PATH: Final = "/state"  # of a gateway, on its health port: `State`
 CALL_HEADER: Final = "Trunkline-Call"
 TICKET_HEADER: Final = "Trunkline-Ticket"
 HOPS_HEADER: Final = "Trunkline-Hops"  # of a call that a gateway sends on: how many have
+START_HEADER: Final = "Trunkline-Start"
+"""In a burst worker's answers: how its container came up, cold or restored, and for how many seconds it has been."""
 AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
 
 # Environment of a worker, in a pod and in a Modal container alike.
@@ -277,6 +279,9 @@ class BurstRung(TypedDict):
     proxyToken: str  # "wk-….ws-…", or "" where the server takes none
     ticketKey: str  # signs the ticket of each data link
     deadlineSeconds: float  # for the session's start
+    slowSeconds: NotRequired[
+        float
+    ]  # a container that was restored for longer counts as `burstSlow`
 
 
 class UpstreamRung(TypedDict):
@@ -407,6 +412,9 @@ class AgentLoad(TypedDict):
     refused: int  # total: answered 503
     lost: int  # total: ended by the death of a worker
     burstFailures: int  # total: session starts or dials that failed
+    burstSlow: NotRequired[
+        int
+    ]  # total: calls whose container took long to be restored, given up or not
     burstError: str  # the last such failure in words, "" after a success
 
 
@@ -479,6 +487,9 @@ class CallRecord(TypedDict):
     worker: str  # "" on burst
     admission_ms: float  # from the request to the 101, or to the refusal
     answered_ms: NotRequired[float]  # of them at the rung that answered
+    burst_start: NotRequired[
+        str
+    ]  # of a container at Modal: warm, or for this call cold or restored
     passed_over: list[PassedOver]
     rung_ms: NotRequired[dict[str, float]]  # what each rung that was tried has cost, by its name
     warm: NotRequired[WarmThen]

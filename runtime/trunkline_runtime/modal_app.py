@@ -40,6 +40,11 @@ log = logging.getLogger("trunkline.burst")
 SERVER: Final = "worker"  # the servers' names in the app begin so
 DISTRIBUTION: Final = "trunkline"
 MAX_GRACE_SECONDS: Final = 3600  # Modal's limit for exit_grace_period
+# Tags of an app that the operator deployed; by them it finds those whose agent is gone.
+TAG_INSTALLATION: Final = "trunkline-installation"
+TAG_NAMESPACE: Final = "trunkline-namespace"
+TAG_NAME: Final = "trunkline-name"
+TAG_UID: Final = "trunkline-uid"
 MAX_TAG: Final = 63  # characters of a tag's key or value
 EXIT_SECONDS: Final = (
     25.0  # of the 30 that Modal gives exit hooks; calls have had their grace before
@@ -54,6 +59,7 @@ class HostedWorker:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._loaded_by = ""  # the container; after a restore it is another
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
@@ -66,6 +72,7 @@ class HostedWorker:
         configure_logging("worker")
         self._engine = make_engine(_configuration())
         self._engine.load()
+        self._loaded_by = os.environ["MODAL_TASK_ID"]
 
     def resume(self) -> None:
         """What each container makes for itself; returns when calls can come in. Raises what stops that."""
@@ -91,7 +98,8 @@ class HostedWorker:
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
-            host = WorkerHost(config, engine)
+            start = "cold" if config.worker == self._loaded_by else "restored"
+            host = WorkerHost(config, engine, start=start)
             await host.run(self._stop, lambda: listening.set_result(None))
 
         try:

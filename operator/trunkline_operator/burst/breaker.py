@@ -19,6 +19,10 @@ WINDOW: Final = 5  # starts that are looked at
 # surely soon; with one in fifty, in 4 of 1000.
 TRIP: Final = 2
 HEALTHY: Final = 5  # good starts in a row at a level, after which its earlier trips are forgotten
+# A restore that takes longer than the app's own first boot is worth nothing. Where no boot was measured, twice the
+# mean of Modal's whole fleet in spring 2026 (13.8 s) counts; and one of less than ten seconds is never slow.
+SLOW_SECONDS: Final = 27.6
+NEVER_SLOW_SECONDS: Final = 10.0
 FIRST_WAIT: Final = 900.0  # seconds at a lower level before the one above is tried again
 LONGEST_WAIT: Final = 6 * 3600.0
 
@@ -82,6 +86,13 @@ def _trips(recent: tuple[bool, ...]) -> bool:
     """Any five in a row have too many bad ones."""
     windows = [recent[end - WINDOW : end] for end in range(WINDOW, len(recent) + 1)] or [recent]
     return any(sum(not good for good in window) >= TRIP for window in windows)
+
+
+def slow_after(breaker: Breaker | None, first_boot: float) -> float:
+    """The seconds after which a restore counts as bad; 0 = nothing is restored. `first_boot` 0 = unknown."""
+    if breaker is None or breaker.level is Snapshot.NONE:
+        return 0.0
+    return round(max(first_boot or SLOW_SECONDS, NEVER_SLOW_SECONDS), 1)
 
 
 def probed(breaker: Breaker, now: float) -> Breaker:

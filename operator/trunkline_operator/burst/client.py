@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -193,8 +193,10 @@ class Burst:
                     good += max(stats.container_started_count - stats.container_error_count, 0)
         return Starts(good=good, bad=bad)
 
-    async def find(self, environment: str, credentials: Credentials, prefix: str) -> list[Found]:
-        """The deployed apps of an environment whose names begin so, with their tags."""
+    async def find(
+        self, environment: str, credentials: Credentials, prefix: str, known: Collection[str]
+    ) -> list[Found]:
+        """The deployed apps of an environment whose names begin so, with their tags; not those that are known."""
         async with self._failing(BurstReason.SEARCH_FAILED, credentials):
             client = await self._client(credentials)
             async with asyncio.timeout(self._call_seconds):
@@ -202,7 +204,8 @@ class Burst:
                     environment_name=environment, client=client
                 )
             found = []
-            for name in (one.name for one in listed if one.name.startswith(prefix)):
+            names = {one.name for one in listed if one.name.startswith(prefix)}
+            for name in sorted(names - set(known)):
                 # One that goes meanwhile is no longer to be found.
                 with contextlib.suppress(modal.exception.NotFoundError):
                     async with asyncio.timeout(self._call_seconds):
@@ -213,8 +216,8 @@ class Burst:
                     found.append(Found(name=name, tags=tags))
         return found
 
-    async def stop(self, place: Place) -> None:
-        """Stops the app; one that is not there is stopped already."""
+    async def stop(self, place: Place) -> bool:
+        """Stops the app, and says whether there was one; one that is not there is stopped already."""
         async with self._failing(BurstReason.STOP_FAILED, place.credentials):
             client = await self._client(place.credentials)
             with contextlib.suppress(modal.exception.NotFoundError):
@@ -223,6 +226,8 @@ class Burst:
                         place.app, environment_name=place.environment or None, client=client
                     )
                     await app.stop.aio(client=client)
+                return True
+        return False
 
     async def close(self) -> None:
         for credentials in list(self._clients):

@@ -22,7 +22,7 @@ from trunkline_operator.decisions.manifests import engine_environment
 from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.metrics import DEPLOYMENTS
-from trunkline_runtime.contract import GROUP
+from trunkline_runtime.modal_app import TAG_INSTALLATION, TAG_NAME, TAG_NAMESPACE, TAG_UID
 
 # The first boot of an app loads its model: minutes, where it is not in the image.
 WARM_UP_SECONDS: Final = 900.0
@@ -54,6 +54,8 @@ class _App:
     task: asyncio.Task[None] | None = None
     watch: asyncio.Task[None] | None = None
     scaling: asyncio.Task[None] | None = None
+    slow: int | None = None  # slow restores that gateways have told of; None = not looked at yet
+    unheeded: int = 0  # of them, those that Modal will count among the starts that went well
     counted: float = field(default_factory=time.time)  # starts until then are known
 
 
@@ -82,6 +84,13 @@ class Deployments:
     def keep(self, agent: str, breaker: Breaker) -> None:
         """What its containers start from, for the looks to come."""
         self._apps[agent].facts = replace(self._apps[agent].facts, breaker=breaker)
+
+    def slower(self, agent: str, total: int) -> int:
+        """Slow restores since the last look; what was before the first is old."""
+        app = self._apps[agent]
+        more = 0 if app.slow is None else max(total - app.slow, 0)
+        app.slow, app.unheeded = total, app.unheeded + more
+        return more
 
     def forget(self, agent: str) -> None:
         app = self._apps.pop(agent, None)
@@ -177,7 +186,9 @@ class Deployments:
         else:
             app.counted = now
             if before := app.facts.breaker:
-                self.keep(agent, after := noted(before, starts.good, starts.bad, now))
+                # What gateways found slow is known already, and not good.
+                good, app.unheeded = max(starts.good - app.unheeded, 0), 0
+                self.keep(agent, after := noted(before, good, starts.bad, now))
                 if after.level is not before.level:
                     log.warning("%s: snapshot %s", agent, after.level, extra={"agent": agent})
         finally:
@@ -257,7 +268,9 @@ def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:
     )
 
 
-def described(agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys) -> BurstApp:
+def described(
+    agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys, installation: str = ""
+) -> BurstApp:
     """The app of that name which the agent asks for.
 
     It is deployed with no container that stands by: those come once a snapshot exists to restore them from, and
@@ -270,7 +283,12 @@ def described(agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys) -> Bur
         ticket_key=keys.ticket,
         hub_token=keys.hub_token,
         environment=burst.environment,
-        tags={GROUP: agent.key},
+        tags=({TAG_INSTALLATION: installation} if installation else {})
+        | {
+            TAG_NAMESPACE: agent.namespace,
+            TAG_NAME: agent.name,
+            TAG_UID: agent.uid,
+        },
         image=burst.image,
         gpu=burst.gpu,
         regions=tuple(region.value for region in burst.regions),

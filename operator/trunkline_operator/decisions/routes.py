@@ -62,11 +62,13 @@ def route(
     *,
     default_namespace: bool = False,
     worker_ca: str = "",
+    slow_seconds: float = 0.0,
 ) -> Route:
     """The route of an agent; one that is being deleted has no rung, so that it takes no new call.
 
     `burst_urls` has those regions of burst that take calls; another has no rung. `worker_ca` is the PEM of the
-    CA of workers' certificates, "" where their links are plain.
+    CA of workers' certificates, "" where their links are plain. `slow_seconds` is how long a container may take
+    to be restored; 0 = nothing is restored.
     """
     content = Route(
         agent=agent.key,
@@ -77,7 +79,7 @@ def route(
         maxSeconds=agent.session.max_seconds,
         admissionMs=agent.slo.admission_ms,
         settings=_settings(agent, keys),
-        rungs=_rungs(agent, keys, burst_urls),
+        rungs=_rungs(agent, keys, burst_urls, slow_seconds),
         draining=sorted(draining),
     )
     if default_namespace:
@@ -198,14 +200,16 @@ def _policy(policy: spec.CallPolicy, hook: spec.Hook | None, keys: Keys) -> Poli
     return made
 
 
-def _rungs(agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str]) -> list[Rung]:
+def _rungs(
+    agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str], slow_seconds: float
+) -> list[Rung]:
     allowed = ladder(agent)
     rungs: list[Rung] = []
     if allowed.warm:
         rungs.append(WarmRung(kind="warm"))
     if burst := allowed.burst:
-        rungs += [
-            BurstRung(
+        for region in (region for region in burst.regions if region in burst_urls):
+            rung = BurstRung(
                 kind="burst",
                 name=region.value,
                 url=burst_urls[region],
@@ -213,9 +217,9 @@ def _rungs(agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str]) -> list
                 ticketKey=keys.ticket,
                 deadlineSeconds=burst.start_deadline_seconds,
             )
-            for region in burst.regions
-            if region in burst_urls
-        ]
+            if slow_seconds:
+                rung["slowSeconds"] = slow_seconds
+            rungs.append(rung)
     # Without the token that it asks for, it would refuse every call.
     if (upstream := allowed.upstream) and (keys.upstream_token or not upstream.token_secret):
         rungs.append(

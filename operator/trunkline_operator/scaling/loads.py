@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, WorkerLoad
 
-TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures")
+TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures", "burstSlow")
 # Boots whose totals are remembered, so that a gateway that comes back is not counted again.
 MOST_BOOTS: Final = 256
 
@@ -32,6 +32,7 @@ class AgentReport:
     waiting: int = 0
     lost: int = 0
     burst_failures: int = 0
+    burst_slow: int = 0
     burst_error: str = ""
     shut: Mapping[str, str] = field(
         default_factory=dict
@@ -105,6 +106,7 @@ class Loads:
             waiting=sum(load.get("waiting", 0) for load in loads),
             lost=sums.get("lost", 0),
             burst_failures=sums.get("burstFailures", 0),
+            burst_slow=sums.get("burstSlow", 0),
             burst_error=next((load["burstError"] for load in loads if load["burstError"]), ""),
             shut=_shut(loads),
             gateways=len(loads),
@@ -117,7 +119,7 @@ class Loads:
             last = counted.setdefault(agent, dict.fromkeys(TOTALS, 0))
             sums = self._sums.setdefault(agent, dict.fromkeys(TOTALS, 0))
             for total in TOTALS:
-                value = cast(dict[str, int], load)[total]
+                value = cast(dict[str, int], load).get(total, 0)
                 sums[total] += max(value - last[total], 0)
                 last[total] = max(value, last[total])
         for oldest in list(self._counted)[:-MOST_BOOTS]:
@@ -182,6 +184,7 @@ def _agent(load: Mapping[str, Any]) -> AgentLoad:
         refused=_count(load["refused"]),
         lost=_count(load["lost"]),
         burstFailures=_count(load["burstFailures"]),
+        burstSlow=_count(load.get("burstSlow", 0)),
         burstError=str(load["burstError"]),
     )
     if "waiting" in load:

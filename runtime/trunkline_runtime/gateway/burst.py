@@ -9,27 +9,35 @@ import logging
 import ssl
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import httpx
 import jwt
 
+from trunkline_runtime.contract import START_HEADER
 from trunkline_runtime.gateway.leg import Failed
 from trunkline_runtime.gateway.routes import BurstRung
 
 log = logging.getLogger("trunkline.gateway")
 T = TypeVar("T")
+Late = Callable[[], object]
+"""Told that a container took longer to be restored than its rung allows, and that nobody waited for it."""
 
 START_PATH: Final = "/_modal/sessions/start"
 TERMINATE_PATH: Final = "/_modal/sessions/terminate"
 TICKET_SECONDS: Final = 30  # from the ticket's making to the worker's check of it
 IDLE_SECONDS: Final = 30  # a session that nobody ends, Modal ends itself; its own default is 600
 ABANDONED_SECONDS: Final = 5.0  # how long an answer that nobody waits for may still come in
+# A start that is kept although nobody waits makes Modal keep a container for it: two tell enough.
+FOLLOWED: Final = 2
 TERMINATE_TRIES: Final = 3
 CLOSE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 1000  # sessions being started at once
+WARM, COLD, RESTORED = "warm", "cold", "restored"
+"""How a container was there for a call: before it, or started for it without a snapshot or from one."""
 REFUSALS: Final[Mapping[int, str]] = {
     401: "does not know the proxy token",
     403: "does not let the proxy token into the app's environment",
@@ -59,21 +67,23 @@ class BurstSessions:
             verify=self.tls, trust_env=False, limits=httpx.Limits(max_connections=MAX_CONNECTIONS)
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._followed = 0  # starts that nobody waits for, kept to learn how long they take
 
     def __repr__(self) -> str:
         return f"<BurstSessions requests={len(self._tasks)}>"
 
-    async def start(self, rung: BurstRung, call: str, by: float) -> Session | Failed:
+    async def start(self, rung: BurstRung, call: str, by: float, late: Late) -> Session | Failed:
         """A session, or why there is none by `by`, a time of the loop's clock."""
+        began = asyncio.get_running_loop().time()
         request = self._spawn(self._start(rung, call))
         try:
             async with asyncio.timeout_at(by):
                 return await asyncio.shield(request)
         except TimeoutError:
-            self._abandon(request)
+            self._abandon(request, rung, began, late)
             return Failed("did not start a session in time")
         except asyncio.CancelledError:
-            self._abandon(request)
+            self._abandon(request, rung, began, late)
             raise
 
     def end(self, session: Session) -> None:
@@ -140,13 +150,45 @@ class BurstSessions:
             extra={"session": session.session, "rung": session.rung.name, "why": why},
         )
 
-    def _abandon(self, request: "asyncio.Task[Session | Failed]") -> None:
-        request.add_done_callback(self._unwanted)
-        timer = asyncio.get_running_loop().call_later(ABANDONED_SECONDS, request.cancel)
+    def _abandon(
+        self, request: "asyncio.Task[Session | Failed]", rung: BurstRung, began: float, late: Late
+    ) -> None:
+        """Nobody waits any longer. A few are followed, to learn whether restores have become slow."""
+        loop = asyncio.get_running_loop()
+        patience = ABANDONED_SECONDS
+        if rung.slow and self._followed < FOLLOWED:
+            patience = max(patience, began + rung.slow + ABANDONED_SECONDS - loop.time())
+            self._followed += 1
+            request.add_done_callback(self._unfollow)
+        request.add_done_callback(partial(self._unwanted, began, late))
+        timer = loop.call_later(patience, request.cancel)
         request.add_done_callback(lambda _: timer.cancel())
 
-    def _unwanted(self, request: "asyncio.Task[Session | Failed]") -> None:
-        if not request.cancelled() and isinstance(session := request.result(), Session):
+    def _unfollow(self, _: object) -> None:
+        self._followed -= 1
+
+    def _unwanted(
+        self, began: float, late: Late, request: "asyncio.Task[Session | Failed]"
+    ) -> None:
+        if request.cancelled() or not isinstance(session := request.result(), Session):
+            return
+        seconds = asyncio.get_running_loop().time() - began
+        if 0 < session.rung.slow < seconds:
+            self._spawn(self._learn(session, seconds, late))
+        else:
+            self.end(session)
+
+    async def _learn(self, session: Session, seconds: float, late: Late) -> None:
+        """Whether the container was restored all that time: a start also waits where all containers are full."""
+        headers = {"Modal-Authorization": f"Bearer {session.token}"}
+        try:
+            answer = await self._client.get(session.rung.url, headers=headers, timeout=2.0)
+            how, _, ready = answer.headers.get(START_HEADER, "").partition(" ")
+            if how == RESTORED and float(ready) < seconds:
+                late()
+        except (httpx.HTTPError, ValueError):
+            pass  # the next one may tell
+        finally:
             self.end(session)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
@@ -154,6 +196,17 @@ class BurstSessions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def start_of(started: tuple[str, float] | None, seconds: float) -> str:
+    """What a container's own word means for a call that asked for it so long ago; "" = it says nothing.
+
+    Only durations are compared, for the clocks of two machines differ.
+    """
+    if started is None:
+        return ""
+    how, ready = started
+    return WARM if ready > seconds else how
 
 
 def refusal(status: int) -> str:

@@ -486,6 +486,7 @@ class Gateway:
             refused=tally.refused,
             lost=tally.lost,
             burstFailures=tally.burst_failures,
+            burstSlow=tally.burst_slow,
             burstError=tally.burst_error,
         )
 

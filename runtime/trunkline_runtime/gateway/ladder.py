@@ -121,6 +121,7 @@ class Placement:
     steps: tuple[Step, ...]
     ms: float
     answered_ms: float = 0.0  # of them at the rung that answered
+    start: str = ""  # of a container at Modal: warm, or for this call cold or restored
     warm: Census | None = None  # the agent's pods when no slot was found on them
 
     @property

@@ -46,6 +46,10 @@ ADMISSION_BUCKETS: Final = (
 FIRST_AUDIO_BUCKETS: Final = (0.1, 0.2, 0.3, 0.5, 0.8, 1.1, 1.4, 2, 3, 5, 8, 13)
 
 
+# From a container that is there to one that is booted with a model.
+START_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60)
+
+
 @dataclass(slots=True)
 class Tally:
     """One agent's counts since the gateway's start. The totals never fall."""
@@ -56,6 +60,7 @@ class Tally:
     refused: int = 0
     lost: int = 0
     burst_failures: int = 0
+    burst_slow: int = 0
     burst_error: str = ""
     shut: dict[str, State] = field(default_factory=dict)  # rungs that are not tried, or only probed
 
@@ -133,6 +138,20 @@ class _Metrics:
         )
         self.spills = Counter(
             "trunkline_burst_spills", "Calls placed on burst", ["agent"], registry=registry
+        )
+        self.burst_starts = Histogram(
+            "trunkline_burst_start_seconds",
+            "From asking Modal for a session to the 101 of its container, by how that was there: warm, "
+            "restored, cold",
+            ["agent", "start"],
+            buckets=START_BUCKETS,
+            registry=registry,
+        )
+        self.burst_slow = Counter(
+            "trunkline_burst_slow_restores",
+            "Containers that took longer to be restored than to be booted, waited for or not",
+            ["agent"],
+            registry=registry,
         )
         self.burst_failures = Counter(
             "trunkline_burst_failures",
@@ -252,6 +271,7 @@ class Ledger:
             "worker": placement.worker,
             "admission_ms": round(placement.ms, 1),
             "answered_ms": round(placement.answered_ms, 1),
+            "burst_start": placement.start,
             "passed_over": record.passed_over(placement),
         }
         log.info("placed", extra=extra)
@@ -301,6 +321,15 @@ class Ledger:
             gauge.clear()
             for agent, count in counts.items():
                 gauge.labels(agent).set(count)
+
+    def burst_started(self, agent: str, start: str, seconds: float) -> None:
+        """A container answered; `start` is how it was there, "" where it does not say."""
+        self._metrics.burst_starts.labels(agent, start or "unknown").observe(seconds)
+
+    def burst_slow(self, agent: str) -> None:
+        """A container took too long to be restored."""
+        self.tally(agent).burst_slow += 1
+        self._metrics.burst_slow.labels(agent).inc()
 
     def burst_failed(self, agent: str, why: str) -> None:
         tally = self.tally(agent)

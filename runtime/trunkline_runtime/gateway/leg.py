@@ -1,6 +1,7 @@
 """The data link to a worker for one call: dialled before the caller's 101, then half of the relay."""
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from trunkline_runtime.contract import (
     ACCOUNT_PING,
     END_PING,
     MAX_CALL_MESSAGE_BYTES,
+    START_HEADER,
 )
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, ping_frame, pong_frame
 from trunkline_runtime.process import QUIET
@@ -32,6 +34,7 @@ LINGER_SECONDS: Final = 1.0  # after our Close: closing with unread bytes would 
 ACCOUNT_SECONDS: Final = 0.5  # for a worker's account of its call; its Close goes then, in any case
 HEAD_END: Final = b"\r\n\r\n"
 NO_ROOM: Final = frozenset(f"refused its data link with HTTP {status}" for status in (429, 503))
+STARTED: Final = re.compile(r"(cold|restored) ([0-9]+[.][0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,8 @@ class _Handshake:
         self._response = b""
         self._ours = door.ours
         self.tells = False  # whether this worker gives an account of its calls
+        self.started: tuple[str, float] | None = None
+        """How a burst worker's container came up, and for how many seconds it has been; None = it does not say."""
 
     def receive(self, data: bytes) -> bytes | None:
         """What came behind the response; None until all of it is there."""
@@ -123,10 +128,10 @@ class _Handshake:
         self._response = head if end >= 0 else b""
         self._protocol.receive_data(self._response)
         events = self._protocol.events_received()
-        if self._ours:
-            self.tells = any(
-                isinstance(e, Response) and ACCOUNT_HEADER in e.headers for e in events
-            )
+        for response in (event for event in events if isinstance(event, Response)):
+            self.tells = self._ours and ACCOUNT_HEADER in response.headers
+            if found := STARTED.fullmatch(response.headers.get(START_HEADER, "")):
+                self.started = found[1], float(found[2])
         self._protocol.parser.close()  # its frame refers to the protocol: one cycle less to collect
         return rest
 
@@ -167,12 +172,16 @@ class Leg(asyncio.Protocol):
         "answered",
         "over",
         "passed",
+        "start",
+        "started",
         "subprotocol",
     )
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self.answered: asyncio.Future[str | None] = loop.create_future()  # why not, or None
         self.subprotocol: str | None = None  # that the worker selected
+        self.started: tuple[str, float] | None = None  # what its worker says of its container
+        self.start = ""  # what that means for the call: warm, cold or restored
         self.over = False  # the connection is gone
         self.passed = 0
         self.account: bytes | None = None  # what the worker tells of its call at the end
@@ -325,6 +334,7 @@ class Leg(asyncio.Protocol):
         handshake, self._handshake = self._handshake, None
         self.subprotocol = handshake.subprotocol
         self._tells = handshake.tells
+        self.started = handshake.started
         if handshake.refusal is None:
             self._transport.write(handshake.opening)
             self._transport.pause_reading()  # until the call takes it: what is early stays small

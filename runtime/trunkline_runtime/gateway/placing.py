@@ -9,7 +9,7 @@ from typing import Final
 
 from trunkline_runtime.contract import KEPT
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
-from trunkline_runtime.gateway.burst import BurstSessions, Session
+from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
 from trunkline_runtime.gateway.doors import Wanted, burst_door, upstream_door, warm_door
 from trunkline_runtime.gateway.ladder import (
     UPSTREAM,
@@ -109,7 +109,7 @@ class Placer:
                     return None, replace(ladder.rejected(attempt, clock()), warm=warm)
             if isinstance(found, Leg):
                 placement = ladder.answered(clock())
-                return found, placement if warm is None else replace(placement, warm=warm)
+                return found, replace(placement, warm=warm, start=found.start)
             ladder.failed(clock(), found.why)
 
     def serve(self, agent: str) -> None:
@@ -246,7 +246,11 @@ class Placer:
         return found
 
     async def _session(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        session = await self._burst.start(attempt.rung, asked.wanted.call, attempt.answer_by)
+        clock = asyncio.get_running_loop().time
+        agent, rung, began = asked.route.agent, attempt.rung, clock()
+        session = await self._burst.start(
+            rung, asked.wanted.call, attempt.answer_by, partial(self._ledger.burst_slow, agent)
+        )
         if isinstance(session, Failed):
             return session
         leg: Leg | Failed = Failed("")
@@ -258,6 +262,11 @@ class Placer:
                 self._burst.end(session)
         if isinstance(leg, Leg):
             self._ends_with(leg, session)
+            seconds = clock() - began
+            leg.start = start_of(leg.started, seconds)
+            self._ledger.burst_started(agent, leg.start, seconds)
+            if leg.start == RESTORED and 0 < rung.slow < seconds:
+                self._ledger.burst_slow(agent)
         return leg
 
     def _ends_with(self, leg: Leg, session: Session) -> None:

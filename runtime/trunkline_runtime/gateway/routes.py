@@ -69,6 +69,7 @@ class BurstRung:
     proxy_token: str = field(repr=False)
     ticket_key: str = field(repr=False)
     deadline: float  # seconds for the session's start
+    slow: float = 0.0  # seconds that a restored container may take; 0 = any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +266,7 @@ def _rung(reader: "_Reader") -> Rung:
                 proxy_token=reader.text("proxyToken"),
                 ticket_key=ticket_key,
                 deadline=reader.positive("deadlineSeconds"),
+                slow=reader.positive("slowSeconds") if reader.has("slowSeconds") else 0.0,
             )
         case "upstream":
             return UpstreamRung(

@@ -9,6 +9,7 @@ import gc
 import logging
 import secrets
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -53,14 +54,21 @@ class WorkerHost:
     """One run of a worker. Make it after a snapshot is restored, for its boot id must be new.
 
     `prepare` brings the engine up, in a thread, once the ports listen; without it the engine is ready.
+    `start` says how a container came up; "" where nobody asks.
     """
 
     def __init__(
-        self, config: WorkerConfig, engine: Engine, prepare: Callable[[], None] | None = None
+        self,
+        config: WorkerConfig,
+        engine: Engine,
+        prepare: Callable[[], None] | None = None,
+        *,
+        start: str = "",
     ) -> None:
         self._config = config
         self._engine = engine
         self._prepare = prepare
+        self._start, self._began = start, time.monotonic()
         self._loaded = False
         self._broken: asyncio.Future[str] | None = None  # what the engine broke of
         self._switchboard: Switchboard | None = None
@@ -130,7 +138,12 @@ class WorkerHost:
             metrics=metrics,
             protocols=spoken_protocols(),
             why_closed=lambda: None if self._loaded else "the engine is loading",
+            started=self._started if self._start else None,
         )
+
+    def _started(self) -> str:
+        """The value of START_HEADER."""
+        return f"{self._start} {time.monotonic() - self._began:.3f}"
 
     def _dialling(self) -> Dialling:
         config = self._config

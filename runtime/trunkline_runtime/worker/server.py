@@ -30,6 +30,7 @@ from trunkline_runtime.contract import (
     MAX_CALL_MESSAGE_BYTES,
     MOSHI_PATH,
     REALTIME_PATH,
+    START_HEADER,
     TICKET_HEADER,
     Close,
 )
@@ -92,6 +93,7 @@ class Desk:
     metrics: WorkerMetrics
     protocols: Sequence[str]  # of PROTOCOLS, those that callers may speak
     why_closed: Callable[[], str | None]  # a sentence while no call can be taken at all
+    started: Callable[[], str] | None = None  # the value of START_HEADER, of a worker at Modal
 
 
 class CallServer:
@@ -111,7 +113,7 @@ class CallServer:
                 host,
                 port,
                 process_request=self._admit,
-                process_response=_with_account,
+                process_response=self._sign,
                 select_subprotocol=_subprotocol,
                 create_connection=DataLink,
                 ssl=tls,
@@ -158,6 +160,12 @@ class CallServer:
         connection.give_back = self._desk.switchboard.end
         connection.seat = seat
         return None
+
+    def _sign(self, _: ServerConnection, __: Request, response: Response) -> None:
+        """A gateway is told that there will be an account, and whether a container was started for its call."""
+        response.headers[ACCOUNT_HEADER] = "1"
+        if self._desk.started is not None:
+            response.headers[START_HEADER] = self._desk.started()
 
     def _burst_seat(self, tickets: BurstTickets, token: str) -> Seat | None:
         """A seat for a signed ticket, which is used only where there is one; raises `TicketRefused`."""
@@ -231,10 +239,6 @@ async def _settled(connection: ServerConnection, seat: Seat) -> Seat | Ending:
         return Ending(Close.POLICY, str(error)[:100])
     except ConnectionClosed:
         return Ending(None, "the link broke before the settings")
-
-
-def _with_account(_: ServerConnection, __: Request, response: Response) -> None:
-    response.headers[ACCOUNT_HEADER] = "1"
 
 
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -83,6 +83,8 @@ def ended(
     _placed(record, placement)
     record["answer"] = _moment(answer)
     record["answered_ms"] = round(placement.answered_ms, 1)
+    if placement.start:
+        record["burst_start"] = placement.start
     record["code"] = ending.code
     record["by"] = ending.by.value
     record["lost"] = ending.lost

@@ -1,0 +1,118 @@
+"""Trouble at Modal as people read it: a condition and an event, and calls that go on."""
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from operator_rig import SPEC, Json, World, operated
+from test_burst import GOOD, answered, call, session, until
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api, condition
+from trunkline_dev.modal.faults import Fault, Rule
+from trunkline_dev.modal.server import LocalModal
+from trunkline_dev.modal.state import Config
+
+MODAL: Final = {
+    "credentialsSecretRef": {"name": "modal"},
+    "gpu": [],
+    "snapshot": "none",
+    "regions": ["us-east", "eu-west"],
+    "slotsPerContainer": 2,
+}
+
+
+@pytest.fixture
+async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
+    tokens = {GOOD.token_id: GOOD.token_secret}
+    config = Config(clones=0, api_tokens=tokens, proxy_tokens={"wk-1": "ws-1"})
+    async with LocalModal(config) as modal:
+        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
+        yield modal
+
+
+@pytest.fixture
+async def world(
+    api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path, modal: LocalModal
+) -> AsyncIterator[World]:
+    async with operated(api, control_plane, namespace, tmp_path) as world:
+        world.env["MODAL_SERVER_URL"] = modal.server_url
+        proxy = {"proxy-token-id": "wk-1", "proxy-token-secret": "ws-1"}
+        tokens = {"token-id": GOOD.token_id, "token-secret": GOOD.token_secret}
+        await world.secret("modal", **tokens, **proxy)
+        yield world
+
+
+async def told(world: World, reason: str, words: str) -> str:
+    """BurstReady says so; and an Event, too. Returns the message."""
+
+    def holds(agent: Json) -> bool:
+        found = condition(agent, "BurstReady")
+        return found.get("reason") == reason and words in found.get("message", "")
+
+    message = str(condition(await world.agent(holds, 40), "BurstReady")["message"])
+    events = f"/api/v1/namespaces/{world.namespace}/events"
+
+    def tells(found: list[Json]) -> bool:
+        return any(words in str(event.get("message") or event.get("note")) for event in found)
+
+    await world.api.wait_for(events, tells)
+    return message
+
+
+async def test_whatever_fails_at_modal_is_told_and_the_call_that_is_there_goes_on(
+    world: World, modal: LocalModal
+) -> None:
+    await world.start()
+    await world.apply({**SPEC, "burst": {"modal": MODAL}})
+    await world.condition("BurstReady", "BurstReady")
+    urls = (await world.api.get(world.agent_path))["status"]["burst"]["regions"]
+    assert [one["name"] for one in urls] == ["us-east", "eu-west"]
+    near = urls[0]["url"]
+    ticket = await the_ticket_key(world)
+    async with call(near, await session(near), key=ticket, agent=world.key) as link:
+        await answered(link)
+
+        # Gateways pass a region over: the others take calls, and the agent stays ready for them.
+        await world.serve_calls(0, shut={"burst/us-east": "open"}, burst=1)
+        message = await told(world, "RegionDown", "us-east is passed over")
+        assert "takes calls in eu-west" in message
+        # All of them.
+        await world.serve_calls(0, shut={"burst/us-east": "open", "burst/eu-west": "open"})
+        await told(world, "BurstFailing", "each call that finds no warm slot tries again")
+        # A quota, a proxy token that is no good any more: gateways' own words.
+        for why in (
+            "has reached a limit of the workspace (HTTP 429)",
+            "does not know the proxy token",
+        ):
+            await world.serve_calls(0, burstError=f"Modal in us-east {why}")
+            await told(world, "BurstFailing", why)
+        await world.serve_calls(0)
+        await world.condition("BurstReady", "BurstReady")
+
+        # The API token revoked, then Modal's API away: what is deployed goes on, and it is said.
+        await modal.inject(Rule(fault=Fault.TOKEN_REVOKED, name=GOOD.token_id))
+        await world.apply({**SPEC, "burst": {"modal": {**MODAL, "slotsPerContainer": 3}}})
+        message = await told(world, "BurstFailing", "CredentialsRefused")
+        assert "the last deployment goes on" in message
+        await modal.inject(Rule(fault=Fault.CONTROL_PLANE_DOWN))
+        await world.apply({**SPEC, "burst": {"modal": {**MODAL, "slotsPerContainer": 4}}})
+        await told(world, "BurstFailing", "ModalUnreachable")
+        assert await session(near), "sessions do not need the API"
+        route: Any = world.gateway.routes[world.key]
+        assert [rung["kind"] for rung in route["rungs"]] == ["warm", "burst", "burst"]
+        await link.ping()
+        assert link.close_code is None
+
+        await modal.inject()
+        await world.condition("BurstReady", "BurstReady", 60)
+        await until(lambda: next(iter(modal.state.apps.values())).version == 2)
+        await link.ping()
+        assert link.close_code is None
+
+
+async def the_ticket_key(world: World) -> str:
+    secret = await world.api.get(f"{world.secrets}/front-desk-trunkline")
+    return base64.b64decode(secret["data"]["ticket-key"]).decode()
