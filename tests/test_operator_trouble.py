@@ -46,7 +46,7 @@ async def world(
 
 
 async def told(world: World, reason: str, words: str) -> str:
-    """BurstReady says so; and an Event, too. Returns the message."""
+    """BurstReady says so, and an Event of that reason has been told. Returns the message."""
 
     def holds(agent: Json) -> bool:
         found = condition(agent, "BurstReady")
@@ -56,7 +56,7 @@ async def told(world: World, reason: str, words: str) -> str:
     events = f"/api/v1/namespaces/{world.namespace}/events"
 
     def tells(found: list[Json]) -> bool:
-        return any(words in str(event.get("message") or event.get("note")) for event in found)
+        return any(event["reason"] == reason for event in found)  # the same again is told once
 
     await world.api.wait_for(events, tells)
     return message

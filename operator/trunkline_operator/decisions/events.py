@@ -101,6 +101,7 @@ WARNINGS: Final = frozenset(
         Reason.ROLLOUT_BLOCKED,
         Reason.BURST_FAILING,
         Reason.SNAPSHOT_FALLBACK,
+        Reason.REGION_DOWN,
         Reason.CREDENTIALS_MISSING,
     }
 )
