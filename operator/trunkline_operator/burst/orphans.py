@@ -81,6 +81,8 @@ class Sweeper:
         """Stops what no agent has; how much is to be looked at again soon."""
         # First what there is, then who lives: so an app that is found has its agent among the living.
         entries = self._custody.entries
+        if not entries:  # where nothing was deployed nobody need be asked
+            return 0
         found = [one for account in _accounts(entries) for one in await self._found(account)]
         living = await self._living()
         left = 0

@@ -1,5 +1,6 @@
 """Trouble at Modal as people read it: a condition and an event, and calls that go on."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,3 +117,29 @@ async def test_whatever_fails_at_modal_is_told_and_the_call_that_is_there_goes_o
 async def the_ticket_key(world: World) -> str:
     secret = await world.api.get(f"{world.secrets}/front-desk-trunkline")
     return base64.b64decode(secret["data"]["ticket-key"]).decode()
+
+
+async def test_more_containers_stand_by_while_warm_slots_run_short(
+    world: World, modal: LocalModal
+) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await world.apply({**SPEC, "burst": {"modal": {**MODAL, "maxContainers": 4}}})
+    await world.condition("BurstReady", "BurstReady")
+    servers = {record.name: record for record in modal.state.servers.values()}
+    near, far = servers["worker-us-east"], servers["worker-eu-west"]
+    # Nothing stands by at rest, as the agent asks for.
+    await until(lambda: near.overrides.max_containers == 4)
+    assert near.settings().min_containers == 0
+    (app,) = modal.state.apps.values()
+    version, arrivals = app.version, 0
+    # All warm slots are taken, more callers come each moment, and some have gone to burst already.
+    async with asyncio.timeout(30):
+        while near.settings().min_containers < 3:
+            arrivals += 40
+            await world.serve_calls(4, arrivals=arrivals, burst=min(arrivals // 40, 3))
+            await asyncio.sleep(0.1)  # the pace of the callers
+    assert near.settings().buffer_containers > 0
+    assert near.settings().min_containers <= 4
+    assert far.settings().min_containers == 0
+    assert app.version == version
