@@ -2,6 +2,8 @@
 
 import ast
 import asyncio
+import json
+import os
 import re
 import subprocess
 import textwrap
@@ -10,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from access_rig import PRIVATE, jwk, jwks
-from gateway_rig import routes_text
+from access_rig import PRIVATE, jwk, jwks, jwt_access, token
+from gateway_rig import KEY, FakeWorker, a_gateway, a_route, on_uvloop, routes_text
 from jwt import encode
 from websockets.datastructures import Headers
 from websockets.http11 import Request
@@ -182,3 +184,39 @@ def test_every_option_of_a_gateway_about_callers_is_named() -> None:
     for name in ("tls", "client_ca", "client_certificates", "trusted_proxies", "proxy_protocol"):
         assert re.search(rf"^    {name}: ", signature, re.MULTILINE), name
         assert f"--{name.replace('_', '-')}" in PAGE, name
+
+
+# --- commands against a gateway --------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each curl of the page, as one line, and what the page says of its answer."""
+    blocks = re.findall(r"```console\n(\$ curl.*?)```", PAGE, re.DOTALL)
+    pairs = [re.sub(r" *\\\n *", " ", block).split("\n", 1) for block in blocks]
+    return [(command.removeprefix("$ "), answer) for command, answer in pairs]
+
+
+@on_uvloop
+async def test_the_commands_of_the_page_get_the_answers_of_the_page() -> None:
+    keyed = a_route("default/front-desk")["access"]
+    both = {**jwt_access(), "apiKeys": keyed["apiKeys"]}
+    route = a_route("default/front-desk", access=both)
+    async with (
+        a_gateway(route) as gateway,
+        FakeWorker().serving() as worker,
+        worker.linked(gateway, "default/front-desk"),
+    ):
+        asked = commands()
+        assert len(asked) == 2
+        for command, answer in asked:
+            found = await asyncio.create_subprocess_shell(
+                command.replace("https://calls.example", f"http://127.0.0.1:{gateway.port}"),
+                env={"PATH": os.environ["PATH"], "KEY": KEY, "TOKEN": token()},
+                stdout=asyncio.subprocess.PIPE,
+            )
+            said = (await found.communicate())[0].decode()
+            if answer.startswith("{"):
+                assert json.loads(said).keys() == json.loads(answer).keys()
+                assert json.loads(said)["session"] == json.loads(answer)["session"]
+            else:
+                assert said.strip() == answer.strip()
