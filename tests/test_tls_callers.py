@@ -121,7 +121,9 @@ def test_a_plain_answer_by_tls_is_whole_and_ends_with_a_goodbye(pki: Pki, mount:
             def visit() -> bytes:
                 with (
                     socket.create_connection(("127.0.0.1", gateway.port), SECONDS) as plain,
-                    client(pki).wrap_socket(plain, server_hostname="127.0.0.1") as link,
+                    client(pki).wrap_socket(
+                        plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+                    ) as link,
                 ):
                     link.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                     found = b""
