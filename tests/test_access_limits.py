@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -131,9 +131,11 @@ def test_what_gateways_give_together_is_the_limit_within_the_stated_tolerance(
 @given(
     st.integers(1, 30),
     st.integers(1, 6),
-    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 1800)), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 300)), min_size=1, max_size=60),
     st.booleans(),
 )
+@example(2, 6, [(number, 20) for number in range(60)], False)
+@example(2, 2, [(0, 20)] * 20, True)
 def test_minutes_of_a_day_add_up_to_the_limit_over_gateways_and_over_a_restart(
     minutes: int, gateways: int, calls: list[tuple[int, int]], restarts: bool
 ) -> None:
