@@ -45,6 +45,7 @@ agent at most 25 at once and then one a minute.
 | `BurstLeftBehind` | the agent is gone, and its app could not be stopped |
 | `CertificateIssued` | workers got a new certificate |
 | `SpecInvalid` | an edit makes no sense; nothing is changed |
+| `Shortfall`, `Infeasible` | what stands by, or all that there may be, is too little for `slo.callsAtOnce` |
 | `KeysMissing`, `TokenMissing`, `CredentialsMissing` | a Secret is missing or lacks entries |
 
 When a trouble that a condition told of is over, its next reason is told too, such as `PodsReady`.

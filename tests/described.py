@@ -178,6 +178,24 @@ def modal_failed(facts: BurstFacts, reason: BurstReason, message: str) -> Case:
     return agent, a_world([healthy(agent)], burst=replace(facts, failed_at=NOW)), None
 
 
+def shortfall() -> Case:
+    agent = an_agent(
+        **BURST,
+        burst__modal__minContainers=4,
+        burst__modal__bufferContainers=6,
+        burst__modal__slotsPerContainer=1,
+        burst__modal__maxContainers=200,
+        warm={"minPods": 1, "maxPods": 3, "slotsPerPod": 2},
+        slo={"callsAtOnce": 200},
+    )
+    return agent, a_world([healthy(agent)], burst=DEPLOYED), None
+
+
+def infeasible() -> Case:
+    agent = an_agent(slo={"callsAtOnce": 200})
+    return agent, a_world([healthy(agent)]), None
+
+
 def template_rejected() -> Case:
     agent = an_agent(warm__template={"affinity": {"nodeAffinity": {"requierd": {}}}})
     message = (
@@ -226,6 +244,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "modal-limit": modal_limit,
     "quota": quota,
     "template-rejected": template_rejected,
+    "shortfall": shortfall,
+    "infeasible": infeasible,
     "missing-priority-class": missing_priority_class,
     "unknown-gpu-product": unknown_gpu_product,
 }

@@ -147,6 +147,31 @@ def test_a_path_that_names_no_agent_is_refused(path: str, status: int) -> None:
     assert denied(ask(path)).status == status
 
 
+@pytest.mark.parametrize(
+    ("protocols", "path", "fine"),
+    [
+        (["moshi"], MOSHI_PATH, True),
+        (["moshi"], f"{REALTIME_PATH}?model=echo", False),
+        (["realtime"], f"{REALTIME_PATH}?model=echo", True),
+        (["realtime"], f"/echo{MOSHI_PATH}?text_seed=1", False),
+        (["realtime", "moshi"], MOSHI_PATH, True),
+        ([], MOSHI_PATH, True),
+    ],
+)
+def test_an_agent_may_take_calls_in_some_protocols_alone(
+    protocols: list[str], path: str, fine: bool
+) -> None:
+    routes = parse_routes(routes_text(a_route(protocols=protocols)))
+    if fine:
+        assert admitted(ask(path, routes=routes))
+        return
+    refused = denied(ask(path, routes=routes))
+    assert (refused.status, refused.agent) == (403, AGENT)
+    assert "session.protocols leaves it out" in refused.text
+    # Who may not call at all learns nothing of it.
+    assert denied(ask(path, routes=routes, key="wrong")).status == 401
+
+
 # --- Moshi's own protocol, whose client can say little ---------------------------------------------------
 
 

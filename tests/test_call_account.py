@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_rig import FakeWorker, a_gateway, a_route, call, closed, metric, on_uvloop, until
+from gateway_rig import (
+    AGENT,
+    FakeWorker,
+    a_gateway,
+    a_route,
+    call,
+    closed,
+    metric,
+    on_uvloop,
+    until,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gateway_rush import a_real_worker, first_event
@@ -102,6 +112,23 @@ async def test_who_hangs_up_and_who_vanishes_leave_a_whole_account(tmp_path: Pat
         assert line["first_audio_ms"] > 0
         assert line["turns"] == 1
         assert line["gaps"] >= 0
+
+
+@on_uvloop
+@pytest.mark.parametrize(("objective", "counted"), [(0.001, 1), (60_000.0, 0)])
+async def test_an_agent_that_is_silent_for_longer_than_it_promises_is_counted(
+    tmp_path: Path, objective: float, counted: int
+) -> None:
+    file, route = tmp_path / "calls", a_route(firstAudioMs=objective)
+    async with (
+        a_gateway(route, books=Books(file=LedgerFile(file))) as gateway,
+        a_real_worker("real-0", gateway),
+    ):
+        async with call(gateway) as caller:
+            await talk(caller)
+        await until(lambda: len(lines(file)) == 1)
+        name = "trunkline_slow_first_audio_total"
+        assert await metric(gateway, name, agent=AGENT) == counted
 
 
 def _free(gateway: Any) -> int:

@@ -71,6 +71,17 @@ def test_what_a_gateway_needs() -> None:
     assert "defaultNamespace" not in one
 
 
+def test_what_callers_may_speak_and_hear_travels() -> None:
+    one = made(
+        session={"protocols": ["moshi"]}, policy={"transcripts": "none"}, slo={"firstAudioMs": 700}
+    )
+    assert (one["protocols"], one["firstAudioMs"]) == (["moshi"], 700)
+    assert one["settings"]["transcripts"] is False
+    plain = made()
+    assert not {"protocols", "firstAudioMs"} & plain.keys()
+    assert "transcripts" not in plain["settings"]
+
+
 def test_a_policy_travels_with_its_hooks_token() -> None:
     hook = {"url": "https://a.example/", "deadlineMilliseconds": 250, "onFailure": "closed"}
     guard = {"match": "a", "do": "hangUp"}

@@ -25,7 +25,17 @@ from worker_rig import (
 )
 
 from trunkline_runtime.contract import Settings
-from trunkline_runtime.engine import Emit, Event, Failed, ReplyAudio, ReplyStarted
+from trunkline_runtime.engine import (
+    Emit,
+    Event,
+    Failed,
+    Heard,
+    HeardPart,
+    ReplyAudio,
+    ReplyStarted,
+    SpeechStarted,
+    SpeechStopped,
+)
 from trunkline_runtime.engine.loopback import LoopbackConversation, LoopbackEngine
 
 pytestmark = pytest.mark.usefixtures("links")
@@ -400,6 +410,24 @@ async def test_the_longest_reply_may_come_at_once() -> None:
                 engine.opened[0].emit(SECOND)
             for _ in range(70):
                 await next_message(caller, "response.output_audio.delta")
+        await caller.close()
+
+
+@pytest.mark.parametrize(
+    ("transcripts", "said"), [(None, "my number is 4711"), (True, "my number is 4711"), (False, "")]
+)
+async def test_a_caller_is_told_what_was_recognised_unless_the_agent_forbids_it(
+    transcripts: bool | None, said: str
+) -> None:
+    engine, options = StagedEngine(), {} if transcripts is None else {"transcripts": transcripts}
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        caller = await call_to(gateway, running, **options)
+        turn = (SpeechStarted(0), HeardPart("my number"), SpeechStopped(900))
+        await emit_from_a_thread(engine.opened[0], *turn, Heard("my number is 4711", 0.9))
+        name = "conversation.item.input_audio_transcription"
+        part = await next_message(caller, f"{name}.delta")
+        heard = await next_message(caller, f"{name}.completed")
+        assert (part["delta"], heard["transcript"]) == ("my number" if said else "", said)
         await caller.close()
 
 

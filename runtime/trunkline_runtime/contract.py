@@ -256,6 +256,7 @@ class Settings(TypedDict, total=False):
     replies: list[ReplyRule]
     fallback: str  # spoken when no rule matches
     idleSeconds: float  # end the call after so long without audio from the caller
+    transcripts: bool  # False: no protocol tells the caller what was recognised
     policy: PolicySettings
     call: str  # the call's id; set by the worker alone
 
@@ -357,6 +358,8 @@ class Route(TypedDict):
     answerSeconds: float  # bounds the whole admission
     maxSeconds: float  # the longest call
     admissionMs: float  # slo.admissionMs, or 0 for none
+    firstAudioMs: NotRequired[float]  # slo.firstAudioMs, where there is one
+    protocols: NotRequired[list[str]]  # what callers may speak; without, all
     settings: Settings
     rungs: list[Rung]
     draining: list[str]  # names of workers that get no new call

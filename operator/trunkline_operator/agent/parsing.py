@@ -265,6 +265,7 @@ FIELDS: Final[Mapping[str, Table]] = {
     "slo": {
         "admissionMs": ("admission_ms", number(0, 60_000)),
         "firstAudioMs": ("first_audio_ms", number(0, 60_000)),
+        "callsAtOnce": ("calls_at_once", number(0, 100_000)),
     },
 }
 

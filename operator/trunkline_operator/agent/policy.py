@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from trunkline_operator.agent.feasibility import Feasibility, shortfall
 from trunkline_operator.agent.rules import IN_CLUSTER
 from trunkline_operator.agent.spec import Burst, DataClass, Snapshot, Upstream, VoiceAgent
 
@@ -16,6 +17,7 @@ class Ladder:
     waiting: int  # callers who may wait at each gateway; 0 = nobody
     words: str  # the arithmetic: "at most 4 × 4 warm + 10 × 4 burst = 56 calls"
     warnings: tuple[str, ...] = ()  # what is allowed and may surprise
+    short: Feasibility | None = None  # of what `slo.callsAtOnce` expects
 
 
 def here(agent: VoiceAgent, region: str) -> VoiceAgent:
@@ -53,6 +55,7 @@ def ladder(agent: VoiceAgent) -> Ladder:
         waiting=agent.session.waiting_callers if warm else 0,
         words=_arithmetic(agent, warm, burst),
         warnings=() if leaving else _warnings(agent, warm, burst),
+        short=None if leaving else shortfall(agent, warm, burst),
     )
 
 

@@ -287,6 +287,7 @@ class Slo:
 
     admission_ms: int = 0
     first_audio_ms: int = 0
+    calls_at_once: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,8 @@ class Look:
 WARNINGS: Final = frozenset(
     {
         Reason.SPEC_INVALID,
+        Reason.INFEASIBLE,
+        Reason.SHORTFALL,
         Reason.KEYS_MISSING,
         Reason.TOKEN_MISSING,
         Reason.POD_UNSCHEDULABLE,

@@ -82,6 +82,10 @@ def route(
         rungs=_rungs(agent, keys, burst_urls, slow_seconds),
         draining=sorted(draining),
     )
+    if agent.slo.first_audio_ms:
+        content["firstAudioMs"] = agent.slo.first_audio_ms
+    if agent.session.protocols:
+        content["protocols"] = [each.value for each in agent.session.protocols]
     if default_namespace:
         content["defaultNamespace"] = True
     if worker_ca:
@@ -179,6 +183,8 @@ def _settings(agent: VoiceAgent, keys: Keys) -> Settings:
         fallback=engine.fallback,
         idleSeconds=agent.session.idle_seconds,
     )
+    if agent.policy.transcripts is spec.Transcripts.NONE:
+        settings["transcripts"] = False
     if engine.policy:
         settings["policy"] = _policy(engine.policy, allowed_hook(agent), keys)
     return settings

@@ -26,6 +26,8 @@ class Reason(StrEnum):
 
     ACCEPTED = "Accepted"
     SPEC_INVALID = "SpecInvalid"
+    INFEASIBLE = "Infeasible"  # it cannot hold the calls that it expects, whatever is started
+    SHORTFALL = "Shortfall"  # what stands by is too little for them
     KEYS_MISSING = "KeysMissing"  # the Secret of callers' keys cannot be read
     TOKEN_MISSING = "TokenMissing"  # of the policy hook or of the Hub, likewise
     DELETING = "Deleting"
@@ -208,6 +210,9 @@ def _accepted(agent: VoiceAgent, world: World) -> Verdict:
     if world.tokens:
         return Condition.ACCEPTED, False, Reason.TOKEN_MISSING, world.tokens
     message = "; ".join((allowed.words, *allowed.warnings))
+    if short := allowed.short:
+        reason = Reason.INFEASIBLE if short.never else Reason.SHORTFALL
+        return Condition.ACCEPTED, not short.never, reason, f"{short.words}; {message}"
     return Condition.ACCEPTED, True, Reason.ACCEPTED, message
 
 
@@ -347,13 +352,15 @@ def _ready(
     """Every rung that is declared takes calls. Pods above `minPods` may still be starting."""
     ready = sum(pod.active and pod.ready for pod in pods)
     asked = ladder(agent)
-    broken = [accepted] if not accepted[1] or agent.deleted_at is not None else []
+    # Too few slots for all who are expected are still slots for those who come.
+    wrong = not accepted[1] and accepted[2] is not Reason.INFEASIBLE
+    broken = [accepted] if wrong or agent.deleted_at is not None else []
     broken += [warm] if asked.warm and ready < agent.warm.min_pods else []
     broken += [burst] if asked.burst and not burst[1] else []
     if broken:
         _, _, reason, words = broken[0]
         return Condition.READY, False, reason, words
-    if not (asked.warm or asked.burst):
+    if not (asked.warm or asked.burst or asked.upstream):
         words = "; ".join((asked.words, *asked.warnings))
         return Condition.READY, False, Reason.NOT_SERVED_HERE, words
     if not (ready or burst[1]):

@@ -39,6 +39,7 @@ class Facts:
     max_seconds: float
     stall_seconds: float  # for either side to read something
     audio_times_real: float  # how fast its caller may send; 0: as it likes
+    first_audio_ms: float = 0.0  # within which the agent should be heard; 0: no objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

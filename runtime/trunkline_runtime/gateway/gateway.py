@@ -396,6 +396,7 @@ class Gateway:
             max_seconds=route.max_seconds,
             stall_seconds=self._patience.stall,
             audio_times_real=self._audio_times_real,
+            first_audio_ms=route.first_audio_ms,
         )
         return Answered(leg, facts, partial(self._ended, guest))
 

@@ -189,6 +189,12 @@ class _Metrics:
             ["agent"],
             registry=registry,
         )
+        self.silent = Counter(
+            "trunkline_slow_first_audio",
+            "Calls whose first audio came later after the answer than slo.firstAudioMs",
+            ["agent"],
+            registry=registry,
+        )
 
 
 class Ledger:
@@ -291,6 +297,8 @@ class Ledger:
     def told(self, facts: Facts, ending: Ending, at: float, account: Told) -> None:
         """The record of a call that was over at `at`, with its worker's account."""
         line = record.ended(facts, ending, self._gateway, at, account)
+        if 0 < facts.first_audio_ms < (account.first_audio_ms or 0):
+            self._metrics.silent.labels(facts.agent).inc()
         self._tenants.ended(line)
         if account.first_audio_ms is not None:
             self._metrics.first_audio.labels(facts.agent).observe(account.first_audio_ms / 1000)

@@ -102,6 +102,8 @@ class Route:
     answer_seconds: float
     max_seconds: float
     admission_ms: float  # 0: no objective
+    first_audio_ms: float = 0.0  # likewise
+    protocols: frozenset[str] = frozenset()  # what callers may speak; empty: all
     settings: Settings = field(repr=False)
     rungs: tuple[Rung, ...]
     draining: frozenset[str]
@@ -170,6 +172,8 @@ def _route(reader: "_Reader") -> Route:
         answer_seconds=reader.positive("answerSeconds"),
         max_seconds=reader.positive("maxSeconds"),
         admission_ms=reader.number("admissionMs"),
+        first_audio_ms=reader.number("firstAudioMs") if reader.has("firstAudioMs") else 0.0,
+        protocols=frozenset(reader.texts("protocols") if reader.has("protocols") else ()),
         settings=reader.settings("settings"),
         rungs=tuple(_rung(_Reader(item, where)) for where, item in reader.items("rungs")),
         draining=frozenset(reader.texts("draining")),

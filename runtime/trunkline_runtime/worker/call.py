@@ -24,6 +24,8 @@ from trunkline_runtime.engine import (
     Engine,
     Event,
     Failed,
+    Heard,
+    HeardPart,
     HungUp,
     ReplyAudio,
     ReplyEnded,
@@ -74,6 +76,16 @@ def shortened(reason: str) -> str:
     return reason.encode()[:123].decode(errors="ignore")
 
 
+def untold(event: Event) -> Event:
+    """The event without what was recognised of the caller's words."""
+    match event:
+        case HeardPart():
+            return HeardPart("")
+        case Heard(_, seconds):
+            return Heard("", seconds)
+    return event
+
+
 class Call:
     """Runs one call from the answer to the close."""
 
@@ -97,6 +109,7 @@ class Call:
         self._filled = asyncio.Event()
         self._ending: asyncio.Future[Ending] = self._loop.create_future()
         self._last_heard = self._last_said = self._loop.time()
+        self._transcripts = seat.settings.get("transcripts", True)
         self._account = Account(self._last_said)
 
     def __repr__(self) -> str:
@@ -171,7 +184,7 @@ class Call:
             return  # it was on its way between threads when the call ended
         with self._guard():
             self._count(event)
-            self._say(self._session.send(event))
+            self._say(self._session.send(event if self._transcripts else untold(event)))
             if isinstance(event, Failed):
                 log.error("engine failed", extra={"call": self._seat.call, "detail": event.detail})
                 self._end(Ending(Close.LOST, "the engine failed: call again"))

@@ -100,6 +100,8 @@ def settings_from(value: object) -> Settings:
         settings["replies"] = _rules(value["replies"])
     if "idleSeconds" in value:
         settings["idleSeconds"] = _positive(value, "idleSeconds")
+    if "transcripts" in value:
+        settings["transcripts"] = _flag(value, "transcripts")
     if "policy" in value:
         settings["policy"] = _policy(value["policy"])
     return settings
@@ -122,9 +124,7 @@ def _policy(value: object) -> PolicySettings:
             _text({"bannedWords": w}, "bannedWords", MAX_BANNED_WORD) for w in words
         ]
     if "bargeIn" in value:
-        if not isinstance(value["bargeIn"], bool):
-            raise Malformed("bargeIn must be true or false")
-        policy["bargeIn"] = value["bargeIn"]
+        policy["bargeIn"] = _flag(value, "bargeIn")
     if "guards" in value:
         policy["guards"] = [_guard(rule) for rule in _objects(value["guards"], "guards")]
     if "hook" in value:
@@ -184,6 +184,13 @@ def _text(message: Mapping[str, Any], key: str, longest: int | None = None) -> s
         raise Malformed(f"{key} must be a string")
     if longest is not None and not 0 < len(value) <= longest:
         raise Malformed(f"{key} must have 1 to {longest} characters")
+    return value
+
+
+def _flag(message: Mapping[str, Any], key: str) -> bool:
+    value = message.get(key)
+    if not isinstance(value, bool):
+        raise Malformed(f"{key} must be true or false")
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from websockets.http11 import Request
 
+from trunkline_runtime.contract import MOSHI_PATH
 from trunkline_runtime.gateway.access.answers import Admitted, Denied
 from trunkline_runtime.gateway.access.caller import (
     CERTIFICATE_ROOT,
@@ -103,6 +104,12 @@ class Door:
         if isinstance(caller, Denied):
             return caller
         assert route is not None, "nobody is let in without one"
+        spoken = "moshi" if wanted.target.partition("?")[0] == MOSHI_PATH else "realtime"
+        if route.protocols and spoken not in route.protocols:
+            text = (
+                f"{agent} takes no calls in {spoken}'s protocol: session.protocols leaves it out\n"
+            )
+            return Denied(status=403, text=text, outcome="forbidden", agent=agent)
         return Admitted(
             route=route, caller=caller, target=wanted.target, subprotocol=wanted.subprotocol
         )
