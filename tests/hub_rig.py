@@ -23,7 +23,7 @@ class Hub:
     files: Path
     gated: bool = False
     busy: bool = False  # it has no answer for now
-    stops_in: str = ""  # the file of which it sends 43 %, and no more until `goes_on` is set
+    stops_in: str = ""  # the file of which it sends half, and no more until `goes_on` is set
     goes_on: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
     url: str = ""
@@ -70,7 +70,7 @@ def hub(files: Path) -> Iterator[Hub]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if send and it.stops_in and self.path.endswith(it.stops_in):
-                part = len(body) * 43 // 100
+                part = len(body) // 2
                 self.wfile.write(body[:part])
                 self.wfile.flush()
                 it.goes_on.wait()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hub_rig import REPOSITORY, TOKEN, hub
 from safetensors.torch import load_file, save_file
-from test_moshi_weights import MODEL, another_model, cut, with_config
+from test_moshi_weights import MIMI, MODEL, TOKENIZER, another_model, cut, with_config
 from test_worker_process import MAIN, pod, process
 from websockets.asyncio.client import ClientConnection, connect
 from worker_rig import FakeGateway, closed, got, next_message
@@ -116,15 +116,20 @@ async def test_while_it_loads_a_worker_says_how_far_it_is_and_takes_no_call(
     written: Path, tmp_path: Path
 ) -> None:
     gateway = FakeGateway()
+    sizes = {
+        path.name: path.stat().st_size for path in written.iterdir() if path.name != "config.json"
+    }
+    there = sizes[MODEL] + sizes[MIMI]
+    waiting = f"503 downloading {there * 100 // sum(sizes.values())} %"
     with hub(written) as served:
-        served.stops_in = MODEL
+        served.stops_in = TOKENIZER
         port = await free_port()
         environment = model(written, HF_ENDPOINT=served.url, HF_HOME=str(tmp_path), HF_TOKEN=TOKEN)
         environment |= {contract.ENV_MODEL: REPOSITORY, contract.ENV_HEALTH_PORT: str(port)}
         async with gateway.serving(), process(**pod(gateway), **environment) as child:
             try:
                 async with asyncio.timeout(PATIENCE_WITH_TORCH):
-                    while (told := await readiness(port)) not in WAITING:
+                    while (told := await readiness(port)) != waiting:
                         assert told.startswith(("503 loading", "503 downloading", "nobody"))
                         assert child.returncode is None
                         await asyncio.sleep(0.1)
@@ -134,10 +139,6 @@ async def test_while_it_loads_a_worker_says_how_far_it_is_and_takes_no_call(
                 served.goes_on.set()
             await gateway.until(lambda: bool(gateway.free), PATIENCE_WITH_TORCH)
             assert (await readiness(port)).startswith("200")
-
-
-# Of the model's bytes and those of the two other files, of which some have come already.
-WAITING = [f"503 downloading {percent} %" for percent in range(20, 90)]
 
 
 async def readiness(port: int) -> str:

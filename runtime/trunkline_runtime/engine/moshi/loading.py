@@ -166,7 +166,8 @@ class _Unfilled(TorchFunctionMode):  # type: ignore[misc]  # torch is Any to myp
 def hollow_lm(config: Mapping[str, Any] | None, dtype: torch.dtype) -> LMModel:
     """A language model without memory, on the meta device; Moshi 7B where no config is given."""
     config = loaders._lm_kwargs if config is None else config
-    with _Unfilled():
+    # moshi makes some layers without a device, and moves them there when they have taken memory.
+    with META, _Unfilled():
         return loaders.get_moshi_lm(None, lm_kwargs=dict(config), device=META, dtype=dtype)
 
 
