@@ -258,6 +258,18 @@ async def test_a_burst_worker_speaks_it_too() -> None:
         assert answer[:5] == b"\x01OggS"
 
 
+async def test_a_temperature_in_the_url_is_that_of_the_calls_own_slot() -> None:
+    engine = MoshiEngine(models, Knobs(slots=2, measure=False))
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
+        for number, query in enumerate(("?text_temperature=0.5", "")):
+            ticket = await gateway.reserve(f"call-{number}") or ""
+            async with running.dial(ticket, MOSHI_PATH + query) as caller:
+                assert await caller.recv() == b"\x00"
+                (conversation,) = engine._seated.values()
+                assert conversation.temperature == (0.5 if query else None)
+            await gateway.until(lambda: gateway.free["busy"] == 0)
+
+
 async def test_without_its_codec_a_worker_says_so() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
         switchboard = running.host._switchboard

@@ -14,8 +14,9 @@ import pytest
 import torch
 from moshi_rig import CONTEXT_FRAMES, Frame, call, differences, drive, expected, models, step
 from numpy.typing import NDArray
+from test_moshi_rebuild import long_call
 
-from trunkline_runtime.engine.moshi.models import PAD, Models
+from trunkline_runtime.engine.moshi.models import PAD, Generation, Models
 from trunkline_runtime.engine.moshi.state import SlotRows
 from trunkline_runtime.engine.moshi.stepper import EngineBroken, Steering, Stepper
 from trunkline_runtime.engine.moshi.tiny import tiny
@@ -221,6 +222,30 @@ def test_a_slot_does_not_say_what_is_banned() -> None:
             assert got[0].tokens == expected(0)[number].tokens
             said.append(got[1].tokens)
     assert often not in [tokens[0] for tokens in said if tokens]
+
+
+class Watched(Stepper):
+    """Keeps the most likely text token of each slot in each step."""
+
+    def _on_text_logits(self, logits: torch.Tensor) -> None:
+        self.likeliest = logits[:, 0, 0].argmax(dim=-1)
+        super()._on_text_logits(logits)
+
+
+def test_a_temperature_of_its_own_is_one_slots_alone() -> None:
+    """At a low one the likeliest word is drawn nearly always; at the models' own, which is high, it is not."""
+    own = tiny(0, context_frames=CONTEXT_FRAMES)
+    own.generation = Generation(temp_text=3.0)
+    torch.manual_seed(7)
+    likely = np.zeros(2)
+    with closing(Watched(own, 2)) as stepper:
+        for slot in (0, 1):
+            stepper.join(slot)
+        for frame in long_call(40):
+            made = stepper.step({0: frame, 1: frame}, Steering(temperatures={1: 0.02}))
+            likely += made.drawn[:, 0] == stepper.likeliest.numpy()
+    assert likely[1] > 36
+    assert likely[0] < 20
 
 
 def test_logits_that_are_no_numbers_break_the_engine() -> None:

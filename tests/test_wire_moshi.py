@@ -22,7 +22,7 @@ from trunkline_runtime.engine import (
     ReplyText,
     SpeechStarted,
 )
-from trunkline_runtime.wire.moshi import AUDIO, TEXT, MoshiSession
+from trunkline_runtime.wire.moshi import AUDIO, TEXT, MoshiSession, wished
 from trunkline_runtime.wire.ogg import NotOgg, OggMeter, packet_ms
 from trunkline_runtime.wire.session import Hear, Received
 
@@ -221,3 +221,24 @@ def test_the_meter_holds_no_more_than_a_page() -> None:
     meter = OggMeter()
     assert meter.feed(b"OggS" + bytes(22) + b"\xff" + b"\xff" * 255 + bytes(65_024)) == 0
     assert repr(meter) == "<OggMeter 65306 bytes of a page>"
+
+
+# --- the URL ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "settings"),
+    [
+        ("", {}),
+        ("text_temperature=0.5&audio_seed=3", {"textTemperature": 0.5}),
+        ("text_temperature=0", {"textTemperature": 0.1}),
+        ("text_temperature=1e9", {"textTemperature": 2.0}),
+        ("text_temperature=nan", {}),
+        ("text_temperature=inf", {}),
+        ("text_temperature=warm", {}),
+        ("text_temperature=", {}),
+        ("audio_temperature=0.1", {}),
+    ],
+)
+def test_what_a_caller_may_choose_in_the_url(query: str, settings: dict[str, float]) -> None:
+    assert wished(query) == settings

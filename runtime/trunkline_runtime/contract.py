@@ -259,6 +259,7 @@ class Settings(TypedDict, total=False):
     transcripts: bool  # False: no protocol tells the caller what was recognised
     policy: PolicySettings
     call: str  # the call's id; set by the worker alone
+    textTemperature: float  # of a Moshi agent's words; set by the worker alone, as the caller asks
 
 
 # --- operator and gateway, on OPERATOR_PATH ------------------------------------------------------------

@@ -7,12 +7,15 @@ message for turns: the agent's voice and words come whenever it speaks. Source: 
 `moshi/server.py` of https://github.com/kyutai-labs/moshi, version 0.2.13.
 """
 
+import math
 from typing import Final
+from urllib.parse import parse_qs
 
 import numpy as np
 import sphn
 from numpy.typing import NDArray
 
+from trunkline_runtime.contract import Settings
 from trunkline_runtime.engine import (
     SAMPLE_RATE,
     Event,
@@ -38,6 +41,26 @@ BYTES_PER_SECOND: Final = 4_500  # 33 kbit/s and the pages around them
 # The browser client hangs up after 10 s without a message.
 QUIET_SECONDS: Final = 5.0
 _FULL_SCALE: Final = np.float32(32_768)
+
+
+# Below, one word is as good as certain; above, words are noise.
+MIN_TEMPERATURE: Final = 0.1
+MAX_TEMPERATURE: Final = 2.0
+
+
+def wished(query: str) -> Settings:
+    """What a caller may choose in the URL, of what Kyutai's own servers take there; all else is ignored.
+
+    `text_temperature` is that of the agent's words. A number beyond the bounds counts as the bound, and what is
+    no number as nothing.
+    """
+    try:
+        asked = float(parse_qs(query).get("text_temperature", [""])[-1])
+    except ValueError:
+        return Settings()
+    if not math.isfinite(asked):
+        return Settings()
+    return Settings(textTemperature=min(max(asked, MIN_TEMPERATURE), MAX_TEMPERATURE))
 
 
 class MoshiSession:

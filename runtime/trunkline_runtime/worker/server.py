@@ -33,6 +33,7 @@ from trunkline_runtime.contract import (
     START_HEADER,
     TICKET_HEADER,
     Close,
+    Settings,
 )
 from trunkline_runtime.engine import Engine
 from trunkline_runtime.process import QUIET, answer, listening
@@ -211,21 +212,24 @@ class CallServer:
                 await connection.close(settled.code or Close.NORMAL, settled.reason)
                 return settled
             seat = settled
-        call = Call(seat, connection, self._session(connection), desk.limits, desk.metrics)
+        session, wishes = self._session(connection)
+        seat = replace(seat, settings=Settings(**{**seat.settings, **wishes}))
+        call = Call(seat, connection, session, desk.limits, desk.metrics)
         connection.hang_up = call.hang_up
         return await call.run(desk.engine, give_back)
 
-    def _session(self, connection: ServerConnection) -> Session:
+    def _session(self, connection: ServerConnection) -> tuple[Session, Settings]:
+        """The protocol that the caller speaks, and what they wish of the engine in its URL."""
         assert connection.request is not None
         url = urlsplit(connection.request.path)
         if url.path == MOSHI_PATH:
             # Only the images that have its codec can import it.
-            from trunkline_runtime.wire.moshi import MoshiSession
+            from trunkline_runtime.wire.moshi import MoshiSession, wished
 
-            return MoshiSession()
+            return MoshiSession(), wished(url.query)
         # The agent by the name that the caller used.
         model = parse_qs(url.query).get("model", [self._desk.agent])[0]
-        return RealtimeSession(model, _new_id)
+        return RealtimeSession(model, _new_id), Settings()
 
 
 async def _settled(connection: ServerConnection, seat: Seat) -> Seat | Ending:

@@ -24,6 +24,7 @@ class Taken:
     silent: bool  # the agent says nothing in it
     text: int | None  # the token that it must say
     banned: Sequence[int]  # tokens that it cannot say
+    temperature: float | None = None  # of its text; None: the models'
 
 
 class MoshiConversation:
@@ -44,6 +45,7 @@ class MoshiConversation:
         self._lock = threading.RLock()
         self._closed = False
         self._inbox = Inbox()
+        self.temperature: float | None = None  # of the agent's words; None: the models' own
         self.token_log: TokenLog | None = None  # grows on the engine's thread
         self.window_began = (
             0  # the frame that is the first for the model, unless it has slid out; likewise
@@ -104,7 +106,13 @@ class MoshiConversation:
             if frame is None:
                 return None
             dialogue = self._dialogue
-            return Taken(frame, dialogue.silent, dialogue.next_text(), tuple(dialogue.banned()))
+            return Taken(
+                frame,
+                dialogue.silent,
+                dialogue.next_text(),
+                tuple(dialogue.banned()),
+                self.temperature,
+            )
 
     def advance(self, outcome: Outcome) -> None:
         with self._lock:

@@ -162,10 +162,12 @@ class MoshiEngine:
         policy = (self._knobs.policy or self._policy_of)(settings)
         dialogue = Dialogue(policy, tokenizer_of(self._models), transcript_of(self._models))
         try:
-            return self._seat(dialogue, emit)
+            conversation = self._seat(dialogue, emit)
         except RuntimeError:
             dialogue.close()
             raise
+        conversation.temperature = settings.get("textTemperature")
+        return conversation
 
     def _policy_of(self, settings: Settings) -> Policy:
         return policy_of(settings, self._hooks)
@@ -415,18 +417,21 @@ def _taken(seated: Mapping[int, MoshiConversation]) -> tuple[dict[int, bytes], S
     silent: list[int] = []
     text: dict[int, int] = {}
     banned: dict[int, Sequence[int]] = {}
+    temperatures: dict[int, float] = {}
     for slot, conversation in seated.items():
         taken = conversation.take()
         if taken is None:
             continue
         frames[slot] = taken.frame
+        if taken.temperature is not None:
+            temperatures[slot] = taken.temperature
         if taken.silent:
             silent.append(slot)
         elif taken.text is not None:
             text[slot] = taken.text
         elif taken.banned:
             banned[slot] = taken.banned
-    return frames, Steering(text=text, silent=silent, banned=banned)
+    return frames, Steering(text=text, silent=silent, banned=banned, temperatures=temperatures)
 
 
 def _levels(samples: NDArray[Any]) -> NDArray[np.float64]:

@@ -46,6 +46,9 @@ class Steering:
     banned: Mapping[int, Sequence[int]] = field(
         default_factory=dict
     )  # slot → text tokens not to say
+    temperatures: Mapping[int, float] = field(
+        default_factory=dict
+    )  # of text, where not the models'
 
 
 FREE: Final = Steering()
@@ -264,6 +267,10 @@ class Stepper:
 
     def _on_text_logits(self, logits: torch.Tensor) -> None:
         self._finite = torch.isfinite(logits[:, 0, 0]).all(dim=-1)
+        # Before the model's own temperature divides them; no matter where tokens are not sampled.
+        own = self.models.generation.temp_text
+        for slot, temperature in self._steering.temperatures.items():
+            logits[slot] *= own / temperature
         for slot, tokens in self._steering.banned.items():
             logits[slot, 0, 0, list(tokens)] = -torch.inf
 
