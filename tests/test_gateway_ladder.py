@@ -106,9 +106,13 @@ async def test_a_pod_that_comes_up_serves_those_who_wait() -> None:
 
 
 @on_uvloop
-async def test_who_hangs_up_leaves_the_line_at_once_and_who_waits_too_long_is_refused() -> None:
+async def test_who_hangs_up_leaves_the_line_at_once_and_who_waits_too_long_is_refused(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "calls"
+    books = Books(file=LedgerFile(file))
     async with (
-        a_gateway(with_line(answer=2.0)) as gateway,
+        a_gateway(with_line(answer=2.0), books=books) as gateway,
         FakeWorker(slots=1).serving(gateway),
         call(gateway),
     ):
@@ -125,6 +129,13 @@ async def test_who_hangs_up_leaves_the_line_at_once_and_who_waits_too_long_is_re
         assert answer.body.startswith(b"no slot of default/echo was free in time")
         assert int(answer.headers["Retry-After"]) >= 1
         assert waiting(gateway) == 0
+        left, out_of_time = kept(file)
+    assert (left["message"], out_of_time["message"]) == ("left", "refused")
+    assert [step["rung"] for step in left["passed_over"]] == ["warm", "wait"]
+    assert [step["why"] for step in (left["passed_over"][1], out_of_time["passed_over"][1])] == [
+        "the caller left",
+        "no slot came free in time",
+    ]
 
 
 @on_uvloop

@@ -95,6 +95,15 @@ def passed(why: str, rung: str = "warm") -> list[dict[str, Any]]:
             "without it the call waited 3 ms for one",
         ),
         (
+            {
+                "message": "left",
+                "rung": "none",
+                "passed_over": [*passed(NO_SLOT), *passed("the caller left", "wait")],
+            },
+            WouldBe.ANSWERED,
+            "without it the caller left after 3 ms in line",
+        ),
+        (
             {"rung": "none", "passed_over": [*passed(NO_SLOT), *passed("no slot came", "wait")]},
             WouldBe.ANSWERED,
             "the call was refused after 3 ms in line",

@@ -41,14 +41,15 @@ from trunkline_runtime.gateway.accounts.record import Party, as_line, caller_has
 from trunkline_runtime.gateway.accounts.spool import DiskSpool, MemorySpool, Spool
 from trunkline_runtime.gateway.accounts.tenants import MOST_TENANTS, OTHERS, TenantCounters
 from trunkline_runtime.gateway.call import By, Ending, Facts
-from trunkline_runtime.gateway.ladder import Placement, Warm
+from trunkline_runtime.gateway.ladder import Placement, Rejected, Warm
 
 MINT_KEY = "mint-key-of-the-tests"
 
 
 def a_record(number: int) -> CallRecord:
     party = Party(call=f"call-{number:06d}", agent=AGENT, tenant="test")
-    return left(party, 5.0, "gateway-0", 1795762810.0)
+    placement = Placement(result=Rejected("the caller left"), steps=(), ms=5.0)
+    return left(party, placement, "gateway-0", 1795762810.0)
 
 
 def names() -> Any:
@@ -139,6 +140,9 @@ async def test_refused_callers_and_those_that_leave_have_a_line(tmp_path: Path) 
     assert "code" not in first
     assert (second["message"], second["tenant"]) == ("left", "test")
     assert second["admission_ms"] > 0
+    (step,) = second["passed_over"]
+    assert (step["rung"], step["worker"], step["why"]) == ("warm", "echo-0", "the caller left")
+    assert second["warm"]["pods"] == 1
 
 
 def test_a_caller_has_one_name_an_agent_and_tenant_and_none_without_a_key() -> None:

@@ -39,7 +39,7 @@ from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.intake import Answered, Intake
-from trunkline_runtime.gateway.ladder import UPSTREAM, Patience, Placement, Rejected
+from trunkline_runtime.gateway.ladder import LEFT, UPSTREAM, Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import LINGER_SECONDS, MAX_HEAD_BYTES, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
@@ -372,11 +372,14 @@ class Gateway:
         party = _party(call, guest)
         self._ledger.arrived(route.agent)
         leg: Leg | None = None
+        gone: list[Placement] = []  # what was tried for a caller that left
         try:
             await self._settling(begun + route.answer_seconds)
-            leg, placement = await self._placer.place(asked)
+            leg, placement = await self._placer.place(asked, gone.append)
         except asyncio.CancelledError:
-            self._ledger.left(party, (asyncio.get_running_loop().time() - begun) * 1000)
+            ms = (asyncio.get_running_loop().time() - begun) * 1000
+            unplaced = Placement(result=Rejected(LEFT), steps=(), ms=ms)
+            self._ledger.left(party, gone[0] if gone else unplaced)
             raise
         finally:
             if leg is None:

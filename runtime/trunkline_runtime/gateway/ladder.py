@@ -30,6 +30,7 @@ MOST_STEPS: Final = (
     24  # of a record; a caller in line may lose many races, which are told as one from there on
 )
 IN_LINE: Final = "waited in line"
+LEFT: Final = "the caller left"
 UPSTREAM: Final = "upstream"  # the rung's name; there is one at most
 
 
@@ -219,6 +220,12 @@ class Ladder:
 
     def rejected(self, rejected: Rejected, now: float) -> Placement:
         return self._placed(rejected, now)
+
+    def left(self, now: float) -> Placement:
+        """The caller went away, at whatever was being tried for it."""
+        if self._attempt is not None:
+            self.failed(now, LEFT)
+        return self._placed(Rejected(LEFT), now)
 
     def _warm(self, now: float, pick: Pick) -> TryWarm | None:
         row = pick(self._tried) if self._tries < self._patience.tries else None

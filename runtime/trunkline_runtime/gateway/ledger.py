@@ -246,10 +246,10 @@ class Ledger:
         """An authenticated caller asks for a slot."""
         self.tally(agent).arrivals += 1
 
-    def left(self, party: Party, ms: float) -> None:
-        """The caller did not wait for its answer longer than so many milliseconds."""
+    def left(self, party: Party, placement: Placement) -> None:
+        """The caller did not wait for its answer; the placement says what was tried until then."""
         self._metrics.calls.labels(party.agent, "left").inc()
-        self._keep(record.left(party, ms, self._gateway, self._now()))
+        self._keep(record.left(party, placement, self._gateway, self._now()))
 
     def refused(self, party: Party, placement: Placement) -> None:
         """No rung had a slot in time."""

@@ -80,11 +80,25 @@ class Placer:
         self.lines = Lines()
         table.risen = self.serve
 
-    async def place(self, asked: Asked) -> tuple[Leg | None, Placement]:
-        """The leg of a worker that has answered, or None where every rung was passed over."""
+    async def place(
+        self, asked: Asked, left: Callable[[Placement], None]
+    ) -> tuple[Leg | None, Placement]:
+        """The leg of a worker that has answered, or None where every rung was passed over.
+
+        Where it is cancelled, because the caller is gone, `left` gets what was tried until then.
+        """
         clock = asyncio.get_running_loop().time
         shut = partial(self._shut, asked.route.agent)
         ladder = Ladder(asked.route, asked.begun, self._patience, shut)
+        try:
+            return await self._walk(ladder, asked)
+        except asyncio.CancelledError:
+            census = self._table.census(asked.route.agent)
+            left(replace(ladder.left(clock()), warm=census))
+            raise
+
+    async def _walk(self, ladder: Ladder, asked: Asked) -> tuple[Leg | None, Placement]:
+        clock = asyncio.get_running_loop().time
         place = Waiter(asked.tenant, asked.take, _nobody)
         pick = partial(self._pick, asked)
         warm: Census | None = None

@@ -119,7 +119,8 @@ def explained(record: dict[str, Any]) -> Explanation:
 
 
 def _one_more_pod(what: str, rung: str, steps: list[Rung], warm: dict[str, Any]) -> Verdict:
-    if what == "left":
+    full = any(step.rung == "warm" and step.said == NO_SLOT for step in steps)
+    if what == "left" and not full:
         return Verdict(WouldBe.UNKNOWN, "the caller left before the gateway was through")
     waited = round(sum(step.ms for step in steps if step.rung == "wait"))
     if rung == "warm" and not waited:
@@ -129,8 +130,8 @@ def _one_more_pod(what: str, rung: str, steps: list[Rung], warm: dict[str, Any])
         return Verdict(WouldBe.NOTHING, "the agent's route has no warm rung")
     pods, slots = int(_number(warm.get("pods"))), int(_number(warm.get("slots")))
     more = f"its {slots // pods} slots" if pods and slots >= pods else "its slots"
-    if any(step.said == NO_SLOT for step in asked):
-        then = _without(rung, waited)
+    if full:
+        then = _without("left" if what == "left" else rung, waited)
         return Verdict(WouldBe.ANSWERED, f"{more} would have been free; {then}")
     if any(step.said == KEPT for step in asked):
         return Verdict(
@@ -148,7 +149,11 @@ def _without(rung: str, waited: int) -> str:
     if rung == "warm":
         return f"without it the call waited {waited} ms for one"
     after = f" after {waited} ms in line" if waited else ""
-    return f"without it the call was refused{after}" if rung == "none" else f"instead of {rung}"
+    become = {
+        "none": f"without it the call was refused{after}",
+        "left": f"without it the caller left{after}",
+    }
+    return become.get(rung, f"instead of {rung}")
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -106,9 +106,11 @@ def refused(party: Party, placement: Placement, gateway: str, now: float) -> Cal
     return record
 
 
-def left(party: Party, ms: float, gateway: str, now: float) -> CallRecord:
-    """The caller went away after so many milliseconds, while it was being placed."""
-    return _begun("left", party, gateway, now - ms / 1000, now, ms)
+def left(party: Party, placement: Placement, gateway: str, now: float) -> CallRecord:
+    """The caller went away while it was being placed."""
+    record = _begun("left", party, gateway, now - placement.ms / 1000, now, placement.ms)
+    _placed(record, placement)
+    return record
 
 
 def as_line(record: CallRecord) -> bytes:
