@@ -10,7 +10,6 @@ Rules
 
 import itertools
 import math
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from trunkline_operator.decisions.manifests import (
     template_hash,
     worker_pod,
 )
+from trunkline_operator.decisions.runway import measured_start
 from trunkline_operator.decisions.steps import (
     AddFinalizer,
     CreatePod,
@@ -178,15 +178,9 @@ def _demand(view: View) -> Demand:
         known=traffic.known and all(pod.name in traffic.workers for pod in serving),
         active=len(active),
         serving=len(serving),
-        start_seconds=_start_seconds(view),
+        start_seconds=measured_start(view.pods),
         stakes=stakes(view.agent.warm, ladder(view.agent).burst, view.installation.prices),
     )
-
-
-def _start_seconds(view: View) -> float | None:
-    """How long the agent's pods took to become ready, the middle one; None if none is known."""
-    took = [pod.start_seconds for pod in view.pods if pod.start_seconds is not None]
-    return statistics.median(took) if took else None
 
 
 def _foundation(view: View) -> Iterator[Step]:

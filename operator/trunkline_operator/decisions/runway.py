@@ -20,10 +20,16 @@ class Coming:
     at: float
 
 
-def start_seconds(agent: VoiceAgent, pods: Iterable[PodFacts]) -> float:
-    """How long a pod takes until it is ready: the middle of those that are known, or else the hint."""
+def measured_start(pods: Iterable[PodFacts]) -> float | None:
+    """How long the agent's pods took to become ready, the middle one; None if none is known."""
     took = [pod.start_seconds for pod in pods if pod.start_seconds is not None]
-    return statistics.median(took) if took else float(agent.warm.startup_seconds_hint)
+    return statistics.median(took) if took else None
+
+
+def start_seconds(agent: VoiceAgent, pods: Iterable[PodFacts]) -> float:
+    """How long a pod takes until it is ready: as measured, or else as hinted."""
+    measured = measured_start(pods)
+    return float(agent.warm.startup_seconds_hint) if measured is None else measured
 
 
 def runway(
