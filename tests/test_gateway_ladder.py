@@ -349,6 +349,9 @@ async def test_a_worker_that_grants_and_refuses_the_ticket_is_set_aside_and_the_
         assert step["why"] == "refused its data link with HTTP 403"
         assert all(not line["passed_over"] for line in rest), "only one call paid for it"
         assert bad.row(gateway)["aside"] is True
+        async with asyncio.timeout(20):
+            while await metric(gateway, "trunkline_workers_aside", agent=AGENT) != 1:
+                await asyncio.sleep(0.1)
         assert [line["why"] for line in told if line["message"] == "a worker is set aside"] == [
             "granted a slot and did not take its call"
         ]

@@ -294,7 +294,9 @@ class Gateway:
             epoch = self._routes.epoch if self._routes else 0
             self._ledger.operator_is(self.operator.silence(now), epoch)
             self._placer.refresh()
-            self._count_lines()
+            lines = self._placer.lines
+            waiting = {agent: lines.waiting(agent) for agent in lines.agents()}
+            self._ledger.lines_are(waiting, self.workers.aside())
 
     async def settle(self, most: float) -> None:
         """Lets workers dial in before anyone is told that there are none.
@@ -454,13 +456,6 @@ class Gateway:
             }
         for agent in self._prospects.keys() - routes.by_agent.keys():
             del self._prospects[agent]
-
-    def _count_lines(self) -> None:
-        agents = {*self._by_agent(), *self._table.agents()}
-        self._ledger.lines_are(
-            {agent: self._placer.lines.waiting(agent) for agent in agents},
-            {agent: sum(row.aside for row in self._table.rows(agent)) for agent in agents},
-        )
 
     def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
         self._reception.end(guest)

@@ -213,6 +213,8 @@ class Ledger:
         self._keep = keep
         self._now = now
         self.tallies: dict[str, Tally] = {}
+        self._waiting: set[str] = set()  # agents that the gauges have shown
+        self._aside: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Ledger {self.tallies}>"
@@ -324,11 +326,16 @@ class Ledger:
         self._metrics.epoch.set(epoch)
 
     def lines_are(self, waiting: Mapping[str, int], aside: Mapping[str, int]) -> None:
-        """How many callers stand in line and how many workers are set aside, by agent."""
-        for gauge, counts in ((self._metrics.waiting, waiting), (self._metrics.aside, aside)):
-            gauge.clear()
+        """How many callers stand in line and how many workers are set aside, of agents that have any."""
+        for gauge, counts, shown in (
+            (self._metrics.waiting, waiting, self._waiting),
+            (self._metrics.aside, aside, self._aside),
+        ):
+            for agent in shown - counts.keys():
+                gauge.labels(agent).set(0)
             for agent, count in counts.items():
                 gauge.labels(agent).set(count)
+            shown |= counts.keys()
 
     def burst_started(self, agent: str, start: str, seconds: float) -> None:
         """A container answered; `start` is how it was there, "" where it does not say."""

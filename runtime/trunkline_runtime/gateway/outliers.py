@@ -8,6 +8,7 @@ Never more than half of an agent's workers are aside, and never the only one: wh
 not theirs, and a bad slot is better than none.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -85,6 +86,10 @@ class Outliers:
     def back(self, now: float) -> list[Row]:
         """Those that were set aside and may have calls again."""
         return [row for row, mark in self._marks.items() if row.aside and now >= mark.until]
+
+    def aside(self) -> dict[str, int]:
+        """How many are set aside, by agent."""
+        return dict(Counter(row.agent for row in self._marks if row.aside))
 
     def forget(self, row: Row) -> None:
         """The worker is gone."""

@@ -213,6 +213,10 @@ class WorkerLinks:
             self._table.set_aside(row, True)
             self._changed(row.agent)
 
+    def aside(self) -> dict[str, int]:
+        """How many workers are set aside, of agents that have any."""
+        return self._outliers.aside()
+
     def good(self, row: Row) -> None:
         """A worker has taken a call."""
         self._outliers.good(row)
