@@ -40,6 +40,7 @@ def agent_load(who: dict[str, WorkerLoad] | None = None, **numbers: Any) -> Agen
         refused=0,
         lost=0,
         burstFailures=0,
+        burstSlow=0,
         burstError="",
     )
     load.update(numbers)  # type: ignore[typeddict-item]  # a test names only keys of AgentLoad

@@ -367,6 +367,7 @@ async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
 ) -> None:
     gateway = await stack.enter_async_context(FakeGateway().serving())
     fleet, _ = await start(stack, gateway)
+    await gateway.until(lambda it: it.beats)
     fleet.set_runway(AGENT, [(4, 40.0)])
     await gateway.until(lambda it: it.runways)
     assert not gateway.routes, "it knows no agent yet, so what it has heard was lost on it"
