@@ -222,6 +222,9 @@ REFUSED: dict[str, Json] = {
         "warm__template__env": [{"name": "TRUNKLINE_SLOTS", "value": "9"}]
     },
     REGION_RULE: {"warm__regions": [{"name": "eu", "minPods": 5}]},
+    "warm.slotsPerPod auto is for engine.type moshi, whose workers measure: set a number": {
+        "warm__slotsPerPod": "auto"
+    },
     VOLUME_RULE: {"warm__template__volumes": [{"name": "a"}]},
     "no call could ever be placed: raise warm.maxPods or add burst.modal": {
         "warm": {"minPods": 0, "maxPods": 0}
@@ -396,7 +399,8 @@ async def test_the_environment_stays_while_burst_is_on(api: Api, agents: str) ->
         ({"engine": None}, "spec.engine: Required value"),
         ({"access": None}, "spec.access: Required value"),
         ({"warm__slotsPerPod": 0}, "should be greater than or equal to 1"),
-        ({"warm__slotsPerPod": "four"}, "must be of type integer"),
+        ({"warm__slotsPerPod": "four"}, "spec.warm.slotsPerPod"),
+        ({"warm__slotsPerPod": 257}, "should be less than or equal to 256"),
         ({"warm__bufferSlots": "25"}, "spec.warm.bufferSlots"),
         ({"warm__bufferSlots": "100%"}, "spec.warm.bufferSlots"),
         ({"warm__bufferSlots": 10_001}, "should be less than or equal to 10000"),
@@ -442,6 +446,7 @@ async def test_the_server_fills_in_what_the_operator_would(api: Api, agents: str
             "placed",
             {"warm__template": TEMPLATE, "warm__gpu": {"product": "NVIDIA-L4"}},
         ),
+        ("measured", {"engine": MOSHI, "warm__slotsPerPod": "auto"}),
         ("regions", {"warm": {"regions": [{"name": "eu"}, {"name": "us", "maxPods": 9}]}}),
         (
             "bounded",
@@ -625,6 +630,8 @@ def test_bounds_are_the_same_in_both() -> None:
 def edges(schema: Json) -> Iterator[tuple[Any, Any]]:
     """(a value at the edge, one past it) for each bound of a field."""
     match schema:
+        case {"x-kubernetes-int-or-string": True, "pattern": "^auto$"}:
+            yield from ((1, 0), (256, 257), ("auto", "many"), (4, "4"), (4, True))
         case {"x-kubernetes-int-or-string": True}:
             yield from ((schema["minimum"], -1), (schema["maximum"], schema["maximum"] + 1))
             yield from (("0%", "1 %"), ("99%", "100%"), ("5%", "05%"), ("25%", True))

@@ -18,8 +18,10 @@ from trunkline_runtime.engine.moshi.capacity import (
     p99,
 )
 from trunkline_runtime.engine.moshi.clock import next_due
+from trunkline_runtime.engine.moshi.engine import Knobs, MoshiEngine
 from trunkline_runtime.engine.moshi.memory import memory_of
 from trunkline_runtime.engine.moshi.models import ModelError
+from trunkline_runtime.engine.moshi.tiny import tiny
 
 BUDGET = FRAME_SECONDS * HEADROOM
 
@@ -122,3 +124,33 @@ def test_the_clock_never_drifts_and_is_never_more_than_a_step_behind(
     assert now - following <= FRAME_SECONDS + 1e-6
     if late <= FRAME_SECONDS:
         assert skipped == 0
+
+
+def test_with_auto_as_many_slots_as_are_content_are_taken() -> None:
+    free, total = 10 * GIB, 24 * GIB
+    most = L4.fits(free, total)
+    assert most > 0
+    L4.check(most, free, total)
+    with pytest.raises(ModelError):
+        L4.check(most + 1, free, total)
+    assert L4.fits(0, total) == 0
+
+
+class SlowMachine(MoshiEngine):
+    """One on which each slot makes a step 20 ms longer."""
+
+    def _measured(self, slots: int) -> float:
+        return 0.02 * slots
+
+
+def test_an_engine_that_may_have_fewer_offers_what_it_found(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = SlowMachine(lambda: tiny(0), Knobs(slots=8, auto=True))
+    engine.load()
+    with caplog.at_level("INFO", "trunkline.moshi"):
+        engine.prepare()
+    assert engine.slots == 3
+    assert [record.levelname for record in caplog.records if "3 slots" in record.message] == [
+        "INFO"
+    ]

@@ -9,6 +9,7 @@ from test_crd import TEMPLATE
 from worlds import BURST, INSTALLATION, an_agent
 
 from trunkline_dev.kube import Api
+from trunkline_operator.agent.policy import ladder
 from trunkline_operator.agent.spec import VoiceAgent
 from trunkline_operator.decisions.manifests import (
     burst_app,
@@ -20,7 +21,7 @@ from trunkline_operator.decisions.manifests import (
     template_hash,
     worker_pod,
 )
-from trunkline_operator.decisions.world import Phase, PodFacts
+from trunkline_operator.decisions.world import Phase, PodFacts, Traffic, WorkerFacts, measured
 from trunkline_runtime import contract
 
 
@@ -85,6 +86,25 @@ async def test_a_real_api_server_takes_a_pod_with_a_whole_template(
         "system-node-critical",
         False,
     )
+
+
+def test_what_workers_measure_counts_and_replaces_no_pod() -> None:
+    engine = {"type": "moshi", "model": "tiny"}
+    agent = an_agent(engine=engine, warm__slotsPerPod="auto")
+    env = {each["name"]: each.get("value") for each in container(agent)["env"]}
+    assert env[contract.ENV_SLOTS] == "auto"
+    assert measured(agent, Traffic()).warm.slots_per_pod == 4  # nobody knows yet
+    told = {
+        name: WorkerFacts(slots=slots, busy=0, draining=False)
+        for name, slots in (("desk-0", 30), ("desk-1", 25))
+    }
+    known = measured(agent, Traffic(workers=told))
+    assert known.warm.slots_per_pod == 27
+    assert ladder(known).words == "at most 4 × 27 warm = 108 calls"
+    assert template_hash(known, INSTALLATION) == template_hash(agent, INSTALLATION)
+    fixed = an_agent(engine=engine)
+    assert template_hash(fixed, INSTALLATION) != template_hash(agent, INSTALLATION)
+    assert measured(fixed, Traffic(workers=told)) == fixed
 
 
 def test_without_a_template_a_pod_has_none_of_its_fields() -> None:

@@ -10,6 +10,7 @@ from trunkline_runtime.contract import (
     ENV_HEALTH_PORT,
     ENV_HOST,
     ENV_MAX_SECONDS,
+    ENV_MODEL,
     ENV_PORT,
     ENV_SLOTS,
     ENV_TICKET_KEY,
@@ -81,6 +82,7 @@ def test_a_modal_container_has_defaults_for_the_rest() -> None:
         (POD, ENV_SLOTS, "", "set TRUNKLINE_SLOTS to a whole number from 1 to 256"),
         (POD, ENV_SLOTS, "0", "from 1 to 256; it is '0'"),
         (POD, ENV_SLOTS, "257", "from 1 to 256"),
+        (POD, ENV_SLOTS, "auto", "only the Moshi engine measures"),
         (POD, ENV_SLOTS, "1.5", "a whole number"),
         (POD, ENV_PORT, "65536", "from 0 to 65535"),
         (POD, ENV_MAX_SECONDS, "0", "from 1 to 86400"),
@@ -97,3 +99,11 @@ def test_what_is_refused(base: dict[str, str], name: str, value: str, words: str
     with pytest.raises(ConfigError, match=words) as refused:
         WorkerConfig.from_environment({**base, name: value})
     assert TICKET_KEY not in str(refused.value)
+
+
+def test_a_moshi_worker_may_find_its_slots_itself() -> None:
+    config = WorkerConfig.from_environment(
+        POD | {ENV_ENGINE: "moshi", ENV_MODEL: "tiny", ENV_SLOTS: "auto"}
+    )
+    assert (config.slots, config.auto_slots) == (96, True)
+    assert not WorkerConfig.from_environment(POD).auto_slots

@@ -8,7 +8,7 @@ not keep the others from being taken, nor the agent from being routed and its st
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trunkline_operator import metrics
@@ -35,6 +35,7 @@ from trunkline_operator.decisions.steps import (
     RemoveFinalizer,
     Requeue,
 )
+from trunkline_operator.decisions.world import measured
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.observing import Observer, Seen
 from trunkline_operator.scaling.decision import Memory
@@ -124,6 +125,8 @@ class Reconciler:
             await self._tell(notes, obj, status)
             return self._settings.resync_seconds, "refused"
         seen = await self._observer.observe(obj, agent, now)
+        agent = measured(agent, seen.world.traffic)
+        seen = replace(seen, agent=agent)
         plan = planned(agent, seen.world, now, notes.memory, self._settings.installation)
         notes.memory = plan.memory
         acts = await self._actor.act(seen, plan)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from trunkline_operator.agent.readers import (
+    AUTO,
     Reader,
     dollars,
     entry,
@@ -24,6 +25,7 @@ from trunkline_operator.agent.readers import (
     region_or_none,
     reply_rule,
     schedule_window,
+    slots_or_auto,
     slots_or_percent,
     text,
     volume,
@@ -102,7 +104,7 @@ def _agent(obj: Json, spec: Json, deleted_at: float | None) -> VoiceAgent:
             gpu=Gpu(**_fields(spec, "warm.gpu")),
             resources=Resources(**_fields(spec, "warm.resources")),
             template=Template(**_fields(spec, "warm.template")),
-            **_fields(spec, "warm"),
+            **_warm_fields(spec),
         ),
         burst=_burst(spec),
         session=Session(**_fields(spec, "session")),
@@ -164,7 +166,7 @@ FIELDS: Final[Mapping[str, Table]] = {
     },
     "warm": {
         "image": ("image", text(1024)),
-        "slotsPerPod": ("slots_per_pod", number(1, 256)),
+        "slotsPerPod": ("slots_per_pod", slots_or_auto),
         "minPods": ("min_pods", number(0, 1000)),
         "maxPods": ("max_pods", number(0, 1000)),
         "regions": ("regions", many(16, warm_region)),
@@ -335,6 +337,14 @@ def _twilio(spec: Json) -> Twilio | None:
     )
     fields = _required(_fields(spec, "access.twilio"), "auth_token_secret", sentence)
     return Twilio(**_required(fields, "public_url", sentence))
+
+
+def _warm_fields(spec: Json) -> dict[str, Any]:
+    fields = _fields(spec, "warm")
+    if fields.get("slots_per_pod") != AUTO:
+        return fields
+    assumed = {name: value for name, value in fields.items() if name != "slots_per_pod"}
+    return assumed | {"slots_auto": True}
 
 
 def _burst(spec: Json) -> Burst | None:

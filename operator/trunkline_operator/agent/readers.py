@@ -20,6 +20,7 @@ from trunkline_operator.scaling.schedule import LONGEST_WINDOW_SECONDS, Window, 
 # More than anybody's voice agent costs in a day; it catches an amount that was meant in cents.
 MOST_DOLLARS: Final = 1_000_000
 
+AUTO: Final = "auto"
 MOST_LABELS: Final = 32
 MOST_PODS: Final = 1000
 # Room for any affinity that a person writes; a thousand agents with it still fit an operator's memory.
@@ -140,6 +141,14 @@ def warm_region(value: Any, path: str) -> WarmRegion:
     if region.max_pods < region.min_pods:
         raise SpecError(f"{path}: maxPods is below minPods: raise maxPods or lower minPods")
     return region
+
+
+def slots_or_auto(value: Any, path: str) -> int | str:
+    """A number of slots, or `AUTO`."""
+    if value == AUTO or (type(value) is int and 1 <= value <= 256):
+        found: int | str = value
+        return found
+    raise SpecError(f"{path} must be a whole number from 1 to 256, or auto")
 
 
 def quantities(value: Any, path: str) -> dict[str, str]:

@@ -150,6 +150,9 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
             not agent.warm.gpu.product or PRODUCT_LABEL not in agent.warm.template.node_selector
         )
     ),
+    "warm.slotsPerPod auto is for engine.type moshi, whose workers measure: set a number": (
+        lambda agent: not agent.warm.slots_auto or agent.engine.type is EngineType.MOSHI
+    ),
     "warm.template.volumeMounts names a volume that is not in warm.template.volumes: add it there": (
         lambda agent: (
             {mount["name"] for mount in agent.warm.template.volume_mounts}
@@ -213,6 +216,7 @@ AGENT_RULES: Final[Mapping[str, Callable[[VoiceAgent], bool]]] = {
     "warm.maxPods or warm.slotsPerPod": (
         lambda agent: (
             bool(agent.warm.regions)
+            or agent.warm.slots_auto
             or agent.access.tenants.guaranteed <= agent.warm.max_pods * agent.warm.slots_per_pod
         )
     ),

@@ -206,7 +206,8 @@ class WarmRegion:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     image: str = ""
-    slots_per_pod: int = 4
+    slots_per_pod: int = 4  # with `slots_auto` as measured, or else as is assumed
+    slots_auto: bool = False
     min_pods: int = 1
     max_pods: int = 4
     regions: tuple[WarmRegion, ...] = ()  # () = any, with the bounds above

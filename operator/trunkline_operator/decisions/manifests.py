@@ -26,6 +26,7 @@ from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import (
     ANNOTATION_CA,
     ANNOTATION_TEMPLATE,
+    AUTO_SLOTS,
     CA_CERT_FILE,
     ENV_AGENT,
     ENV_CONTEXT_END,
@@ -228,7 +229,7 @@ def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
     plain = {
         ENV_AGENT: agent.key,
         **engine_environment(agent.engine),
-        ENV_SLOTS: str(agent.warm.slots_per_pod),
+        ENV_SLOTS: _slots(agent),
         ENV_PORT: str(WORKER_PORT),
         ENV_HEALTH_PORT: str(HEALTH_PORT),
         ENV_GATEWAYS: installation.gateways,
@@ -253,6 +254,11 @@ def _environment(agent: VoiceAgent, installation: Installation) -> list[Json]:
             for name, (secret, entry) in kept.items()
         ),
     ]
+
+
+def _slots(agent: VoiceAgent) -> str:
+    """As a worker is told; what it has measured does not replace it."""
+    return AUTO_SLOTS if agent.warm.slots_auto else str(agent.warm.slots_per_pod)
 
 
 def engine_environment(engine: Engine) -> dict[str, str]:
@@ -291,12 +297,11 @@ def _resources(agent: VoiceAgent) -> Json:
 
 def template_hash(agent: VoiceAgent, installation: Installation) -> str:
     """Of what a pod cannot change while it runs. A pod with another one is rolled."""
-    warm = agent.warm
     return digest(
         {
             "image": image_of(agent, installation),
             "engine": engine_environment(agent.engine),
-            "slots": warm.slots_per_pod,
+            "slots": _slots(agent),
             "resources": _resources(agent),
             **pod_fields(agent),
             "container": container_fields(agent),

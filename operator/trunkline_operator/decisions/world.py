@@ -5,11 +5,11 @@ reader of these facts takes unknown for busy.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Self
 
-from trunkline_operator.agent.spec import Json, epoch
+from trunkline_operator.agent.spec import Json, VoiceAgent, epoch
 from trunkline_operator.burst.breaker import Breaker
 from trunkline_operator.burst.standby import Standing
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
@@ -249,6 +249,15 @@ class BurstFacts:
             hash=burst.get("hash", ""),
             snapshot=burst.get("snapshot", ""),
         )
+
+
+def measured(agent: VoiceAgent, traffic: Traffic) -> VoiceAgent:
+    """The agent with the slots of its pods as its workers tell them, where it leaves that to them."""
+    workers = traffic.workers.values()
+    if not agent.warm.slots_auto or not workers:
+        return agent
+    mean = sum(worker.slots for worker in workers) // len(workers)
+    return replace(agent, warm=replace(agent.warm, slots_per_pod=max(mean, 1)))
 
 
 @dataclass(frozen=True, slots=True)

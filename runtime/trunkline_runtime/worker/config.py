@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trunkline_runtime.contract import (
+    AUTO_SLOTS,
     ENV_AGENT,
     ENV_CONTEXT_END,
     ENV_CONTEXT_SECONDS,
@@ -35,6 +36,7 @@ from trunkline_runtime.worker.control import Endpoint
 
 ENGINES: Final = ("loopback", "speech", "moshi")
 MAX_SLOTS: Final = 256  # as warm.slotsPerPod
+MOST_AUTO: Final = 96  # of a worker that measures; the arithmetic gives an H200 72
 MIN_TICKET_KEY: Final = 32  # characters; RFC 7518 §3.2 wants a key as long as the hash
 
 
@@ -74,7 +76,7 @@ class WorkerConfig:
     agent: str
     worker: str
     engine: str
-    slots: int
+    slots: int  # with `auto_slots` the most that there may be
     host: str
     port: int
     health_port: int
@@ -84,15 +86,20 @@ class WorkerConfig:
     max_seconds: float
     tls: WorkerTls | None = None  # None: plain links
     moshi: MoshiConfig = MoshiConfig()
+    auto_slots: bool = False
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> "WorkerConfig":
         """Reads `contract.ENV_*`; raises `ConfigError`."""
+        auto = env.get(ENV_SLOTS) == AUTO_SLOTS
+        if auto and env.get(ENV_ENGINE) != "moshi":
+            raise ConfigError(f"set {ENV_SLOTS} to a number: only the Moshi engine measures")
         config = cls(
             agent=_matching(env, ENV_AGENT, r"[^/\s]+/[^/\s]+", "namespace/name"),
             worker=env.get(ENV_WORKER) or socket.gethostname(),
             engine=_matching(env, ENV_ENGINE, "|".join(ENGINES), " or ".join(ENGINES)),
-            slots=_integer(env, ENV_SLOTS, 1, MAX_SLOTS),
+            slots=MOST_AUTO if auto else _integer(env, ENV_SLOTS, 1, MAX_SLOTS),
+            auto_slots=auto,
             host=env.get(ENV_HOST) or "0.0.0.0",
             port=_integer(env, ENV_PORT, 0, 65_535, WORKER_PORT),
             health_port=_integer(env, ENV_HEALTH_PORT, 0, 65_535, HEALTH_PORT),

@@ -44,7 +44,7 @@ def make_engine(config: WorkerConfig) -> Engine:
     if config.engine == "moshi":
         from trunkline_runtime.engine.moshi.configured import moshi_engine
 
-        return moshi_engine(config.slots, **asdict(config.moshi))
+        return moshi_engine(config.slots, auto=config.auto_slots, **asdict(config.moshi))
     from trunkline_runtime.engine.loopback import LoopbackEngine
 
     return LoopbackEngine(slots=config.slots)

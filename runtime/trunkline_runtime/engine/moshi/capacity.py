@@ -124,16 +124,23 @@ class Memory:
             f" ({self.context_frames / FRAME_RATE:g} s of context){refresh} = {total / GIB:.2f} GiB"
         )
 
+    def fits(self, free: int, total: int) -> int:
+        """The most slots for which `check` is content."""
+        return max(0, self._usable(free, total) // self.slot)
+
+    def _usable(self, free: int, total: int) -> int:
+        return free - total // 10 - self.beside
+
     def check(self, slots: int, free: int, total: int) -> None:
         """Raises `ModelError` when the slots do not fit beside the weights, which are loaded already.
 
         `free` and `total` are the device's, in bytes. A tenth of the total stays for activations, CUDA
         graphs and the libraries' own memory.
         """
-        usable = free - total // 10 - self.beside
+        usable = self._usable(free, total)
         if slots * self.slot <= usable:
             return
-        most = max(0, usable // self.slot)
+        most = self.fits(free, total)
         frames = max(0, (usable // slots - self.slot_fixed) // max(1, self.slot_frame))
         advice = [f"slotsPerPod: {most}"] if most else []
         if frames:

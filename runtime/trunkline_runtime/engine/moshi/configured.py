@@ -20,14 +20,15 @@ def moshi_engine(
     slots: int,
     *,
     model: str,
+    auto: bool = False,
     stt: str = "",
     device: str = "",
     int8: bool = False,
     context_seconds: float | None = None,
     refresh: bool = False,
 ) -> MoshiEngine:
-    """An engine with nothing loaded. Raises `ModelError` for sources that name nothing."""
-    knobs = Knobs(slots=slots, context_seconds=context_seconds, refresh=refresh)
+    """An engine with nothing loaded; with `auto` it has as many of the slots as it can hold. Raises `ModelError` for sources that name nothing."""
+    knobs = Knobs(slots=slots, auto=auto, context_seconds=context_seconds, refresh=refresh)
     if model == TINY:
         return MoshiEngine(lambda: tiny(SEED), knobs)
     wanted = Wanted(

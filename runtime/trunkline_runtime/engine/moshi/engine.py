@@ -57,6 +57,7 @@ class Knobs:
     """How an engine runs what it loads."""
 
     slots: int
+    auto: bool = False  # slots is the most: fewer are as good, where memory or time is short
     context_seconds: float | None = None  # None: as far back as the model can look
     refresh: bool = (
         False  # at a pause near the context's end forget half of it; False: let it slide
@@ -121,9 +122,13 @@ class MoshiEngine:
         memory = memory_of(models)
         if self._knobs.refresh:
             memory = replace(memory, beside_frames=ring_frames(models.context_frames))
-        log.info("memory: %s", memory.sentence(self._knobs.slots))
         if models.lm.device.type == "cuda":
-            memory.check(self._knobs.slots, *torch.cuda.mem_get_info(models.lm.device))
+            room = torch.cuda.mem_get_info(models.lm.device)
+            if self._knobs.auto:
+                fits = min(self._knobs.slots, memory.fits(*room))
+                self._knobs = replace(self._knobs, slots=max(fits, 1))
+            memory.check(self._knobs.slots, *room)
+        log.info("memory: %s", memory.sentence(self._knobs.slots))
         self._models = models
 
     def resume(self) -> None:
@@ -269,7 +274,7 @@ class MoshiEngine:
             torch.set_num_threads(1)
 
     def _report(self, found: Fit) -> None:
-        if found.slots == self._knobs.slots and found.keeps:
+        if found.keeps and (self._knobs.auto or found.slots == self._knobs.slots):
             log.info("capacity: %s", found)
             return
         log.warning("this machine is too slow for %d slots and offers %s", self._knobs.slots, found)
