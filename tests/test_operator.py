@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import socket
 import sys
 import time
@@ -201,6 +203,25 @@ async def test_missing_secrets_are_told_and_used_once_they_are_there(world: Worl
     await world.secret("modal", **{"token-id": "ak-x"})
     await world.agent(lambda it: "lacks token-secret" in condition(it, "BurstReady")["message"])
     assert "sk-alice" not in (world.logs / "operator.log").read_text()
+
+
+async def test_twilios_token_becomes_digests_in_the_route_and_stays_with_the_operator(
+    world: World,
+) -> None:
+    url = "wss://calls.example/desk"
+    signed = {"authTokenSecretRef": {"name": "twilio"}, "publicUrl": url}
+    await world.start()
+    await world.apply({**SPEC, "access": {"twilio": signed}})
+    told = await world.condition("Accepted", "KeysMissing")
+    assert "Secret twilio of access.twilio.authTokenSecretRef does not exist" in told["message"]
+    await world.secret("twilio", main="auth-token-of-main")
+    await world.condition("Accepted", "Accepted", timeout=20)
+    await world.gateway.until(lambda it: bool(it.routes[world.key]["access"].get("twilio")))
+    (digest, _) = world.gateway.routes[world.key]["access"]["twilio"]["main"]
+    signature = base64.b64encode(hmac.digest(b"auth-token-of-main", url.encode(), "sha1"))
+    assert digest == hashlib.sha256(signature).hexdigest()
+    assert "auth-token-of-main" not in str(world.gateway.routes)
+    assert "auth-token-of-main" not in (world.logs / "operator.log").read_text()
 
 
 async def test_missing_tokens_of_an_engine_are_told_and_used_once_they_are_there(
