@@ -43,7 +43,6 @@ agent at most 25 at once and then one a minute.
 | `BurstFailing` | the app cannot be deployed, or gateways get no session there |
 | `RegionDown` | gateways pass over a region of Modal that fails; calls go to the other regions |
 | `SnapshotFallback` | restores from snapshots fail, so containers start slower |
-| `RegionDown` | gateways pass a region of Modal by for a while, because calls there failed |
 | `BurstLeftBehind` | the agent is gone, and its app could not be stopped |
 | `CertificateIssued` | workers got a new certificate |
 | `SpecInvalid` | an edit makes no sense; nothing is changed |
