@@ -197,9 +197,13 @@ async def test_what_modal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         startup_timeout=450,
         max_seconds=86_400,
         image="registry.example/worker:1",
+        registry=("robot", "password of the registry"),
     )
     async with world(monkeypatch) as (local, burst):
         deployed = await burst.deploy(app, GOOD)
+        login = {"REGISTRY_USERNAME": "robot", "REGISTRY_PASSWORD": "password of the registry"}
+        assert login in local.state.secrets.values()
+        assert "password" not in repr(app)
         record = local.state.apps[deployed.app_id]
         assert (record.environment, record.tags["plain"]) == ("staging", "kept")
         assert all(len(text) <= 63 for pair in record.tags.items() for text in pair)

@@ -176,6 +176,7 @@ class BurstApp:
     environment: str = ""  # Modal's; "" is the workspace's default
     tags: Mapping[str, str] = field(default_factory=dict)  # any text: cut to what Modal takes
     image: str = ""  # registry reference; "" builds one from this installation
+    registry: tuple[str, str] = field(default=("", ""), repr=False)  # name and password; "" = none
     gpu: tuple[str, ...] = ()  # the first that is there
     # Where requests are routed through, a server each. Containers that stand by are the first one's.
     regions: tuple[str, ...] = ("us-east",)
@@ -251,7 +252,10 @@ def _secrets(options: BurstApp) -> dict[str, str]:
 
 def _image(options: BurstApp) -> Any:
     if options.image:
-        return modal.Image.from_registry(options.image)
+        name, password = options.registry
+        login = {"REGISTRY_USERNAME": name, "REGISTRY_PASSWORD": password}
+        secret = modal.Secret.from_dict(login) if name and password else None
+        return modal.Image.from_registry(options.image, secret=secret)
     return (
         modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
         .pip_install(*requirements(EXTRAS[options.engine[ENV_ENGINE]]))

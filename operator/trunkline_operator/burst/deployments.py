@@ -282,6 +282,7 @@ def described(
         engine=engine_environment(agent.engine),
         ticket_key=keys.ticket,
         hub_token=keys.hub_token,
+        registry=keys.registry,
         environment=burst.environment,
         tags=({TAG_INSTALLATION: installation} if installation else {})
         | {

@@ -100,3 +100,8 @@ def proxy_token(account: Mapping[str, str]) -> str:
     """Modal's proxy token as gateways present it; "" where the Secret has none."""
     token, key = account.get("proxy-token-id", ""), account.get("proxy-token-secret", "")
     return f"{token}.{key}" if token and key else ""
+
+
+def registry_login(account: Mapping[str, str]) -> tuple[str, str]:
+    """Name and password with which Modal pulls `burst.modal.image`; "" where the Secret has none."""
+    return account.get("registry-username", ""), account.get("registry-password", "")

@@ -48,6 +48,8 @@ class Keys:
     """ "wk-….ws-…" where the credentials Secret has one."""
     hook_token: str = field(default="", repr=False)
     """Of `engine.policy.hook`; "" where it takes none."""
+    registry: tuple[str, str] = field(default=("", ""), repr=False)
+    """Name and password of the registry that `burst.modal.image` is in; "" = none."""
     hub_token: str = field(default="", repr=False)
     """Of `engine.tokenSecretRef`; for containers at Modal, and in no route."""
     upstream_token: str = field(default="", repr=False)
