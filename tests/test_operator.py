@@ -359,6 +359,7 @@ async def test_the_rights_that_the_chart_gives_are_enough(
         file = await world.kubeconfig_of("trunkline-operator", tmp_path)
         flags = (
             f"--routes-secret={world.namespace}/trunkline-routes",
+            f"--burst-secret={world.namespace}/trunkline-burst",
             f"--lease={world.namespace}/trunkline-operator",
         )
         operator = await world.start(
