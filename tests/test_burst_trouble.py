@@ -136,8 +136,8 @@ async def test_more_containers_stand_by_while_warm_slots_run_short(
     # All warm slots are taken, more callers come each moment, and some have gone to burst already.
     async with asyncio.timeout(30):
         while near.settings().min_containers < 3:
-            arrivals += 40
-            await world.serve_calls(4, arrivals=arrivals, burst=min(arrivals // 40, 3))
+            arrivals += 1
+            await world.serve_calls(4, arrivals=4 + arrivals, burst=arrivals)
             await asyncio.sleep(0.1)  # the pace of the callers
     assert near.settings().buffer_containers > 0
     assert near.settings().min_containers <= 4
