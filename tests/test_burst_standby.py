@@ -10,7 +10,6 @@ from trunkline_operator.agent.spec import Burst, Region
 from trunkline_operator.burst.standby import (
     AHEAD_SECONDS,
     GAP_SECONDS,
-    KEEP_SECONDS,
     Rush,
     Scaling,
     Scalings,
@@ -72,8 +71,8 @@ def test_a_raise_goes_at_once_and_a_fall_waits() -> None:
     assert following(rest, of(raised), NOW) == (None, GAP_SECONDS)  # not twice a moment
 
     high = Standing(scalings=of(raised), since=NOW)
-    assert following(high, of(REST), later) == (None, KEEP_SECONDS - GAP_SECONDS)
-    assert following(high, of(REST), NOW + KEEP_SECONDS) == (of(REST), 0.0)
+    assert following(high, of(REST), later) == (None, REST.window - GAP_SECONDS)
+    assert following(high, of(REST), NOW + REST.window) == (of(REST), 0.0)
     # Higher in one and lower in the other: the one goes, the other waits.
     mixed = replace(REST, minimum=2, buffer=3)
     told, wait = following(high, of(mixed), later)
@@ -124,4 +123,4 @@ def test_whatever_comes_it_is_told_in_the_end_and_never_too_often(
                 assert now >= standing.since + GAP_SECONDS
             standing = Standing(scalings=told, since=now)
         assert wait >= 0
-        assert standing.scalings == of(wish) or 0 < wait <= KEEP_SECONDS
+        assert standing.scalings == of(wish) or 0 < wait <= REST.window

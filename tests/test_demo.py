@@ -62,7 +62,9 @@ def test_the_spike_is_answered_in_full(report: dict[str, Any]) -> None:
     assert spike["offered"] == 60
     assert (spike["warm"], spike["burst"]) == (16, 44)
     assert spike["refused"] == spike["dropped"] == spike["without_slot"] == 0
-    assert spike["container_starts"] == {"cold": 0, "restored": 3}
+    # 44 calls need three of 16 slots; one more may stand by while calls go on coming.
+    assert spike["container_starts"]["cold"] == 0
+    assert spike["container_starts"]["restored"] in (3, 4)
     # Burst callers wait for a restore, which takes at least 2 s; all are answered within 8 s.
     assert spike["admission_ms"]["p99"] <= 8_000
     assert spike["admission_ms"]["p99"] >= 2_000

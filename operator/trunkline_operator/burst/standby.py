@@ -16,8 +16,6 @@ from trunkline_operator.agent.spec import Burst, Region
 
 # What comes within so long is looked at. Restores of Modal's whole fleet took 13.8 s on average in spring 2026.
 AHEAD_SECONDS: Final = 15.0
-# Raised settings stay at least so long, so that calls which come in waves do not stop and start containers.
-KEEP_SECONDS: Final = 60.0
 # Between two raises. Each is a request or more, and a workspace has tens a second for all its agents.
 GAP_SECONDS: Final = 1.0
 
@@ -99,22 +97,24 @@ def following(
 ) -> tuple[Scalings | None, float]:
     """What to tell Modal now, None = nothing; and the seconds after which to ask again, 0 = on the next news.
 
-    What was raised stays raised for a while, but not at a cap.
+    What was raised stays raised as long as a container without calls does, so that calls which come in waves do not
+    stop and start containers; but not at a cap.
     """
     told, since = standing.scalings, standing.since
     if told == wanted:
         return None, 0.0
     if told is None or told.keys() != wanted.keys():
         return wanted, 0.0
-    keeping = not capped and now < since + KEEP_SECONDS
+    keep = max((to.window for to in wanted.values()), default=0)
+    keeping = not capped and now < since + keep
     due = {each: _raised(told[each], to) if keeping else to for each, to in wanted.items()}
     if due == told:
-        return None, since + KEEP_SECONDS - now
+        return None, since + keep - now
     # Another most, or another window, is a person's wish.
     hurry = capped or any(_bounds(told[each]) != _bounds(to) for each, to in wanted.items())
     if not hurry and now < since + GAP_SECONDS:
         return None, since + GAP_SECONDS - now
-    return due, since + KEEP_SECONDS - now if due != wanted else 0.0
+    return due, since + keep - now if due != wanted else 0.0
 
 
 def _raised(told: Scaling, to: Scaling) -> Scaling:
