@@ -6,14 +6,15 @@ writes them anew; read what changed before you commit it. Pods are given as the 
 them, and everything from there on is the operator's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_world, an_agent
+from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_world, an_agent, an_object
 
-from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.agent.parsing import parsed
+from trunkline_operator.agent.spec import SpecError, VoiceAgent
 from trunkline_operator.burst.client import BurstError, BurstReason
 from trunkline_operator.burst.deployments import failed
 from trunkline_operator.cluster.client import ApiError
@@ -23,10 +24,10 @@ from trunkline_operator.cluster.credentials import (
     hook_token_missing,
     hub_token_missing,
 )
-from trunkline_operator.decisions.events import Look, Memory, chosen, of_look, of_status
+from trunkline_operator.decisions.events import Event, Look, Memory, chosen, of_look, of_status
 from trunkline_operator.decisions.manifests import template_hash
 from trunkline_operator.decisions.plan import planned, rfc3339
-from trunkline_operator.decisions.status import reported
+from trunkline_operator.decisions.status import rejected, reported
 from trunkline_operator.decisions.template import refusal as of_refusal
 from trunkline_operator.decisions.world import BurstFacts, PodFacts
 from trunkline_operator.decisions.world import World as Seen
@@ -254,8 +255,33 @@ CASES: dict[str, Callable[[], Case]] = {
 # --- what is told ------------------------------------------------------------------------------------------
 
 
+MISTAKES: dict[str, Json] = {
+    "max-below-min": {"warm": {"minPods": 3, "maxPods": 2}},
+    "not-a-pattern": {"engine": {"type": "speech", "replies": [{"match": "(", "say": "?"}]}},
+}
+"""Edits that make no sense. The first is refused by the API server, unless its definition of agents is older."""
+
+
+def mistaken(case: str) -> str:
+    """Status and Events of an agent that was well, after an edit that makes no sense."""
+    agent = an_agent()
+    well = a_world([healthy(agent)])
+    before = reported(
+        agent, well, planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION), {}, NOW - 600
+    )
+    edited = an_object(**MISTAKES[case], metadata={"generation": 2})
+    try:
+        parsed(edited)
+    except SpecError as error:
+        status = rejected({**edited, "status": before}, error, NOW)
+        return written(status, chosen(of_status(before, status), Memory(), NOW)[0])
+    raise AssertionError(f"{case} makes sense")
+
+
 def described(case: str) -> str:
     """Status and Events of a case, after the look that finds it where all was well before."""
+    if case in MISTAKES:
+        return mistaken(case)
     agent, world, refusal = CASES[case]()
     well = a_world([healthy(agent)], burst=DEPLOYED if world.burst.app else BurstFacts())
     earlier = planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION)
@@ -272,6 +298,10 @@ def described(case: str) -> str:
         now=NOW,
     )
     news, _ = chosen([*of_status(before, status), *of_look(look, Memory())], Memory(), NOW)
+    return written(status, news)
+
+
+def written(status: Json, news: Iterable[Event]) -> str:
     lines = ["Status:", *indented(shown(status)), "Events:"]
     lines += [f"  {event.kind} {event.reason}: {event.message}" for event in news] or ["  none"]
     return "\n".join(lines) + "\n"
@@ -303,7 +333,7 @@ def told(value: Any) -> str:
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for case in CASES:
+    for case in (*CASES, *MISTAKES):
         (FOLDER / f"{case}.txt").write_text(described(case))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from described import CASES, FOLDER, described
+from described import CASES, FOLDER, MISTAKES, described
 from operator_rig import NAME, SPEC, World, operated
 
 from trunkline_dev.controlplane import ControlPlane
@@ -15,7 +15,7 @@ from trunkline_operator.decisions.status import LONGEST_MESSAGE
 Json = dict[str, Any]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *MISTAKES])
 def test_what_is_told_is_as_it_was_read(case: str) -> None:
     told = (FOLDER / f"{case}.txt").read_text()
     assert described(case) == told, "run `python tests/described.py` and read the difference"
@@ -24,7 +24,7 @@ def test_what_is_told_is_as_it_was_read(case: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {file.stem for file in FOLDER.iterdir()} == set(CASES)
+    assert {file.stem for file in FOLDER.iterdir()} == {*CASES, *MISTAKES}
 
 
 # --- on a real API server --------------------------------------------------------------------------------
