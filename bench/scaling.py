@@ -23,7 +23,7 @@ from trunkline_operator.simulation.model import Conditions, Outcome, Scaler, Sim
 from trunkline_operator.simulation.peers import Hpa, knative
 from trunkline_operator.simulation.scalers import Fixed, Trunkline
 from trunkline_operator.simulation.settings import Price, price_of
-from trunkline_operator.simulation.traces import FIXED, Trace
+from trunkline_operator.simulation.traces import FIXED, HELD_OUT, Trace
 
 AGENT: dict[str, Any] = {
     "metadata": {"name": "bench", "namespace": "bench", "uid": "bench"},
@@ -91,10 +91,32 @@ class Result:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How large a reserve ours keeps."""
+
+    z: float
+    buffer: int = 0  # bufferSlots in percent; 0 = as it comes
+
+    def __str__(self) -> str:
+        more = f" and bufferSlots {self.buffer}%" if self.buffer else ""
+        return f"ours with z {self.z:g}{more}"
+
+    def agent(self, agent: VoiceAgent) -> VoiceAgent:
+        if not self.buffer:
+            return agent
+        return replace(agent, warm=replace(agent.warm, buffer_slots=Percent(self.buffer)))
+
+    def scaler(self, agent: VoiceAgent) -> Scaler:
+        return Trunkline(agent.warm, Stakes(z=self.z), CONDITIONS.pod_start_seconds)
+
+
 class Bench:
     def __init__(self, quick: bool) -> None:
         self.agent = parsed(AGENT)
-        self.traces = [make(QUICK_SCALE if quick else 1.0) for make in FIXED]
+        scale = QUICK_SCALE if quick else 1.0
+        self.traces = [make(scale) for make in FIXED]
+        self.unseen = [make(scale, HELD_OUT + number) for number, make in enumerate(FIXED)]
         price = price_of(self.agent, read())
         assert price is not None
         self.price = price
@@ -109,14 +131,17 @@ class Bench:
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         return Result(name=name, outcomes=outcomes, price=self.price)
 
-    def ours(self, z: float, buffer: int = 0) -> Result:
+    def ours(self, setting: Setting) -> Result:
         """The decider of production, with so large a reserve."""
-        agent, name = self.agent, f"ours with z {z:g}"
-        if buffer:
-            agent = replace(agent, warm=replace(agent.warm, buffer_slots=Percent(buffer)))
-            name += f" and bufferSlots {buffer}%"
-        start = CONDITIONS.pod_start_seconds
-        return self.run(name, lambda who: Trunkline(who.warm, Stakes(z=z), start), agent)
+        return self.run(str(setting), setting.scaler, setting.agent(self.agent))
+
+    def elsewhere(self, found: Result, make: Make, agent: VoiceAgent | None = None) -> Result:
+        """The same policy with the same settings, on traces that these were not chosen by."""
+        who = agent or self.agent
+        outcomes = tuple(
+            Simulation(trace, who, make(who), CONDITIONS).run() for trace in self.unseen
+        )
+        return Result(name=found.name, outcomes=outcomes, price=self.price)
 
     def usual(self) -> Result:
         """As it comes: with the reserve that the shipped prices ask for."""
@@ -174,8 +199,10 @@ PEERS = (
 
 def measure(quick: bool) -> list[report.Row]:
     bench = Bench(quick)
-    frontier = [bench.ours(z) for z in DEVIATIONS[:: 3 if quick else 1]]
-    frontier += [bench.ours(3.0, buffer) for buffer in BUFFERS]
+    tried = [Setting(z=z) for z in DEVIATIONS[:: 3 if quick else 1]]
+    tried += [Setting(z=3.0, buffer=buffer) for buffer in BUFFERS]
+    settings = {str(setting): setting for setting in tried}
+    frontier = [bench.ours(setting) for setting in tried]
     usual = bench.usual()
     theirs = [bench.run(peer.name, peer.make) for peer in PEERS]
     chosen = [at_most(frontier, found.overflow) for found in theirs]
@@ -191,6 +218,16 @@ def measure(quick: bool) -> list[report.Row]:
             _row("warm GPU-hours at equal overflow", against, ours.hours, found.hours, *bounds),
             _row("dollars at equal overflow", against, ours.dollars, found.dollars),
         ]
+    for peer, found, ours in zip(PEERS, theirs, chosen, strict=True):
+        setting = settings[ours.name]
+        mine = bench.elsewhere(ours, setting.scaler, setting.agent(bench.agent))
+        other = bench.elsewhere(found, peer.make)
+        against = (
+            f"{peer.name} ({ours.name}; overflow {mine.overflow:.2%} and {other.overflow:.2%})"
+        )
+        rows.append(
+            _row("warm GPU-hours, same settings, other seeds", against, mine.hours, other.hours)
+        )
     ours = chosen[-1]
     packed_hours = sum(packed(trace, 4, bench.agent.warm.max_pods) for trace in bench.traces)
     return [

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from aiohttp import ClientError, web
@@ -56,7 +57,11 @@ class ApiRelay:
         self.seen: list[Request] = []  # without watches
         self.answered: list[tuple[Request, int]] = []
         self.watches: dict[str, int] = {}  # open ones, by path
+        self.told: dict[str, int] = {}  # events that went through watches, by path
         self.port = 0
+        self.muted = False  # watches say nothing any more, and nobody is told so
+        self._away = False
+        self._open: dict[web.StreamResponse, web.Request] = {}  # watches
         self._api = api
         self._changed = asyncio.Condition()
 
@@ -67,6 +72,21 @@ class ApiRelay:
         """Numbers begin at 1 again."""
         self.seen, self.answered = [], []
 
+    def away(self) -> None:
+        """The API server ends all watches, and answers nobody, as while it restarts."""
+        self._away = True
+        for arrived in self._open.values():
+            if arrived.transport:
+                arrived.transport.abort()
+
+    def back(self) -> None:
+        self._away = False
+
+    async def say(self, event: dict[str, Any]) -> None:
+        """Tells all watches of this, and ends them."""
+        for watch in list(self._open):
+            await watch.write(json.dumps(event).encode() + b"\n")
+
     def written(self, method: str, part: str) -> list[str]:
         """The paths with this part that such requests have changed."""
         return [
@@ -76,7 +96,7 @@ class ApiRelay:
         ]
 
     async def until(self, holds: Callable[["ApiRelay"], bool], seconds: float = 30) -> None:
-        """Waits until `holds(relay)`; asked again whenever a request or a watch begins or ends."""
+        """Waits until `holds(relay)`; asked again whenever a request or a watch begins or ends, or tells something."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(lambda: holds(self))
 
@@ -112,6 +132,11 @@ class ApiRelay:
             await runner.cleanup()
 
     async def _relay(self, arrived: web.Request) -> web.StreamResponse:
+        if self._away:
+            self.seen.append(Request(len(self.seen) + 1, arrived.method, arrived.path))
+            assert arrived.transport
+            arrived.transport.abort()
+            return web.Response()
         if "watch" in arrived.query:
             return await self._watch(arrived)
         request = Request(len(self.seen) + 1, arrived.method, arrived.path)
@@ -142,13 +167,19 @@ class ApiRelay:
             answer.content_type = told.content_type
             await answer.prepare(arrived)
             self.watches[path] = self.watches.get(path, 0) + 1
+            self._open[answer] = arrived
             await self._tell()
             try:
                 with contextlib.suppress(ClientError, ConnectionError):
                     async for chunk in told.content.iter_any():
+                        if self.muted:
+                            continue
                         await answer.write(chunk)
+                        self.told[path] = self.told.get(path, 0) + chunk.count(b"\n")
+                        await self._tell()
             finally:
                 self.watches[path] -= 1
+                self._open.pop(answer, None)
                 await self._tell()
                 # Else TLS says goodbye to a server that goes on to send.
                 if told.connection and told.connection.transport:

@@ -26,6 +26,7 @@ from trunkline_operator.cluster.credentials import (
 )
 from trunkline_operator.decisions.events import Event, Look, Memory, chosen, of_look, of_status
 from trunkline_operator.decisions.manifests import template_hash
+from trunkline_operator.decisions.nodes import GOING, NodeFacts
 from trunkline_operator.decisions.plan import planned, rfc3339
 from trunkline_operator.decisions.status import rejected, reported
 from trunkline_operator.decisions.template import refusal as of_refusal
@@ -232,6 +233,28 @@ def quota() -> Case:
     return agent, a_world([healthy(agent)]), ApiError(403, "Forbidden", message)
 
 
+def terminating_namespace() -> Case:
+    agent = an_agent(warm__minPods=2)
+    message = (
+        'pods "desk-1" is forbidden: unable to create new content in namespace ns because it is being '
+        "terminated"
+    )
+    return agent, a_world([healthy(agent)]), ApiError(403, "Forbidden", message)
+
+
+def lost_node() -> Case:
+    agent = an_agent(**BURST)
+    lost = replace(healthy(agent), ready=False, node="gpu-7").on(NodeFacts(lost=True))
+    return agent, a_world([lost], {"desk-0": 2}, burst=DEPLOYED), None
+
+
+def cordoned_node() -> Case:
+    agent = an_agent(**BURST)
+    node = NodeFacts(leaving=GOING["ToBeDeletedByClusterAutoscaler"])
+    leaving = replace(healthy(agent), node="gpu-7").on(node)
+    return agent, a_world([leaving], {"desk-0": 2}, burst=DEPLOYED), None
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "image-pull": image_pull,
     "unschedulable": unschedulable,
@@ -244,6 +267,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "modal-refused": modal_refused,
     "modal-limit": modal_limit,
     "quota": quota,
+    "terminating-namespace": terminating_namespace,
+    "lost-node": lost_node,
+    "cordoned-node": cordoned_node,
     "template-rejected": template_rejected,
     "shortfall": shortfall,
     "infeasible": infeasible,

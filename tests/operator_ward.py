@@ -12,6 +12,9 @@ from operator_rig import Json, World
 
 from trunkline_runtime.contract import ANNOTATION_DRAINING
 
+WATCHES = 3
+"""Of an operator with all rights: agents, pods and nodes."""
+
 
 class Ward:
     """A world whose operator may be killed at a request, and is followed by the next."""
@@ -30,7 +33,7 @@ class Ward:
     async def started(self) -> None:
         """Starts an operator and waits until it watches."""
         self.start()
-        await self.relay.until(lambda it: sum(it.watches.values()) == 2)
+        await self.relay.until(lambda it: sum(it.watches.values()) == WATCHES)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

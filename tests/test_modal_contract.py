@@ -35,8 +35,14 @@ from trunkline_operator.burst.client import (
     Place,
 )
 from trunkline_operator.burst.standby import Scaling
-from trunkline_runtime.contract import ENV_ENGINE, REALTIME_PATH, START_HEADER, TICKET_HEADER
-from trunkline_runtime.modal_app import TAG_INSTALLATION, TAG_UID
+from trunkline_runtime.contract import (
+    ENV_ENGINE,
+    REALTIME_PATH,
+    START_HEADER,
+    TAG_INSTALLATION,
+    TAG_UID,
+    TICKET_HEADER,
+)
 
 LIVE: Final = bool(os.environ.get("TRUNKLINE_MODAL_LIVE"))
 BUILD_SECONDS: Final = 900.0 if LIVE else 60.0

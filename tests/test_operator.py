@@ -190,7 +190,6 @@ async def test_missing_secrets_are_told_and_used_once_they_are_there(world: Worl
     await world.gateway.until(lambda it: world.key in it.routes)
     access = world.gateway.routes[world.key]["access"]
     assert (access["public"], access["apiKeys"]) == (False, {})
-    await at_rest(world)  # its own write to the status has made it look once more
     await world.secret("callers", alice="sk-alice")
     await world.condition("Accepted", "Accepted", timeout=20)
     await world.gateway.until(
@@ -332,15 +331,6 @@ async def test_live_numbers_are_written_seldom_and_conditions_at_once(world: Wor
 
 
 LOOKS = 'trunkline_operator_reconcile_seconds_count{outcome="done"'
-
-
-async def at_rest(world: World) -> None:
-    """Until nothing has happened for a second that would make the operator look."""
-    async with asyncio.timeout(20):
-        looks = -1.0
-        while looks != await counted(world, LOOKS):
-            looks = await counted(world, LOOKS)
-            await asyncio.sleep(1)
 
 
 async def counted(world: World, series: str) -> float:

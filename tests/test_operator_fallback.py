@@ -19,6 +19,7 @@ from trunkline_operator.agent.spec import Snapshot
 from trunkline_operator.burst.breaker import FIRST_WAIT, Breaker, noted
 from trunkline_operator.burst.client import Burst
 from trunkline_operator.burst.deployments import Deployments
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.decisions.manifests import burst_app, burst_hash
 from trunkline_operator.decisions.plan import planned
 from trunkline_operator.decisions.status import Reason, reported
@@ -79,7 +80,7 @@ def test_the_condition_says_that_calls_are_taken_by_slower_containers() -> None:
 
 async def test_slow_restores_that_gateways_tell_of_open_the_breaker() -> None:
     """What was before the first look is old; Modal counts the slow ones as good, which they are not."""
-    deployments = Deployments(Burst(), lambda _: None)
+    deployments = Deployments(Sdk(Burst), lambda _: None)
     deployments.facts("ns/a", CURRENT)
     assert [deployments.slower("ns/a", total) for total in (7, 7, 9, 9, 8)] == [0, 0, 2, 0, 0]
     assert noted(SOUND, 0, 2, NOW).fallen

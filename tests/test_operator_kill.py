@@ -12,7 +12,7 @@ from api_relay import ApiRelay, Request
 from forked_operator import Nursery
 from operator_cast import played
 from operator_rig import NAME, SPEC, Json, World, operated
-from operator_ward import Ward, leaving
+from operator_ward import WATCHES, Ward, leaving
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
@@ -184,6 +184,6 @@ async def test_whatever_request_an_operator_dies_at_the_next_one_finishes(ward: 
                     await ward.next()
             await granted(ward, wish, number)
             await collect(ward.world)
-            await ward.relay.until(lambda it: sum(it.watches.values()) == 2)
+            await ward.relay.until(lambda it: sum(it.watches.values()) == WATCHES)
     # Nearly all came about: a few requests more or less are made by looks that fall together or apart.
     assert ward.kills > 0.8 * 3 * max(map(len, cases.values()))

@@ -1,20 +1,21 @@
 """A look at an agent costs a few requests, and a change of its route costs writing all routes: neither without need."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from api_relay import ApiRelay
 from operator_cast import played
 from operator_rig import SPEC, World, operated
+from operator_ward import WATCHES
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
-from trunkline_operator.agenda import GAP_SECONDS
 from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 
 EDITS = 10
+LOOKS = "trunkline_operator_reconcile_seconds_count"
 
 
 @pytest.fixture
@@ -36,15 +37,39 @@ async def test_what_a_look_has_written_makes_no_other_look(world: World, relay: 
     await world.apply()
     await world.agent(lambda it: is_true(it, "Ready"))
     relay.forget()
+    before = await looks(world)
     for number in range(EDITS):
+        told = relay.told[world.agents]
         await world.apply({**SPEC, "session": {"idleSeconds": 60 + number}})
-        await world.agent(
-            lambda it: it["status"]["observedGeneration"] == it["metadata"]["generation"]
-        )
-        await asyncio.sleep(2 * GAP_SECONDS)  # a look that something has made would come now
-    looks = [it for it in relay.seen if it.method == "GET" and it.path == world.agent_path]
-    # Now and then an echo comes before the answer to what it echoes.
-    assert EDITS <= len(looks) <= EDITS * 1.5
+        # The edit, and the status that it led to.
+        await relay.until(lambda it, told=told: it.told[world.agents] >= told + 2)  # type: ignore[misc]
+    assert EDITS <= await looks(world) - before <= EDITS + 1
+
+
+async def test_a_look_reads_nothing_that_is_watched(world: World, relay: ApiRelay) -> None:
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await relay.until(lambda it: sum(it.watches.values()) == WATCHES)
+    relay.forget()
+    await world.apply()
+    await world.agent(lambda it: is_true(it, "Ready"))
+    await world.api.delete(world.agent_path)
+    await world.gateway.until(lambda it: it.routes == {})
+    # Every list is the mirror's own, page by page and now and then.
+    read = [it for it in relay.seen if not it.writes and it.path not in (world.agents, world.pods)]
+    assert read == []
+    made = [(it.method, it.path.removeprefix(world.agent_path)) for it in relay.seen if it.writes]
+    finalizer, secret, pod, status = made[:4]
+    assert finalizer == ("PATCH", "")
+    assert secret == ("POST", world.secrets)
+    assert pod == ("POST", world.pods)
+    assert status == ("PATCH", "/status")
+
+
+async def looks(world: World) -> float:
+    """How many were taken."""
+    async with aiohttp.ClientSession() as session, session.get(f"{world.health}/metrics") as told:
+        lines = (await told.text()).splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(LOOKS))
 
 
 def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:

@@ -27,9 +27,10 @@ from trunkline_dev.modal.state import AppRecord, Config
 from trunkline_operator.burst.client import Burst, Found
 from trunkline_operator.burst.deployments import Account
 from trunkline_operator.burst.orphans import Sweeper, strays
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.cluster.client import Cluster
 from trunkline_operator.cluster.custody import Custody, Entry
-from trunkline_runtime.modal_app import TAG_INSTALLATION, TAG_NAMESPACE, TAG_UID
+from trunkline_runtime.contract import TAG_INSTALLATION, TAG_NAMESPACE, TAG_UID
 
 EVERY = bool(os.environ.get("TRUNKLINE_EVERY_KILL"))
 """Kill at every request. Without it, only at those that change something."""
@@ -177,7 +178,7 @@ async def test_a_sweep_stops_strays_and_forgets_an_entry_once_nothing_is_left(
         theirs = {**tags, TAG_INSTALLATION: "another"}
         await burst.deploy(replace(APP, name="trunkline-theirs", tags=theirs), GOOD)
 
-        sweeper = Sweeper(burst, custody, living, lambda watched: watched == namespace)
+        sweeper = Sweeper(Sdk(lambda: burst), custody, living, lambda watched: watched == namespace)
         await modal.inject(Rule(fault=Fault.RPC_FAILS, name="AppStop", status="INTERNAL"))
         assert await sweeper.sweep() == 2
         assert len(deployed(modal)) == 5

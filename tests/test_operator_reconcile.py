@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import BURST, an_object
 
-from trunkline_operator.agenda import BACKOFF_SECONDS, Agenda, backoff
+from trunkline_operator.agenda import BACKOFF_SECONDS, GAP_SECONDS, LOOKS_IN_HASTE, Agenda, backoff
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.burst.client import Burst, BurstApp, Credentials
 from trunkline_operator.burst.deployments import Account, Deployments, described
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.cluster.client import ApiError
 from trunkline_operator.cluster.credentials import (
     caller_keys_missing,
@@ -152,7 +153,23 @@ async def test_a_storm_of_events_is_looked_at_a_few_times() -> None:
         agenda.add(AGENT)
         await asyncio.sleep(0)
     await agenda.close()
-    assert 2 <= looks.begun <= 11
+    assert LOOKS_IN_HASTE <= looks.begun <= LOOKS_IN_HASTE + 1.0 / GAP_SECONDS + 1
+
+
+async def test_after_a_calm_the_next_looks_wait_for_nothing() -> None:
+    began: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def look(_: str) -> float | None:
+        began.append(loop.time())
+        return 0.0 if len(began) < LOOKS_IN_HASTE + 1 else None
+
+    agenda = Agenda(look)
+    agenda.add(AGENT)
+    await idle(agenda)
+    first = began[0]
+    assert began[LOOKS_IN_HASTE - 1] - first < GAP_SECONDS
+    assert began[LOOKS_IN_HASTE] - first >= LOOKS_IN_HASTE * GAP_SECONDS * 0.99
 
 
 async def test_after_the_end_nothing_is_looked_at() -> None:
@@ -260,7 +277,7 @@ async def away(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Deploymen
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MODAL_SERVER_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        deployments = Deployments(Burst(call_seconds=0.5, deploy_seconds=1), ends)
+        deployments = Deployments(Sdk(lambda: Burst(call_seconds=0.5, deploy_seconds=1)), ends)
         yield deployments, ends
         await deployments.close()
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.agent.spec import Json
 from trunkline_operator.burst.deployments import Deployments, described
 from trunkline_operator.cluster.authority import Authority, new_certificate
-from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.client import ApiError, path
 from trunkline_operator.cluster.custody import Custody, Entry
+from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.decisions.manifests import encoded, secret
 from trunkline_operator.decisions.plan import Plan
 from trunkline_operator.decisions.steps import (
@@ -66,13 +68,14 @@ class Actor:
 
     def __init__(
         self,
-        cluster: Cluster,
+        mirror: Mirror,
         observer: Observer,
         deployments: Deployments,
         custody: Custody,
         authority: Authority | None,
     ) -> None:
-        self._cluster = cluster
+        self._cluster = mirror.cluster
+        self._mirror = mirror
         self._observer = observer
         self._deployments = deployments
         self._custody = custody
@@ -114,6 +117,19 @@ class Actor:
                 acts.taken.append(step)
         return acts
 
+    async def tell(self, agent: Json, status: Json) -> None:
+        """Merges this into the agent's status; nothing, if it is gone."""
+        metadata = agent["metadata"]
+        where = path("VoiceAgent", metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"]}, "status": status}
+        try:
+            made = await self._cluster.patch(f"{where}/status", body)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or a new one has its name
+                raise
+        else:
+            self._mirror.wrote_agent(made, metadata["generation"])
+
     async def _create(self, seen: Seen, step: CreatePod) -> list[PodFacts]:
         """Makes a pod; nothing, if its name is taken."""
         key = seen.agent.key
@@ -122,10 +138,11 @@ class Actor:
         if made is None:
             log.warning("%s: a pod %s is there already", key, step.name)
             return []
+        self._mirror.made_pod(made)
         return [PodFacts.of(made)]
 
     async def _take(self, seen: Seen, step: Step) -> None:
-        agent, cluster = seen.agent, self._cluster
+        agent = seen.agent
         if not isinstance(step, Requeue):
             log.info("%s: %s", agent.key, words(step), extra={"agent": agent.key})
         match step:
@@ -138,10 +155,7 @@ class Actor:
                 if not step.left_behind:  # the sweeper goes on trying, with this
                     await self._custody.drop(agent.uid)
             case EnsureSecret():
-                body = secret(
-                    agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES)
-                )
-                await cluster.create(path("Secret", agent.namespace), body)
+                await self._keys(seen)
             case IssueCertificate():
                 await self._issue(seen, step.name)
             case Drain():
@@ -149,7 +163,11 @@ class Actor:
             case Undrain():
                 await self._annotate(seen, step.name, step.uid, None)
             case DeletePod():
-                await cluster.delete(path("Pod", agent.namespace, step.name), step.uid)
+                where = path("Pod", agent.namespace, step.name)
+                if await self._cluster.delete(where, step.uid):
+                    self._mirror.asked_to_go(step.uid)
+                else:
+                    self._mirror.missing(step.uid)
             case DeployBurst():
                 await self._deploy(seen, step)
             case WatchBurst():
@@ -165,24 +183,38 @@ class Actor:
         """Only if nobody changed the agent meanwhile: others have finalizers too."""
         version = seen.obj["metadata"]["resourceVersion"]
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": version}}
-        await self._cluster.patch(seen.path, body)
+        made = await self._cluster.patch(seen.path, body)
+        self._mirror.wrote_agent(made, seen.agent.generation)
 
     async def _annotate(self, seen: Seen, name: str, uid: str, since: str | None) -> None:
         body = {"metadata": {"uid": uid, "annotations": {ANNOTATION_DRAINING: since}}}
         try:
-            await self._cluster.patch(path("Pod", seen.agent.namespace, name), body)
+            marked = await self._cluster.patch(path("Pod", seen.agent.namespace, name), body)
         except ApiError as error:
-            if error.status not in (
-                404,
-                409,
-            ):  # gone, or another has its name: the next look sees it
+            if error.status not in (404, 409):  # gone, or another has its name
                 raise
+            self._mirror.missing(uid)
+        else:
+            self._mirror.marked_pod(marked)
+
+    async def _keys(self, seen: Seen) -> None:
+        """Makes the agent's Secret, with a certificate where links are TLS; nothing, if there is one."""
+        agent = seen.agent
+        body = secret(agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES))
+        if self._authority is not None:
+            body["data"] |= encoded(new_certificate(self._authority, agent.key))
+        made = await self._cluster.create(path("Secret", agent.namespace), body)
+        if made is not None:
+            self._observer.wrote_secret(agent, made)
 
     async def _issue(self, seen: Seen, name: str) -> None:
         """In one write, so that whoever reads the Secret finds a pair."""
         if (authority := self._authority) is not None:
             data = encoded(new_certificate(authority, seen.agent.key))
-            await self._cluster.patch(path("Secret", seen.agent.namespace, name), {"data": data})
+            where = path("Secret", seen.agent.namespace, name)
+            self._observer.wrote_secret(
+                seen.agent, await self._cluster.patch(where, {"data": data})
+            )
 
     async def _deploy(self, seen: Seen, step: DeployBurst) -> None:
         burst = allowed_burst(seen.agent)
@@ -190,6 +222,7 @@ class Actor:
             return
         keys = await self._observer.own_keys(seen)
         await self._kept(seen, step.app)  # before there is anything to stop
+        await self._deployments.loaded()  # which knows what an app is
         app = described(seen.agent, burst, step.app, keys, self._custody.installation)
         if breaker := seen.world.burst.breaker:
             app = replace(app, snapshot=breaker.level.value)

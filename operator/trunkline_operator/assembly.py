@@ -2,30 +2,31 @@
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import random
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import kopf
 
 from trunkline_operator import metrics
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
-from trunkline_operator.agent.spec import Json
-from trunkline_operator.burst.client import Burst
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.burst.orphans import Sweeper
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.cluster.authority import Authority
-from trunkline_operator.cluster.client import AGENTS, ApiError, Cluster, path
+from trunkline_operator.cluster.client import ApiError, Cluster
 from trunkline_operator.cluster.custody import Custody
 from trunkline_operator.cluster.herald import Herald
 from trunkline_operator.cluster.leader import identity, leading
 from trunkline_operator.cluster.lease import Candidate, epoch_after
+from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.cluster.routes_secret import RoutesSecret
 from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
 from trunkline_operator.decisions.manifests import Installation
@@ -37,9 +38,15 @@ from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 from trunkline_runtime.tls import trusting
 
+if TYPE_CHECKING:
+    from trunkline_operator.burst.client import Burst
+
 # Gateways keep their routes for so long while a new operator looks at all agents. One that cannot be
 # looked at by then loses its route, unless the routes Secret has it.
 FIRST_LOOKS_SECONDS: Final = 15.0
+
+
+log = logging.getLogger("trunkline.operator")
 
 
 async def operate(config: OperatorConfig) -> None:
@@ -61,15 +68,31 @@ async def operate(config: OperatorConfig) -> None:
         )
         epoch = await leadership(config, cluster, last, health)
         health.ready, health.words = False, "agents are being looked at"
-        agenda = await assembled(config, cluster, stack, epoch, authority)
+        # What was imported stays: a collection of garbage that also looked at it took 0.1 s, in which nothing moved.
+        gc.collect()
+        gc.freeze()
+        agenda, mirror = await assembled(config, cluster, stack, epoch, authority)
         health.ready, health.words = True, "ready"
+        nodes = await nodes_seen(cluster)
         await kopf.operator(
-            registry=registered(agenda, cluster, stack.aclose),
+            registry=registered(agenda, mirror, stack.aclose, nodes=nodes),
             settings=watching(config.namespaces),
             namespaces=config.namespaces,
             clusterwide=not config.namespaces,
             standalone=True,
         )
+
+
+async def nodes_seen(cluster: Cluster) -> bool:
+    """Whether nodes may be watched; where nobody can tell, they are not."""
+    try:
+        allowed = await cluster.may("watch", "nodes")
+    except ApiError as error:
+        log.warning("it cannot be asked whether nodes may be watched: %s", error)
+        return False
+    if not allowed:
+        log.info("nodes may not be watched: a cordon drains nothing (the chart's watchNodes)")
+    return allowed
 
 
 async def leadership(
@@ -101,17 +124,16 @@ async def assembled(
     stack: contextlib.AsyncExitStack,
     epoch: int,
     authority: Authority | None,
-) -> Agenda:
+) -> tuple[Agenda, Mirror]:
     """All parts, running, with every agent looked at once and the routes on their way."""
 
     def changed(agent: str) -> None:
         agenda.wake(agent)
 
-    burst, custody = Burst(), Custody(cluster, config.burst_secret)
+    sdk, custody = Sdk(modal), Custody(cluster, config.burst_secret)
     await custody.open()
-    deployments = Deployments(burst, changed)
+    deployments = Deployments(sdk, changed)
     stack.push_async_callback(deployments.close)
-    agents = await known_agents(cluster, config.namespaces)
     kept = RoutesSecret(cluster, *config.routes_secret) if config.routes_secret else None
     earlier = await kept.earlier() if kept else None
     # Gateways refuse a lower epoch than they have, also from a machine whose clock is behind.
@@ -125,21 +147,25 @@ async def assembled(
     )
     await stack.enter_async_context(fleet)
     herald = await stack.enter_async_context(Herald(cluster))
+    mirror = Mirror(cluster, config.namespaces, lambda agent: agenda.add(agent))
     reconciler = Reconciler(
-        cluster, fleet, deployments, custody, herald, settings(config, authority)
+        mirror, fleet, deployments, custody, herald, settings(config, authority)
     )
     agenda = Agenda(reconciler.look)
     metrics.EPOCH.set(epoch)
     metrics.LINKS.set_function(lambda: fleet.connected)
     metrics.AGENTS.set_function(lambda: len(agenda))
     stack.push_async_callback(agenda.close)
-    for route in earlier["routes"] if earlier else ():
-        if route["agent"] in agents:
-            fleet.set_route(route["agent"], route)
+    # A look replaces the route that it finds.
+    known = {route["agent"]: route for route in earlier["routes"]} if earlier else {}
+    for agent, route in known.items():
+        fleet.set_route(agent, route)
     if kept:
         await stack.enter_async_context(kept.kept(fleet))
-    for agent in agents:
-        agenda.add(agent)
+    await stack.enter_async_context(mirror.kept())
+    agents = mirror.agents
+    for agent in known.keys() - set(agents):
+        fleet.forget(agent)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FIRST_LOOKS_SECONDS):
             await agenda.looked_at(agents)
@@ -147,14 +173,21 @@ async def assembled(
     namespaces = config.namespaces
 
     async def living() -> dict[str, str]:
-        found = await all_agents(cluster, namespaces)
-        return {metadata["uid"]: key_of(metadata) for metadata in found}
+        await mirror.list()  # as it is now, for an app is stopped by this
+        return mirror.uids
 
     sweeper = Sweeper(
-        burst, custody, living, lambda namespace: not namespaces or namespace in namespaces
+        sdk, custody, living, lambda namespace: not namespaces or namespace in namespaces
     )
     await stack.enter_async_context(sweeper.sweeping())
-    return agenda
+    return agenda, mirror
+
+
+def modal() -> "Burst":
+    """The client of Modal, with its SDK, for an operator that has an agent with burst."""
+    from trunkline_operator.burst.client import Burst
+
+    return Burst()
 
 
 def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
@@ -205,19 +238,3 @@ async def require_agents(cluster: Cluster) -> None:
             f"the cluster at {cluster.server} knows no VoiceAgents: install them with "
             "`kubectl apply -f crds/voiceagents.yaml`"
         )
-
-
-async def known_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[str]:
-    """namespace/name of all agents that are there now."""
-    return [key_of(metadata) for metadata in await all_agents(cluster, namespaces)]
-
-
-def key_of(metadata: Json) -> str:
-    """namespace/name."""
-    return f"{metadata['namespace']}/{metadata['name']}"
-
-
-async def all_agents(cluster: Cluster, namespaces: Sequence[str]) -> list[Json]:
-    """The metadata of all agents that are there now."""
-    paths = [path("VoiceAgent", namespace) for namespace in namespaces] or [AGENTS]
-    return [item["metadata"] for where in paths for item in await cluster.list(where)]

@@ -1,16 +1,17 @@
-"""kopf watches agents and their pods; whatever happens to one makes its agent looked at.
+"""kopf watches agents and their pods for the mirror; what is news makes its agent looked at.
 
 Only `on.event`: kopf's other handlers are told what changed instead of what is, bring kopf's finalizer and
 annotations, and lose events while a handler runs.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import kopf
 
 from trunkline_operator.agenda import Agenda
 from trunkline_operator.cluster.client import Cluster
+from trunkline_operator.cluster.mirror import Mirror
 from trunkline_runtime.contract import GROUP, LABEL_AGENT, PLURAL, VERSION
 
 # A watch that a network device has cut in silence is noticed after this at the latest.
@@ -18,31 +19,37 @@ WATCH_SECONDS: Final = 300
 
 
 def registered(
-    agenda: Agenda, cluster: Cluster, close: Callable[[], Awaitable[None]]
+    agenda: Agenda, mirror: Mirror, close: Callable[[], Awaitable[None]], *, nodes: bool
 ) -> kopf.OperatorRegistry:
-    """What kopf is to call. `close` ends all that runs in its event loop, before kopf waits for it."""
+    """What kopf is to call; `nodes` says whether it may watch those. `close` ends all that runs in its event loop, before kopf waits for it."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def login(retry: int, **_: Any) -> kopf.ConnectionInfo:
         if retry:
-            await cluster.log_in_again()
-        return await connection(cluster)
+            await mirror.cluster.log_in_again()
+        return await connection(mirror.cluster)
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:
         await close()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def agent_changed(
-        namespace: str | None, name: str | None, body: kopf.Body, **_: Any
-    ) -> None:
-        if not cluster.is_echo(body):  # what a look has written needs no other look
-            agenda.add(f"{namespace}/{name}")
+    async def agent_changed(event: kopf.RawEvent, **_: Any) -> None:
+        if agent := mirror.hear_agent(event["type"], event["object"]):
+            agenda.add(agent)
 
     @kopf.on.event("v1", "pods", labels={LABEL_AGENT: kopf.PRESENT}, registry=registry)
-    async def pod_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        agenda.wake(f"{namespace}/{labels[LABEL_AGENT]}")
+    async def pod_changed(event: kopf.RawEvent, **_: Any) -> None:
+        if agent := mirror.hear_pod(event["type"], event["object"]):
+            agenda.wake(agent)
+
+    if nodes:
+
+        @kopf.on.event("v1", "nodes", registry=registry)
+        async def node_changed(event: kopf.RawEvent, **_: Any) -> None:
+            for agent in mirror.hear_node(event["type"], event["object"]):
+                agenda.wake(agent)
 
     return registry
 
@@ -60,10 +67,48 @@ def watching(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
     settings.watching.label_selectors["v1", "pods"] = LABEL_AGENT
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
+    settings.persistence.diffbase_storage = NoMemory()
+    settings.persistence.progress_storage = NothingToProgress()
+    # An object's worker holds its last event, 40 KB of a pod, for so long.
+    settings.queueing.idle_timeout = 0.2
     # Handlers only make notes, so nothing is worth waiting for at the end.
     settings.queueing.exit_timeout = 0.2
     settings.process.ultimate_exiting_timeout = 25  # below a pod's usual grace of 30
     return settings
+
+
+class NoMemory(kopf.DiffBaseStorage):
+    """kopf compares objects with what it remembers of them, for handlers of changes. Here are none, and the
+    copy that it makes of each object for that was a sixth of an event's cost.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("only handlers of changes store anything")
+
+
+class NothingToProgress(kopf.ProgressStorage):
+    """As `NoMemory`: handlers of events have no progress that outlives them."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("only handlers of changes store anything")
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
 
 
 async def connection(cluster: Cluster) -> kopf.ConnectionInfo:

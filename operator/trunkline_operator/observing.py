@@ -1,6 +1,7 @@
 """What a look sees of one agent: its pods and Secrets, what gateways say of it, and its Modal app."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from trunkline_operator.agent.spec import Json, VoiceAgent
 from trunkline_operator.burst.breaker import LEVELS, Breaker, following, noted, probed, recovered
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority, why_issue
-from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.client import ApiError, path
 from trunkline_operator.cluster.credentials import (
     account_of,
     caller_keys_missing,
@@ -27,6 +28,7 @@ from trunkline_operator.cluster.credentials import (
     upstream_token_missing,
 )
 from trunkline_operator.cluster.custody import Custody
+from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
     WORKER_KEY,
@@ -36,9 +38,14 @@ from trunkline_operator.decisions.manifests import (
     secret_strings,
 )
 from trunkline_operator.decisions.routes import Keys
-from trunkline_operator.decisions.world import BurstFacts, PodFacts, Traffic, WorkerFacts, World
+from trunkline_operator.decisions.world import BurstFacts, Traffic, WorkerFacts, World
 from trunkline_operator.fleet import Fleet
-from trunkline_runtime.contract import FINALIZER, LABEL_AGENT
+from trunkline_runtime.contract import FINALIZER
+
+# Secrets are not watched, so that nobody needs the right to read them all.
+SECRETS_SECONDS: Final = 30.0
+# A look that comes a little sooner reads them as well, so that it need not be followed by another.
+FRESH_SECONDS: Final = 25.0
 
 BURST: Final = "burst/"  # of the names of rungs, before the region
 
@@ -58,30 +65,39 @@ class Seen:
         return path("VoiceAgent", self.agent.namespace, self.agent.name)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Read:
+    """A Secret as it was last read."""
+
+    at: float = 0.0
+    entries: dict[str, str] | None = None  # None: there is none
+    certificate: str | None = ""  # why the workers need another; None = not looked at yet
+
+
 class Observer:
     """Observes agents. `authority` None: plain links."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        mirror: Mirror,
         fleet: Fleet,
         deployments: Deployments,
         custody: Custody,
         installation: Installation,
         authority: Authority | None,
     ) -> None:
-        self._cluster = cluster
+        self._mirror = mirror
         self._fleet = fleet
         self._deployments = deployments
         self._custody = custody
         self._installation = installation
         self._authority = authority
+        self._read: dict[str, dict[str, _Read]] = {}  # Secrets, by agent and name
 
     async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
-        """All of it at one moment."""
+        """All of it at one moment. Raises ApiError if a Secret cannot be read."""
         modal = agent.burst
-        secrets = (
-            secret_name(agent),
+        named = (
             agent.access.api_keys_secret,
             modal.credentials_secret if modal else "",
             hook_secret(agent),
@@ -89,17 +105,18 @@ class Observer:
             upstream_secret(agent),
             twilio_secret(agent),
         )
-        pods, found = await asyncio.gather(
-            self._cluster.list(path("Pod", agent.namespace), {LABEL_AGENT: agent.name}),
-            asyncio.gather(*(self._secret(agent.namespace, name) for name in secrets)),
+        own, found = await asyncio.gather(
+            self._own(agent, now),
+            asyncio.gather(*(self._secret(agent, name) for name in named)),
         )
-        own, callers, account, hook, hub, upstream, twilio = found
+        callers, account, hook, hub, upstream, twilio = found
         no_hub = hub_token_missing(agent, hub)
+        entries = own.entries or {}
         world = World(
-            pods=tuple(PodFacts.of(pod) for pod in pods),
+            pods=self._mirror.pods(agent.key),
             traffic=self._traffic(agent.key),
-            secret_exists=own is not None,
-            certificate=self._certificate(own or {}, agent, now),
+            secret_exists=own.entries is not None,
+            certificate=own.certificate or "",
             burst=self._burst_facts(obj, agent, (account, no_hub), now),
             access=caller_keys_missing(agent, callers, twilio),
             tokens="; ".join(
@@ -114,8 +131,8 @@ class Observer:
             ),
         )
         keys = Keys(
-            worker=(own or {}).get(WORKER_KEY, ""),
-            ticket=(own or {}).get(TICKET_KEY, ""),
+            worker=entries.get(WORKER_KEY, ""),
+            ticket=entries.get(TICKET_KEY, ""),
             callers=callers or {},
             twilio=twilio or {},
             proxy_token=proxy_token(account or {}),
@@ -124,7 +141,58 @@ class Observer:
             hub_token=token_of(hub),
             upstream_token=token_of(upstream),
         )
+        if world.access or world.tokens or world.burst.credentials:
+            self._read_again(agent)  # somebody has just been told to mend one
         return Seen(obj=obj, agent=agent, world=world, keys=keys, now=now)
+
+    # --- Secrets --------------------------------------------------------------------------------------
+
+    def stale_in(self, key: str) -> float:
+        """Seconds until something that was read of this agent's Secrets must be read again."""
+        read = min((it.at for it in self._read.get(key, {}).values()), default=time.monotonic())
+        return max(read + SECRETS_SECONDS - time.monotonic(), 0.0)
+
+    def wrote_secret(self, agent: VoiceAgent, made: Json) -> None:
+        """Takes in what the API made of our write of the agent's own Secret."""
+        self._keep(agent, secret_name(agent), secret_strings(made))
+
+    def forget(self, key: str) -> None:
+        self._read.pop(key, None)
+
+    async def _own(self, agent: VoiceAgent, now: float) -> _Read:
+        """The agent's own Secret, and whether its certificate is good."""
+        # The finalizer is the first thing that is made. Without it there was no operator here before.
+        if FINALIZER not in agent.finalizers:
+            return _Read()
+        await self._secret(agent, secret_name(agent))
+        own = self._read[agent.key][secret_name(agent)]
+        if own.certificate is None:
+            own.certificate = self._certificate(own.entries or {}, agent, now)
+        return own
+
+    async def _secret(self, agent: VoiceAgent, name: str) -> dict[str, str] | None:
+        """The entries of a Secret, None if it does not exist."""
+        if not name:
+            return None
+        known = self._read.get(agent.key, {}).get(name)
+        # What is missing may come at any moment, and its agent waits for it.
+        if known and known.entries is not None and known.at + FRESH_SECONDS > time.monotonic():
+            return known.entries
+        found = await self._mirror.cluster.find(path("Secret", agent.namespace, name))
+        return self._keep(agent, name, None if found is None else secret_strings(found))
+
+    def _read_again(self, agent: VoiceAgent) -> None:
+        """All but the agent's own, which nobody else writes."""
+        read = self._read.get(agent.key, {})
+        for name in read.keys() - {secret_name(agent)}:
+            del read[name]
+
+    def _keep(
+        self, agent: VoiceAgent, name: str, entries: dict[str, str] | None
+    ) -> dict[str, str] | None:
+        read = self._read.setdefault(agent.key, {})
+        read[name] = _Read(at=time.monotonic(), entries=entries, certificate=None)
+        return entries
 
     def _certificate(self, own: Mapping[str, str], agent: VoiceAgent, now: float) -> str:
         """Why the workers need a new certificate; "" = they do not."""
@@ -133,10 +201,7 @@ class Observer:
             return ""
         return why_issue(own, authority, agent.key, datetime.fromtimestamp(now, UTC))
 
-    async def _secret(self, namespace: str, name: str) -> dict[str, str] | None:
-        """The entries of a Secret, None if it does not exist."""
-        found = await self._cluster.find(path("Secret", namespace, name)) if name else None
-        return None if found is None else secret_strings(found)
+    # --- calls and burst ------------------------------------------------------------------------------
 
     def _traffic(self, key: str) -> Traffic:
         report = self._fleet.report(key)
@@ -218,7 +283,7 @@ class Observer:
         if seen.keys.worker and seen.keys.ticket:
             return seen.keys
         name = secret_name(seen.agent)
-        own = await self._secret(seen.agent.namespace, name) or {}
+        own = await self._secret(seen.agent, name) or {}
         if not (own.get(WORKER_KEY) and own.get(TICKET_KEY)):
             raise ApiError(
                 422,

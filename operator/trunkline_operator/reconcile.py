@@ -19,9 +19,10 @@ from trunkline_operator.agent.spec import Json, SpecError
 from trunkline_operator.burst.breaker import slow_after
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority
-from trunkline_operator.cluster.client import ApiError, Cluster, path
+from trunkline_operator.cluster.client import ApiError
 from trunkline_operator.cluster.custody import Custody
 from trunkline_operator.cluster.herald import Herald
+from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.decisions import events
 from trunkline_operator.decisions.manifests import (
     Installation,
@@ -32,6 +33,7 @@ from trunkline_operator.decisions.runway import runway
 from trunkline_operator.decisions.status import only_numbers_differ, rejected, reported
 from trunkline_operator.decisions.steps import (
     CreatePod,
+    DeletePod,
     RemoveFinalizer,
     Requeue,
 )
@@ -40,11 +42,11 @@ from trunkline_operator.fleet import Fleet
 from trunkline_operator.observing import Observer, Seen
 from trunkline_operator.scaling.decision import Memory
 
-KEY_BYTES: Final = 32
 # Secrets are not watched, so that nobody needs the right to read them all.
 MISSING_SECRET_SECONDS: Final = 5.0
-# An agent that a new operator lets go before it watches is gone without an event, and has a route until then.
-GONE_SECONDS: Final = 0.5
+# After a step of a deletion. If nothing holds that up it is over by then, and nobody would have read what was
+# written into the agent.
+SILENT_SECONDS: Final = 3.0
 NEVER: Final = float("-inf")
 
 log = logging.getLogger("trunkline.reconcile")
@@ -77,23 +79,23 @@ class Reconciler:
 
     def __init__(
         self,
-        cluster: Cluster,
+        mirror: Mirror,
         fleet: Fleet,
         deployments: Deployments,
         custody: Custody,
         herald: Herald,
         settings: Settings,
     ) -> None:
-        self._cluster = cluster
+        self._mirror = mirror
         self._fleet = fleet
         self._deployments = deployments
         self._custody = custody
         self._herald = herald
         self._settings = settings
         self._observer = Observer(
-            cluster, fleet, deployments, custody, settings.installation, settings.authority
+            mirror, fleet, deployments, custody, settings.installation, settings.authority
         )
-        self._actor = Actor(cluster, self._observer, deployments, custody, settings.authority)
+        self._actor = Actor(mirror, self._observer, deployments, custody, settings.authority)
         self._notes: dict[str, _Notes] = {}
 
     async def look(self, key: str) -> float | None:
@@ -103,14 +105,15 @@ class Reconciler:
         """
         began, outcome = time.monotonic(), "failed"
         try:
-            after, outcome = await self._look(key)
+            with self._mirror.looking(key):
+                after, outcome = await self._look(key)
             return after
         finally:
             metrics.LOOKS.labels(outcome).observe(time.monotonic() - began)
 
     async def _look(self, key: str) -> tuple[float | None, str]:
         namespace, _, name = key.partition("/")
-        obj = await self._cluster.find(path("VoiceAgent", namespace, name))
+        obj = self._mirror.agent(key)
         if obj is None:
             self._forget(key)
             return None, "gone"
@@ -139,17 +142,20 @@ class Reconciler:
         )
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
-        let_go = any(isinstance(step, RemoveFinalizer) for step in plan.steps)
-        # Who is let go is gone by now, or waits for somebody else and is told about at the next look.
-        wait = [] if let_go else await self._tell(notes, obj, status)
+        going = agent.deleted_at is not None and any(
+            isinstance(step, DeletePod | RemoveFinalizer) for step in acts.taken
+        )
+        wait = [SILENT_SECONDS] if going else await self._tell(notes, obj, status)
         if acts.failures:
             raise acts.failures[0]
         waits = [step.after for step in plan.steps if isinstance(step, Requeue)]
         if seen.world.access or seen.world.tokens:
             waits.append(MISSING_SECRET_SECONDS)
-        if let_go:
-            waits.append(GONE_SECONDS)
-        return min([self._settings.resync_seconds, *waits, *wait]), "done"
+        if self._mirror.agent(key) is None:  # it was let go, and nobody else held it
+            self._forget(key)
+            return None, "gone"
+        waits.append(self._observer.stale_in(key))
+        return min([*waits, *wait]), "done"
 
     def _notes_of(self, key: str, uid: str) -> _Notes:
         notes = self._notes.get(key)
@@ -160,6 +166,7 @@ class Reconciler:
     def _forget(self, key: str) -> None:
         if notes := self._notes.pop(key, None):
             self._custody.gone(notes.uid)
+        self._observer.forget(key)
         self._fleet.forget(key)
         self._deployments.forget(key)
         metrics.forget_pods(*key.split("/", 1))
@@ -221,14 +228,7 @@ class Reconciler:
         wait = notes.told_at + self._settings.status_seconds - now
         if wait > 0 and only_numbers_differ(before, status):
             return [wait]
-        metadata = obj["metadata"]
-        where = path("VoiceAgent", metadata["namespace"], metadata["name"])
-        body = {"metadata": {"uid": metadata["uid"]}, "status": patch}
-        try:
-            await self._cluster.patch(f"{where}/status", body)
-        except ApiError as error:
-            if error.status not in (404, 409):  # gone, or a new one has its name
-                raise
+        await self._actor.tell(obj, patch)
         notes.told_at = now
         return []
 

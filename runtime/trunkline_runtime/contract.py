@@ -515,3 +515,10 @@ class CallRecord(TypedDict):
     gaps: NotRequired[int | None]  # silences in the middle of a reply for want of audio
     cost: NotRequired[float | None]  # US dollars; null where no price is known
     price: NotRequired[str | None]  # what the cost is reckoned from, in words
+
+
+# Tags of an app that the operator deployed; by them it finds those whose agent is gone.
+TAG_INSTALLATION: Final = "trunkline-installation"
+TAG_NAMESPACE: Final = "trunkline-namespace"
+TAG_NAME: Final = "trunkline-name"
+TAG_UID: Final = "trunkline-uid"

@@ -40,11 +40,6 @@ log = logging.getLogger("trunkline.burst")
 SERVER: Final = "worker"  # the servers' names in the app begin so
 DISTRIBUTION: Final = "trunkline"
 MAX_GRACE_SECONDS: Final = 3600  # Modal's limit for exit_grace_period
-# Tags of an app that the operator deployed; by them it finds those whose agent is gone.
-TAG_INSTALLATION: Final = "trunkline-installation"
-TAG_NAMESPACE: Final = "trunkline-namespace"
-TAG_NAME: Final = "trunkline-name"
-TAG_UID: Final = "trunkline-uid"
 MAX_TAG: Final = 63  # characters of a tag's key or value
 EXIT_SECONDS: Final = (
     25.0  # of the 30 that Modal gives exit hooks; calls have had their grace before

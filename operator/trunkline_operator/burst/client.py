@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Collection, Iterable
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import aiohttp
@@ -22,6 +20,15 @@ import modal.experimental
 from grpclib import GRPCError
 
 from trunkline_operator.burst.standby import Scalings
+from trunkline_operator.burst.terms import (
+    BurstError,
+    BurstReason,
+    Credentials,
+    Deployed,
+    Found,
+    Place,
+    Starts,
+)
 from trunkline_runtime.modal_app import BurstApp, build_app, server_name
 
 __all__ = [
@@ -43,22 +50,6 @@ SESSION_IDLE_SECONDS: Final = 60  # after which Modal ends a warm-up session tha
 MAX_MESSAGE: Final = 512  # characters, for a condition
 
 
-class BurstReason(StrEnum):
-    """Why something at Modal failed; the reasons of the BurstReady condition."""
-
-    CREDENTIALS_REFUSED = "CredentialsRefused"
-    MODAL_UNREACHABLE = "ModalUnreachable"
-    LIMIT_REACHED = "LimitReached"
-    REFUSED = "RefusedByModal"
-    IMAGE_BUILD_FAILED = "ImageBuildFailed"
-    DEPLOY_FAILED = "DeployFailed"
-    WARM_UP_FAILED = "WarmUpFailed"
-    STOP_FAILED = "StopFailed"
-    STATS_FAILED = "StatsFailed"
-    SCALING_FAILED = "ScalingFailed"
-    SEARCH_FAILED = "SearchFailed"
-
-
 # The first that fits; what fits none has the reason of the work that failed.
 REASONS: Final[tuple[tuple[type[Exception], BurstReason], ...]] = (
     (modal.exception.AuthError, BurstReason.CREDENTIALS_REFUSED),
@@ -70,53 +61,6 @@ REASONS: Final[tuple[tuple[type[Exception], BurstReason], ...]] = (
 )
 # What the SDK raises when something is wrong outside this process.
 FAILURES: Final = (modal.exception.Error, GRPCError, aiohttp.ClientError, OSError)
-
-
-class BurstError(Exception):
-    """Something at Modal failed. The message is a sentence for people, and holds no token."""
-
-    def __init__(self, reason: BurstReason, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason, self.message = reason, message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """An API token of a Modal workspace."""
-
-    token_id: str
-    token_secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """An app of a workspace, and who may work on it."""
-
-    app: str
-    environment: str  # "" is the workspace's default
-    credentials: Credentials = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployed:
-    app_id: str
-    urls: Mapping[str, str]  # region → where sessions are started
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An app that is deployed, whoever did so."""
-
-    name: str
-    tags: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Starts:
-    """Containers that came up, and those that ended in an error, while starting or later."""
-
-    good: int
-    bad: int
 
 
 class Burst:

@@ -10,19 +10,23 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trunkline_operator.agent.policy import pins
 from trunkline_operator.agent.spec import Burst as BurstSpec
 from trunkline_operator.agent.spec import Snapshot, VoiceAgent
 from trunkline_operator.burst.breaker import Breaker, noted
-from trunkline_operator.burst.client import Burst, BurstApp, BurstError, Credentials, Place
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.burst.standby import Scalings, Standing
+from trunkline_operator.burst.terms import BurstError, Credentials, Place
 from trunkline_operator.decisions.manifests import engine_environment
 from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.metrics import DEPLOYMENTS
-from trunkline_runtime.modal_app import TAG_INSTALLATION, TAG_NAME, TAG_NAMESPACE, TAG_UID
+from trunkline_runtime.contract import TAG_INSTALLATION, TAG_NAME, TAG_NAMESPACE, TAG_UID
+
+if TYPE_CHECKING:  # the SDK is loaded when something is first asked of Modal
+    from trunkline_operator.burst.client import BurstApp
 
 # The first boot of an app loads its model: minutes, where it is not in the image.
 WARM_UP_SECONDS: Final = 900.0
@@ -62,13 +66,17 @@ class _App:
 class Deployments:
     """All agents' apps. `changed(agent)` is called when work on one has ended."""
 
-    def __init__(self, burst: Burst, changed: Callable[[str], None]) -> None:
-        self._burst = burst
+    def __init__(self, sdk: Sdk, changed: Callable[[str], None]) -> None:
+        self._sdk = sdk
         self._changed = changed
         self._apps: dict[str, _App] = {}
 
     def __repr__(self) -> str:
         return f"Deployments({ {agent: app.facts.app for agent, app in self._apps.items()} })"
+
+    async def loaded(self) -> None:
+        """Once the SDK is there, which `described` needs."""
+        await self._sdk.burst()
 
     def facts(self, agent: str, earlier: BurstFacts) -> BurstFacts:
         """What is known; at first, what an earlier operator left in the agent's status."""
@@ -104,9 +112,9 @@ class Deployments:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._burst.close()
+        await self._sdk.close()
 
-    def deploy(self, agent: str, app: BurstApp, build: str) -> None:
+    def deploy(self, agent: str, app: "BurstApp", build: str) -> None:
         """Deploys and warms up, beside everything else; `build` is the hash of what is deployed."""
         if self.account(agent) is not None:
             self._start(agent, "deploy", build, lambda: self._deployed(agent, app, build))
@@ -116,10 +124,10 @@ class Deployments:
         if self.account(agent) is not None:
             self._start(agent, "stop", "", lambda: self._stopped(agent, name))
 
-    async def _deployed(self, agent: str, app: BurstApp, build: str) -> BurstFacts:
+    async def _deployed(self, agent: str, app: "BurstApp", build: str) -> BurstFacts:
         account = self._apps[agent].account
         assert account is not None
-        deployed = await self._burst.deploy(app, account.credentials)
+        deployed = await (await self._sdk.burst()).deploy(app, account.credentials)
         # From here on there is something to stop, whatever comes; what it stood at before is wiped.
         known = self._apps[agent]
         known.facts = replace(
@@ -145,7 +153,7 @@ class Deployments:
         )
 
     async def _warmed(
-        self, agent: str, app: BurstApp, place: Place, urls: Mapping[str, str]
+        self, agent: str, app: "BurstApp", place: Place, urls: Mapping[str, str]
     ) -> None:
         """A session in each region, all at once; calls may go to one as soon as it has had its own.
 
@@ -153,7 +161,7 @@ class Deployments:
         """
 
         async def warm(region: str) -> None:
-            seconds = await self._burst.warm_up(place, region, WARM_UP_SECONDS)
+            seconds = await (await self._sdk.burst()).warm_up(place, region, WARM_UP_SECONDS)
             words = "%s: first session in %s after %.1f s"
             log.info(words, agent, region, seconds, extra={"agent": agent})
             facts = self._apps[agent].facts
@@ -180,7 +188,9 @@ class Deployments:
         now = time.time()
         since = max(app.counted, now - LONGEST_STATS)
         try:
-            starts = await self._burst.starts(account.place(name), app.facts.urls, since, now)
+            starts = await (await self._sdk.burst()).starts(
+                account.place(name), app.facts.urls, since, now
+            )
         except BurstError as error:  # the next look asks for this time as well
             log.warning("%s: no news of starts: %s", agent, error, extra={"agent": agent})
         else:
@@ -207,7 +217,7 @@ class Deployments:
     async def _scaled(self, agent: str, app: _App, place: Place, scalings: Scalings) -> None:
         standing, failed_at = app.facts.standing, 0.0
         try:
-            await self._burst.scale(place, scalings)
+            await (await self._sdk.burst()).scale(place, scalings)
             standing = Standing(scalings=scalings, since=time.time())
             words = ", ".join(
                 f"{region} {each.minimum}+{each.buffer}" for region, each in scalings.items()
@@ -227,7 +237,7 @@ class Deployments:
     async def _stopped(self, agent: str, name: str) -> BurstFacts:
         account = self._apps[agent].account
         assert account is not None
-        await self._burst.stop(account.place(name))
+        await (await self._sdk.burst()).stop(account.place(name))
         return BurstFacts(stopped=True)
 
     def _start(self, agent: str, work: str, build: str, outcome: Outcome) -> None:
@@ -270,12 +280,14 @@ def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:
 
 def described(
     agent: VoiceAgent, burst: BurstSpec, name: str, keys: Keys, installation: str = ""
-) -> BurstApp:
+) -> "BurstApp":
     """The app of that name which the agent asks for.
 
     It is deployed with no container that stands by: those come once a snapshot exists to restore them from, and
     none is paid for if the operator ends before the deployment is known.
     """
+    from trunkline_operator.burst.client import BurstApp
+
     return BurstApp(
         name=name,
         agent=agent.key,

@@ -11,13 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
-from trunkline_operator.burst.client import Burst, BurstError, Found
 from trunkline_operator.burst.deployments import Account
+from trunkline_operator.burst.sdk import Sdk
+from trunkline_operator.burst.terms import BurstError, Found
 from trunkline_operator.cluster.client import ApiError
 from trunkline_operator.cluster.custody import Custody, Entry
 from trunkline_operator.metrics import ORPHANS
-from trunkline_runtime.contract import MANAGED_BY
-from trunkline_runtime.modal_app import TAG_INSTALLATION, TAG_NAMESPACE, TAG_UID
+from trunkline_runtime.contract import MANAGED_BY, TAG_INSTALLATION, TAG_NAMESPACE, TAG_UID
 
 # A list of apps is a request a workspace; the tags of those that no agent has are two each.
 SWEEP_SECONDS: Final = 600.0
@@ -50,9 +50,9 @@ class Sweeper:
     """Looks for orphans at the operator's start and now and then. `watched` says which namespaces it knows."""
 
     def __init__(
-        self, burst: Burst, custody: Custody, living: Living, watched: Callable[[str], bool]
+        self, sdk: Sdk, custody: Custody, living: Living, watched: Callable[[str], bool]
     ) -> None:
-        self._burst, self._custody, self._living = burst, custody, living
+        self._sdk, self._custody, self._living = sdk, custody, living
         self._watched = watched
 
     @contextlib.asynccontextmanager
@@ -106,7 +106,7 @@ class Sweeper:
             return []
         known = {entry.app for entry in self._custody.entries.values()}
         try:
-            apps = await self._burst.find(
+            apps = await (await self._sdk.burst()).find(
                 account.environment, account.credentials, f"{MANAGED_BY}-", known
             )
         except BurstError as error:
@@ -117,7 +117,7 @@ class Sweeper:
     async def _nothing_left(self, account: Account, app: str, agent: str) -> bool:
         """Stops the app; whether there was none."""
         try:
-            there = await self._burst.stop(account.place(app))
+            there = await (await self._sdk.burst()).stop(account.place(app))
         except BurstError as error:
             log.error("%s is gone, and its app %s is not stopped: %s", agent, app, error)
             return False

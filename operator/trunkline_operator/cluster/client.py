@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -24,6 +24,8 @@ from trunkline_operator.metrics import REQUESTS
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 
 Json = dict[str, Any]
+Page = tuple[int, list[Json]]
+"""The version of a list, and some of its items."""
 
 FIELD_MANAGER: Final = "trunkline-operator"
 # A healthy API server answers in milliseconds, and a list of 10,000 pods in seconds.
@@ -32,8 +34,6 @@ TIMEOUT: Final = aiohttp.ClientTimeout(total=20, connect=5)
 TRIES: Final = 4
 FIRST_DELAY: Final = 0.1
 LONGEST_RETRY_AFTER: Final = 5.0
-# Of writes whose echo the watch has not brought yet. What falls out costs one look at an agent.
-OWN_WRITES: Final = 4096
 TRANSIENT: Final = frozenset({429, 500, 502, 503, 504})
 
 MERGE: Final = "application/merge-patch+json"
@@ -53,6 +53,10 @@ COLLECTIONS: Final = {
 
 AGENTS: Final = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 """All agents of all namespaces."""
+
+REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+PODS: Final = "/api/v1/pods"
+"""All pods of all namespaces."""
 
 
 class ApiError(Exception):
@@ -97,8 +101,6 @@ class Cluster:
         # requests to loopback, which no other client of Kubernetes sends there.
         configuration.client_session_kwargs = {"trust_env": False}
         self._rest = RESTClientObject(configuration)
-        # Versions of objects, as our last writes of their status left them; the oldest first.
-        self._own: dict[str, None] = {}
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each request that changes something; see `trunkline_operator.cluster.leader`."""
 
@@ -153,6 +155,20 @@ class Cluster:
         items: list[Json] = answer["items"]
         return items
 
+    async def pages(self, path: str, size: int, label: str = "") -> AsyncIterator[Page]:
+        """All objects that have that label, page by page, each with the version of the whole list.
+
+        Raises ApiError 410 if it takes so long that the API server has forgotten that version.
+        """
+        params = {"limit": str(size)} | ({"labelSelector": label} if label else {})
+        while True:
+            answer = await self._request("GET", path, params=params)
+            metadata = answer["metadata"]
+            yield int(metadata["resourceVersion"]), answer["items"]
+            if not metadata.get("continue"):
+                return
+            params["continue"] = metadata["continue"]
+
     async def create(self, path: str, body: Json) -> Json | None:
         """The new object, or None if that name is taken. A field that the server does not know is an error."""
         try:
@@ -166,25 +182,12 @@ class Cluster:
     async def patch(self, path: str, body: Json) -> Json:
         """Merges. `metadata.resourceVersion` or `.uid` in the body must be what is there, else Conflict."""
         try:
-            answer = await self._request("PATCH", path, body, media=MERGE)
+            return await self._request("PATCH", path, body, media=MERGE)
         except ApiError as error:
             # Said of a uid as of any field that never changes; it means that another has the name.
             if error.reason == "Invalid" and "metadata.uid" in error.message:
                 raise ApiError(409, "Conflict", error.message) from error
             raise
-        if path.endswith("/status"):
-            self._own[answer["metadata"]["resourceVersion"]] = None
-            if len(self._own) > OWN_WRITES:
-                del self._own[next(iter(self._own))]
-        return answer
-
-    def is_echo(self, thing: Mapping[str, Any]) -> bool:
-        """Whether this is an object as our own write of its status left it, and of a spec that we had seen."""
-        metadata, status = thing["metadata"], thing.get("status") or {}
-        return (
-            metadata["resourceVersion"] in self._own
-            and status.get("observedGeneration") == metadata["generation"]
-        )
 
     async def apply(self, path: str, body: Json) -> Json:
         """Makes the object so, and takes over fields that others hold (server-side apply)."""
@@ -200,6 +203,13 @@ class Cluster:
                 return False
             raise
         return True
+
+    async def may(self, verb: str, resource: str) -> bool:
+        """Whether this client has a right on a resource of the core group, in all namespaces."""
+        attributes = {"verb": verb, "resource": resource}
+        body = {"spec": {"resourceAttributes": attributes}}
+        answer = await self._request("POST", REVIEWS, body)
+        return answer["status"]["allowed"] is True
 
     # --- one request --------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from trunkline_operator.agent.spec import Burst, VoiceAgent
-from trunkline_operator.burst.client import Credentials
 from trunkline_operator.burst.deployments import Account
+from trunkline_operator.burst.terms import Credentials
 
 TOKEN: Final = "token"
 """The entry of a Secret that holds a bearer: for a policy hook, an upstream, or the Hugging Face Hub."""

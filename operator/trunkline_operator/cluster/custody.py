@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from trunkline_operator.agent.spec import Json
-from trunkline_operator.burst.client import Credentials
 from trunkline_operator.burst.deployments import Account
+from trunkline_operator.burst.terms import Credentials
 from trunkline_operator.cluster.client import Cluster, path
 
 # A Secret holds 1 MiB, and an entry takes about 400 bytes: room for two thousand agents with burst.

@@ -97,6 +97,7 @@ WARNINGS: Final = frozenset(
         Reason.TOKEN_MISSING,
         Reason.POD_UNSCHEDULABLE,
         Reason.POD_FAILING,
+        Reason.NODE_NOT_READY,
         Reason.POD_UNREADY,
         Reason.PODS_REFUSED,
         Reason.TEMPLATE_REJECTED,
@@ -181,6 +182,8 @@ def _cause(look: Look, view: View, pod: PodFacts) -> str:
         return "the agent is being deleted"
     if view.stranded(pod):
         return "its certificate is of another CA than that of the gateways"
+    if pod.node_leaving:
+        return f"its node {pod.node} is to go: {pod.node_leaving}"
     if not view.current(pod):
         return "its template is older than the agent's"
     return f"{look.plan.scaling.pods} pods are wanted: {look.plan.scaling.reason}"

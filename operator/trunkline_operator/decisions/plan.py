@@ -147,6 +147,10 @@ class View:
         """Of another CA than the gateways that report: it can link to none of them, and gets no new call."""
         return self.world.traffic.known and pod.ca != self.installation.ca
 
+    def must_go(self, pod: PodFacts) -> bool:
+        """It cannot stay where it is, whatever is wanted."""
+        return self.stranded(pod) or bool(pod.node_leaving)
+
     def drained(self, pod: PodFacts) -> bool:
         """It was told to drain, and no call is left on it."""
         if pod.draining_since is None:
@@ -167,7 +171,7 @@ class View:
 
 def _demand(view: View) -> Demand:
     traffic = view.world.traffic
-    active = [pod for pod in view.pods if pod.active and not view.stranded(pod)]
+    active = [pod for pod in view.pods if pod.active and not view.must_go(pod)]
     serving = [pod for pod in active if pod.ready]
     return Demand(
         busy=traffic.busy,
@@ -189,7 +193,7 @@ def _foundation(view: View) -> Iterator[Step]:
         yield AddFinalizer()
     if not view.world.secret_exists:
         yield EnsureSecret(secret_name(view.agent))
-    if view.world.certificate:
+    elif view.world.certificate:
         yield IssueCertificate(secret_name(view.agent), view.world.certificate)
 
 
@@ -200,17 +204,17 @@ def _pods(view: View, wanted: int) -> Iterator[Step]:
     """Pods that ended go; then pods are added, or drained, or rolled; drained ones go."""
     here = [pod for pod in view.pods if not pod.terminating]
     yield from (DeletePod(pod.name, pod.uid) for pod in here if pod.finished)
-    stranded = [pod for pod in here if pod.active and view.stranded(pod)]
-    broken = [pod for pod in here if pod.active and view.broken(pod) and pod not in stranded]
-    active = [pod for pod in here if pod.active and pod not in stranded + broken]
+    leaving = [pod for pod in here if pod.active and view.must_go(pod)]
+    broken = [pod for pod in here if pod.active and view.broken(pod) and pod not in leaving]
+    active = [pod for pod in here if pod.active and pod not in leaving + broken]
     draining = [pod for pod in here if pod.draining and not pod.finished]
-    yield from (_removal(view, pod) for pod in stranded + broken)
+    yield from (_removal(view, pod) for pod in leaving + broken)
 
     returning: list[PodFacts] = []
     if len(active) < wanted:
         returning = _returning(view, draining)[: wanted - len(active)]
         missing = wanted - len(active) - len(returning)
-        room = view.agent.warm.max_pods - len(active) - len(draining) - len(stranded)
+        room = view.agent.warm.max_pods - len(active) - len(draining) - len(leaving)
         yield from (Undrain(pod.name, pod.uid) for pod in returning)
         yield from _creations(view, min(missing, room))
     elif victims := _excess(view, active, wanted):
@@ -222,7 +226,7 @@ def _pods(view: View, wanted: int) -> Iterator[Step]:
 
 def _returning(view: View, draining: list[PodFacts]) -> list[PodFacts]:
     """Draining pods whose drain may be taken back, those first that serve and hold most calls."""
-    current = [pod for pod in draining if view.current(pod)]
+    current = [pod for pod in draining if view.current(pod) and not view.must_go(pod)]
     return sorted(current, key=lambda pod: (not pod.ready, -(view.busy(pod) or 0), pod.ordinal))
 
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     PODS_STARTING = "PodsStarting"
     POD_UNSCHEDULABLE = "PodUnschedulable"
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
+    NODE_NOT_READY = "NodeNotReady"  # a pod's node is silent, so the pod counts as none
     POD_UNREADY = "PodUnready"  # its worker runs, and is not ready any more
     PODS_REFUSED = "PodsRefused"  # the API does not let the operator make one: a quota, a right
     TEMPLATE_REJECTED = "TemplateRejected"  # the API takes no such pod as `warm` asks for
@@ -136,7 +137,7 @@ def _counts(plan: Plan, world: World, pods: list[PodFacts]) -> Json:
         "pods": {
             "ready": sum(pod.active and pod.ready for pod in pods),
             "starting": sum(pod.active and not pod.ready for pod in pods),
-            "draining": sum(not pod.active for pod in pods),
+            "draining": sum(pod.draining or pod.terminating for pod in pods),
         },
         "slots": {
             "total": total,
@@ -246,6 +247,11 @@ def _warm(
         advice = plan.scaling.advice
         return Condition.WARM_READY, True, reason, f"{count}; {advice}" if advice else count
     meanwhile = _meanwhile(ready, overflow)
+    for pod in pods:
+        if pod.node_lost and not (pod.draining or pod.terminating):
+            words = f"{count}; {pod.name}: its node {pod.node} is not ready, so it counts as none"
+            words += f". Another is made in its place; {meanwhile}"
+            return Condition.WARM_READY, False, Reason.NODE_NOT_READY, words
     for pod in pods:
         if pod.active and not pod.ready and (trouble := _pod_trouble(agent, pod)):
             reason, said, next_ = trouble

@@ -7,11 +7,12 @@ reader of these facts takes unknown for busy.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from trunkline_operator.agent.spec import Json, VoiceAgent, epoch
 from trunkline_operator.burst.breaker import Breaker
 from trunkline_operator.burst.standby import Standing
+from trunkline_operator.decisions.nodes import NodeFacts
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
 CONTAINER: Final = "worker"
@@ -58,6 +59,9 @@ class PodFacts:
     restarts: int = 0
     created: float = 0.0  # seconds since the epoch
     start_seconds: float | None = None  # from its creation until it was ready, where that is known
+    node: str = ""  # where it runs
+    node_leaving: str = ""  # why that node's pods must go; "" = they need not, as far as is known
+    node_lost: bool = False  # that node is not ready
 
     @property
     def ordinal(self) -> int:
@@ -77,10 +81,14 @@ class PodFacts:
     @property
     def active(self) -> bool:
         """Counts as capacity, now or soon."""
-        return not (self.terminating or self.finished or self.draining)
+        return not (self.terminating or self.finished or self.draining or self.node_lost)
+
+    def on(self, node: NodeFacts) -> "PodFacts":
+        """The pod, with what is known of its node."""
+        return replace(self, node_leaving=node.leaving, node_lost=node.lost)
 
     @classmethod
-    def of(cls, pod: Json) -> Self:
+    def of(cls, pod: Mapping[str, Any]) -> Self:
         metadata, status = pod["metadata"], pod.get("status") or {}
         annotations = metadata.get("annotations") or {}
         owners = metadata.get("ownerReferences") or ()
@@ -109,6 +117,7 @@ class PodFacts:
             restarts=worker.get("restartCount", 0),
             created=epoch(metadata.get("creationTimestamp")) or 0.0,
             start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
+            node=(pod.get("spec") or {}).get("nodeName", ""),
         )
 
 

@@ -1,0 +1,274 @@
+"""The mirror of agents and pods: events, answers and lists in any order end in what the cluster holds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from operator_rig import CRD, CRDS, NAME, SPEC
+
+from trunkline_dev.controlplane import ControlPlane
+from trunkline_dev.kube import Api, is_true
+from trunkline_operator.cluster.client import Cluster
+from trunkline_operator.cluster.mirror import SOON_SECONDS, Mirror
+from trunkline_runtime.contract import (
+    ANNOTATION_DRAINING,
+    FINALIZER,
+    GROUP,
+    LABEL_AGENT,
+    PLURAL,
+    VERSION,
+)
+
+Json = dict[str, Any]
+KEY = f"ns/{NAME}"
+
+
+def agent(version: int, uid: str = "a", generation: int = 1, **metadata: Any) -> Json:
+    known = {"namespace": "ns", "name": NAME, "uid": uid, "generation": generation}
+    return {"metadata": {**known, "resourceVersion": str(version), **metadata}, "spec": {}}
+
+
+def pod(version: int, uid: str = "p", of: str = NAME, phase: str = "Pending", **more: Any) -> Json:
+    known = {"namespace": "ns", "name": f"{NAME}-{uid}", "uid": uid, "labels": {LABEL_AGENT: of}}
+    metadata = {**known, "resourceVersion": str(version), **more}
+    return {"metadata": metadata, "status": {"phase": phase}}
+
+
+@dataclass
+class Told:
+    """The agents that must be looked at."""
+
+    agents: list[str] = field(default_factory=list)
+
+    def __call__(self, key: str) -> None:
+        self.agents.append(key)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    async with await Cluster.connect({"KUBECONFIG": str(control_plane.kubeconfig)}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def mirror(cluster: Cluster, namespace: str, told: Told) -> Mirror:
+    return Mirror(cluster, [namespace], told)
+
+
+# --- events -------------------------------------------------------------------------------------------
+
+
+async def test_only_what_is_newer_and_seen_by_a_look_makes_one(mirror: Mirror) -> None:
+    assert mirror.hear_agent("ADDED", agent(5, managedFields=[{"manager": "m"}])) == KEY
+    found = mirror.agent(KEY)
+    assert found
+    assert "managedFields" not in found["metadata"]
+    assert mirror.hear_agent("MODIFIED", agent(4)) == ""
+    assert mirror.hear_agent("MODIFIED", agent(5)) == ""
+    assert mirror.hear_pod("ADDED", pod(6)) == KEY
+    assert mirror.hear_pod("MODIFIED", pod(7)) == ""  # its facts are the same
+    assert mirror.hear_pod("MODIFIED", pod(8, phase="Running")) == KEY
+    assert mirror.hear_pod("DELETED", pod(9)) == KEY
+    assert mirror.hear_pod("MODIFIED", pod(8)) == ""
+    assert mirror.pods(KEY) == ()
+
+
+async def test_an_agent_that_took_the_name_of_another_stays(mirror: Mirror) -> None:
+    mirror.hear_agent("ADDED", agent(5))
+    assert mirror.hear_agent("ADDED", agent(9, uid="b")) == KEY
+    assert mirror.hear_agent("DELETED", agent(8)) == ""  # kopf tells of two objects in any order
+    found = mirror.agent(KEY)
+    assert found
+    assert found["metadata"]["uid"] == "b"
+    assert mirror.hear_agent("DELETED", agent(10, uid="b")) == KEY
+    assert mirror.agents == []
+
+
+async def test_a_pod_goes_with_its_label(mirror: Mirror, told: Told) -> None:
+    mirror.hear_pod("ADDED", pod(5))
+    assert mirror.hear_pod("MODIFIED", pod(6, of="other")) == "ns/other"
+    assert told.agents == [KEY]
+    assert mirror.pods(KEY) == ()
+    assert [it.uid for it in mirror.pods("ns/other")] == ["p"]
+
+
+# --- looks ----------------------------------------------------------------------------------------------
+
+
+async def test_the_echo_of_a_look_makes_no_other_look(mirror: Mirror, told: Told) -> None:
+    mirror.hear_agent("ADDED", agent(5))
+    with mirror.looking(KEY):
+        mirror.wrote_agent(agent(6), 1)  # the answer first
+        assert mirror.hear_agent("MODIFIED", agent(6)) == ""
+        assert mirror.hear_agent("MODIFIED", agent(7)) == ""  # the event first
+        mirror.wrote_agent(agent(7), 1)
+        assert mirror.hear_pod("ADDED", pod(8)) == ""
+        mirror.made_pod(pod(8))
+    assert mirror.hear_agent("MODIFIED", agent(7)) == ""
+    assert told.agents == []
+
+
+async def test_what_happens_during_a_look_makes_another(mirror: Mirror, told: Told) -> None:
+    mirror.hear_agent("ADDED", agent(5))
+    mirror.hear_pod("ADDED", pod(5))
+    with mirror.looking(KEY):
+        mirror.hear_agent("MODIFIED", agent(6))
+    assert told.agents == [KEY]
+    with mirror.looking(KEY):  # our write met another spec than was looked at
+        mirror.wrote_agent(agent(7, generation=2), 1)
+    assert told.agents == [KEY] * 2
+    drained = pod(8, annotations={ANNOTATION_DRAINING: "2026-11-27T08:00:00Z"})
+    with mirror.looking(KEY):
+        mirror.marked_pod(drained)
+    assert told.agents == [KEY] * 2
+    with mirror.looking(KEY):  # it began to run meanwhile
+        mirror.marked_pod({**drained, "metadata": {**drained["metadata"], "resourceVersion": "9"}})
+        mirror.marked_pod(pod(10, phase="Running"))
+    assert told.agents == [KEY] * 3
+
+
+async def test_a_pod_that_was_asked_to_go_is_going_whatever_late_news_says(mirror: Mirror) -> None:
+    mirror.hear_pod("ADDED", pod(5))
+    mirror.asked_to_go("p")
+    mirror.hear_pod("MODIFIED", pod(6, phase="Running"))
+    (facts,) = mirror.pods(KEY)
+    assert facts.terminating
+
+
+async def test_a_pod_that_the_api_does_not_know_is_gone(mirror: Mirror, told: Told) -> None:
+    mirror.hear_pod("ADDED", pod(5))
+    mirror.missing("p")
+    mirror.missing("p")
+    assert mirror.pods(KEY) == ()
+    assert told.agents == [KEY]
+    assert mirror.hear_pod("ADDED", pod(5)) == KEY  # which was wrong
+
+
+async def test_the_last_write_to_an_agent_is_its_end(mirror: Mirror) -> None:
+    mirror.hear_agent("ADDED", agent(5, finalizers=[FINALIZER, "x/y"]))
+    leaving: Json = {"deletionTimestamp": "2026-11-27T08:00:00Z"}
+    mirror.wrote_agent(agent(6, finalizers=["x/y"], **leaving), 1)
+    assert mirror.agents == [KEY]
+    mirror.wrote_agent(agent(7, **leaving), 1)
+    assert mirror.agents == []
+    assert mirror.hear_agent("MODIFIED", agent(6, **leaving)) == ""
+    assert mirror.agents == []
+
+
+# --- any order --------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_news_that_is_late_or_comes_twice_changes_nothing(data: st.DataObject) -> None:
+    """Of each pod its history, told in order by a watch, and in any order by answers beside it."""
+    mirror = Mirror(None, [], Told())  # type: ignore[arg-type]  # nothing is asked
+    left = set()
+    for uid in "pqr":
+        length = data.draw(st.integers(1, 4))
+        history = [
+            pod(10 * n, uid, phase=data.draw(st.sampled_from(["Pending", "Running"])))
+            for n in range(1, length + 1)
+        ]
+        deleted = data.draw(st.booleans())
+        watch = [("MODIFIED", it) for it in history] + [("DELETED", history[-1])] * deleted
+        answers: list[Json] = data.draw(st.lists(st.sampled_from(history)))
+        for kind, obj in watch:
+            early = data.draw(st.booleans())
+            if answers and early:
+                mirror.made_pod(answers.pop())
+            mirror.hear_pod(kind, obj)
+        for late in answers:
+            mirror.made_pod(late)
+        if not deleted:
+            left.add((uid, history[-1]["status"]["phase"]))
+    assert {(it.uid, it.phase.value) for it in mirror.pods(KEY)} == left
+
+
+# --- lists ------------------------------------------------------------------------------------------------
+
+
+async def test_a_list_brings_what_a_lost_watch_missed(
+    api: Api, mirror: Mirror, told: Told, namespace: str
+) -> None:
+    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    await api.wait_for_one(
+        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
+    )
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    body = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "VoiceAgent",
+        "metadata": {"name": NAME},
+        "spec": SPEC,
+    }
+    labels = {LABEL_AGENT: NAME}
+    spec = {"containers": [{"name": "c", "image": "i"}]}
+    await api.apply(f"{agents}/{NAME}", body)
+    await api.create(pods, {"metadata": {"name": "one", "labels": labels}, "spec": spec})
+    await api.create(pods, {"metadata": {"name": "stranger"}, "spec": spec})
+    key = f"{namespace}/{NAME}"
+    async with asyncio.timeout(20):
+        async with mirror.kept():
+            assert mirror.agents == [key]
+            assert [it.name for it in mirror.pods(key)] == ["one"]
+            assert set(told.agents) == {key}
+            told.agents.clear()
+            await mirror.list()
+            assert told.agents == []  # nothing is new
+            await api.delete(f"{pods}/one")
+            await api.delete(f"{agents}/{NAME}")
+            await mirror.list()
+            assert set(told.agents) == {key}
+            assert (mirror.agents, mirror.pods(key)) == ([], ())
+
+
+async def test_a_watch_that_begins_anew_makes_a_list(
+    api: Api, mirror: Mirror, namespace: str
+) -> None:
+    """It does not tell what was deleted while there was none."""
+    key = f"{namespace}/{NAME}"
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    spec = {"containers": [{"name": "c", "image": "i"}]}
+    labels = {LABEL_AGENT: NAME}
+    gone = asyncio.Event()
+
+    async with mirror.kept():
+        made = await api.create(pods, {"metadata": {"name": "a", "labels": labels}, "spec": spec})
+        mirror.hear_pod(None, made)
+        await api.delete(f"{pods}/a")
+        mirror._changed = lambda _: gone.set()
+        async with asyncio.timeout(5 * SOON_SECONDS):
+            await gone.wait()
+        assert mirror.pods(key) == ()
+
+
+async def test_a_list_leaves_what_is_newer_than_it(
+    api: Api, mirror: Mirror, namespace: str
+) -> None:
+    """An event of a pod that was made while the list was on its way."""
+    key = f"{namespace}/{NAME}"
+    newer = pod(2**60)
+    newer["metadata"]["namespace"] = namespace
+    mirror.hear_pod("ADDED", newer)
+    await mirror.list()
+    assert [it.uid for it in mirror.pods(key)] == ["p"]
+
+
+async def test_pages_are_one_list(cluster: Cluster, api: Api, namespace: str) -> None:
+    secrets = f"/api/v1/namespaces/{namespace}/secrets"
+    for number in range(5):
+        await api.create(secrets, {"metadata": {"name": f"s{number}", "labels": {"x": "y"}}})
+    await api.create(secrets, {"metadata": {"name": "other"}})
+    found = [page async for page in cluster.pages(secrets, 2, "x")]
+    assert [len(items) for _, items in found] == [2, 2, 1]
+    assert len({version for version, _ in found}) == 1
