@@ -252,7 +252,13 @@ class Cluster:
         self, method: str, url: str, body: Json | None, media: str
     ) -> tuple[int, str | None, Json]:
         """Status, Retry-After and body of one answer."""
-        headers = {"Accept": "application/json", "Content-Type": media}
+        # The API server compresses answers above 128 KiB for whoever takes that. Between machines of one
+        # cluster that costs more time than it saves, as client-go's controllers found (DisableCompression).
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": media,
+        }
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
         response = await self._rest.request(
