@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
+import httpx
 import pytest
 from api_relay import ApiRelay
 from operator_cast import played
@@ -67,8 +67,8 @@ async def test_a_look_reads_nothing_that_is_watched(world: World, relay: ApiRela
 
 async def looks(world: World) -> float:
     """How many were taken."""
-    async with aiohttp.ClientSession() as session, session.get(f"{world.health}/metrics") as told:
-        lines = (await told.text()).splitlines()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        lines = (await client.get(f"{world.health}/metrics")).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(LOOKS))
 
 
