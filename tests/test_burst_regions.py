@@ -9,6 +9,7 @@ from worlds import BURST, INSTALLATION, NOW, a_pod, a_world, an_agent
 
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_operator.burst.deployments import Account, Deployments
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.decisions.plan import planned
 from trunkline_operator.decisions.status import Reason, reported
 from trunkline_operator.decisions.world import BurstFacts
@@ -33,7 +34,7 @@ async def test_a_region_that_is_down_keeps_no_other_from_taking_calls(
         # A session's start at a region that is down is tried by the SDK for minutes.
         monkeypatch.setattr("trunkline_operator.burst.deployments.WARM_UP_SECONDS", 8.0)
         await local.inject(Rule(fault=Fault.REGION_DOWN, name="eu-west"))
-        deployments = Deployments(burst, lambda _: None)
+        deployments = Deployments(Sdk(lambda: burst), lambda _: None)
         deployments.facts(AGENT, BurstFacts())
         deployments.remember(AGENT, Account(credentials=GOOD, environment=""))
         app = replace(APP, regions=REGIONS)
