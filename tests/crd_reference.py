@@ -34,6 +34,7 @@ agent at most 25 at once and then one a minute.
 |---|---|
 | `PodLost` | a pod ended or was taken away, and the operator did not ask for it |
 | `PodFailing`, `PodUnready` | a pod does not run, or is not ready any more: image pull, crash loop, readiness |
+| `NodeNotReady` | a pod's node is silent, so the pod counts as none |
 | `PodUnschedulable` | no node has room |
 | `PodsRefused` | the Kubernetes API does not let a pod be made: a quota, a policy of the cluster |
 | `TemplateRejected` | the Kubernetes API takes no such pod as `warm` asks for |
