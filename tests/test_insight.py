@@ -32,6 +32,7 @@ from trunkline_runtime.contract import (
     KEPT,
     NO_SLOT,
     AgentLoad,
+    SpendLoad,
     State,
     WarmRung,
     WorkerLoad,
@@ -254,10 +255,14 @@ def test_what_a_call_cost_and_how_it_went_is_told_where_it_is_known() -> None:
     assert "talk: not known" in bare
 
 
+def spent(dollars: float) -> SpendLoad:
+    return SpendLoad(spent=dollars, reserved=0.0, ceiling=None, starts=1)
+
+
 def test_the_board_shows_who_waits_what_is_left_out_and_what_was_spent() -> None:
     aside = WorkerLoad(boot="b", slots=4, busy=0, free=4, draining=False, aside=True)
-    one = a_state("g0", waiting=2, shut={"burst/us-east": "open"}, spent=1.25)
-    two = a_state("g1", waiting=1, workers={"echo-0": aside}, spent=0.5)
+    one = a_state("g0", waiting=2, shut={"burst/us-east": "open"}, spend=spent(1.25))
+    two = a_state("g1", waiting=1, workers={"echo-0": aside}, spend=spent(0.5))
     seen = board({"http://a": one, "http://b": two}, 1.0)
     (row,) = seen.agents
     assert (row.waiting, row.aside, row.shut, row.spent) == (3, 1, ("burst/us-east",), 1.75)

@@ -186,6 +186,7 @@ def test_the_simulator_reads_a_ledger(tmp_path: Path) -> None:
             tenant="test",
             caller="",
             placement=placement,
+            price=None,
             max_seconds=600,
             stall_seconds=30,
             audio_times_real=0,

@@ -35,6 +35,7 @@ from trunkline_operator.handlers import registered, watching
 from trunkline_operator.reconcile import Reconciler, Settings
 from trunkline_operator.scaling import prices
 from trunkline_operator.scaling.prices import Prices
+from trunkline_operator.treasury import Treasury
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 from trunkline_runtime.tls import trusting
 
@@ -147,9 +148,10 @@ async def assembled(
     )
     await stack.enter_async_context(fleet)
     herald = await stack.enter_async_context(Herald(cluster))
+    treasury = await stack.enter_async_context(Treasury(fleet, changed))
     mirror = Mirror(cluster, config.namespaces, lambda agent: agenda.add(agent))
     reconciler = Reconciler(
-        mirror, fleet, deployments, custody, herald, settings(config, authority)
+        mirror, fleet, deployments, custody, treasury, herald, settings(config, authority)
     )
     agenda = Agenda(reconciler.look)
     metrics.EPOCH.set(epoch)

@@ -13,7 +13,7 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -28,6 +28,7 @@ from trunkline_runtime.contract import (
     MAX_CONTROL_BYTES,
     OPERATOR_PATH,
     PROTOCOL_VERSION,
+    Allowances,
     Beat,
     Route,
     Routes,
@@ -72,6 +73,7 @@ class _Link:
     received: deque[tuple[int, float]] = field(default_factory=deque)  # revision of routes, when
     sent: int = 0  # the revision of routes that was sent last
     foretold: int = 0  # the revision of the runway that was sent last
+    owed: dict[str, float] = field(default_factory=dict)  # ceilings that it has not been told
     acted_on: int = 0  # the newest revision that the gateway has spoken in the light of
 
     def hear(self, boot: str, ours: bool, now: float) -> None:
@@ -112,6 +114,12 @@ class Fleet:
         self.published = (
             asyncio.Event()
         )  # set after each change of the document; its reader clears it
+        self.replaced: Callable[[str], None] = lambda boot: None
+        """Is told the boot of a gateway that is dead: another one answers at its address."""
+        self._boots: dict[Address, str] = {}  # the last that answered there
+        self._ceilings: dict[
+            tuple[str, str], float
+        ] = {}  # by boot and agent, the last that was told
         self._held = True
         self._sharing = 1  # gateways
         self._document: str | None = None
@@ -230,6 +238,19 @@ class Fleet:
         }
         return json.dumps(Runway(type="runway", agents=agents))
 
+    @property
+    def pushing(self) -> bool:
+        """Gateways are told of this operator's routes."""
+        return not self._held
+
+    def allow(self, agent: str, ceilings: Mapping[str, float]) -> None:
+        """Tells gateways, by boot, what the agent's burst may cost there."""
+        for link in self._open.values():
+            ceiling = ceilings.get(link.boot)
+            if ceiling is not None and self._ceilings.get((link.boot, agent)) != ceiling:
+                self._ceilings[link.boot, agent] = link.owed[agent] = ceiling
+                link.news.set()
+
     def open(self) -> None:
         """Begins to push. Until all agents are known, gateways keep the routes that they have."""
         self._sharing = max(1, self._gateways())
@@ -324,6 +345,8 @@ class Fleet:
         finally:
             self._links.pop(address, None)
             self._absent.pop(address, None)
+            boot = self._boots.pop(address, "")
+            self._ceilings = {key: it for key, it in self._ceilings.items() if key[0] != boot}
 
     async def _link(self, address: Address) -> str:
         """Holds one link as long as it lives; why it ended."""
@@ -359,12 +382,14 @@ class Fleet:
     async def _exchange(self, socket: ClientConnection, address: Address) -> None:
         link = self._open[address] = _Link()
         self._absent.pop(address, None)
+        boot = self._boots.get(address, "")  # what was on its way to it may be lost
+        self._ceilings = {key: it for key, it in self._ceilings.items() if key[0] != boot}
         if self._document is not None:
             link.news.set()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send(socket, link))
-                group.create_task(self._receive(socket, link))
+                group.create_task(self._receive(socket, link, address))
         finally:
             del self._open[address]
             self._absent[address] = time.monotonic()
@@ -393,8 +418,16 @@ class Fleet:
         if link.foretold != self._foretelling:
             link.foretold = self._foretelling
             await socket.send(self._foretold())
+        if link.owed:
+            owed, link.owed = link.owed, {}
+            allowances = Allowances(type="allowances", epoch=self.epoch, agents=owed)
+            await socket.send(json.dumps(allowances))
 
-    async def _receive(self, socket: ClientConnection, link: _Link) -> None:
+    def _forget_boot(self, boot: str) -> None:
+        self._ceilings = {key: it for key, it in self._ceilings.items() if key[0] != boot}
+        self.replaced(boot)
+
+    async def _receive(self, socket: ClientConnection, link: _Link, address: Address) -> None:
         while True:
             async with asyncio.timeout(DEAD_AFTER_SECONDS):
                 message = await socket.recv()
@@ -408,6 +441,10 @@ class Fleet:
                     "gateway %s takes its routes from a newer operator: is another one running?",
                     load["gateway"],
                 )
+            before = self._boots.get(address, load["boot"])
+            self._boots[address] = load["boot"]
+            if before != load["boot"]:
+                self._forget_boot(before)
             link.hear(load["boot"], load["epoch"] == self.epoch, now)
             for agent in self.loads.hear(load, now):
                 self._changed(agent)

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, His
 from prometheus_client import generate_latest as exposition
 
 from trunkline_operator.config import ConfigError
+from trunkline_operator.scaling.spend import Account
 from trunkline_runtime.contract import HEALTHZ_PATH, METRICS_PATH, READYZ_PATH
 
 
@@ -45,6 +46,16 @@ LINKS: Final = Gauge("trunkline_operator_gateway_links", "Open links to gateways
 LEADER: Final = Gauge("trunkline_operator_leader", "1 if this operator acts, 0 if it stands by.")
 EPOCH: Final = Gauge("trunkline_operator_route_epoch", "The epoch of the routes.")
 
+SPEND: Final = Gauge(
+    "trunkline_operator_burst_spend_dollars",
+    "What an agent's burst has cost this hour and today, in UTC.",
+    ["namespace", "agent", "window"],
+)
+PAID: Final = Gauge(
+    "trunkline_operator_burst_paid_dollars",
+    "Since the operator's start: by calls for their slots, and idle for the rest of their containers.",
+    ["namespace", "agent", "part"],
+)
 POD_STATES: Final = ("ready", "starting", "draining")
 
 
@@ -57,6 +68,20 @@ def forget_pods(namespace: str, agent: str) -> None:
     for state in POD_STATES:
         with contextlib.suppress(KeyError):
             PODS.remove(namespace, agent, state)
+
+
+def tell_spend(namespace: str, agent: str, account: Account | None) -> None:
+    if account is not None:
+        SPEND.labels(namespace, agent, "hour").set(account.hour)
+        SPEND.labels(namespace, agent, "day").set(account.day)
+        PAID.labels(namespace, agent, "calls").set(account.calls)
+        PAID.labels(namespace, agent, "idle").set(account.idle)
+
+
+def forget_spend(namespace: str, agent: str) -> None:
+    for gauge, part in (SPEND, "hour"), (SPEND, "day"), (PAID, "calls"), (PAID, "idle"):
+        with contextlib.suppress(KeyError):
+            gauge.remove(namespace, agent, part)
 
 
 @contextlib.asynccontextmanager

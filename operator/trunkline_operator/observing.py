@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
-from trunkline_operator.agent.spec import Json, VoiceAgent
+from trunkline_operator.agent.spec import Budget, Json, VoiceAgent
 from trunkline_operator.burst.breaker import LEVELS, Breaker, following, noted, probed, recovered
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority, why_issue
@@ -38,8 +38,10 @@ from trunkline_operator.decisions.manifests import (
     secret_strings,
 )
 from trunkline_operator.decisions.routes import Keys
+from trunkline_operator.decisions.spending import recalled, terms, unpriced
 from trunkline_operator.decisions.world import BurstFacts, Traffic, WorkerFacts, World
 from trunkline_operator.fleet import Fleet
+from trunkline_operator.treasury import Count, Treasury
 from trunkline_runtime.contract import FINALIZER
 
 # Secrets are not watched, so that nobody needs the right to read them all.
@@ -83,6 +85,7 @@ class Observer:
         fleet: Fleet,
         deployments: Deployments,
         custody: Custody,
+        treasury: Treasury,
         installation: Installation,
         authority: Authority | None,
     ) -> None:
@@ -90,6 +93,7 @@ class Observer:
         self._fleet = fleet
         self._deployments = deployments
         self._custody = custody
+        self._treasury = treasury
         self._installation = installation
         self._authority = authority
         self._read: dict[str, dict[str, _Read]] = {}  # Secrets, by agent and name
@@ -111,13 +115,15 @@ class Observer:
         )
         callers, account, hook, hub, upstream, twilio = found
         no_hub = hub_token_missing(agent, hub)
+        traffic = self._traffic(agent.key)
+        burst = self._burst_facts(obj, agent, (account, no_hub), now)
         entries = own.entries or {}
         world = World(
             pods=self._mirror.pods(agent.key),
-            traffic=self._traffic(agent.key),
+            traffic=traffic,
             secret_exists=own.entries is not None,
             certificate=own.certificate or "",
-            burst=self._burst_facts(obj, agent, (account, no_hub), now),
+            burst=self._money(obj, agent, burst, traffic.burst),
             access=caller_keys_missing(agent, callers, twilio),
             tokens="; ".join(
                 filter(
@@ -260,6 +266,27 @@ class Observer:
             missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
         breaker = self._breaker(agent, facts, now)
         return replace(facts, credentials=missing, breaker=breaker)
+
+    def _money(self, obj: Json, agent: VoiceAgent, facts: BurstFacts, calls: int) -> BurstFacts:
+        """The facts with what the app costs."""
+        burst, prices = allowed_burst(agent), self._installation.prices
+        if burst is None:
+            return facts
+        agreed = terms(agent, burst, prices, facts.standing)
+        if agreed is None:
+            limited = burst.budget != Budget()
+            return replace(facts, unpriced=unpriced(burst, prices), capped=limited)
+        if facts.working:  # each region's first session has a container
+            calls = max(calls, agreed.slots * len(burst.regions))
+        count = Count(containers=facts.containers, until=facts.counted_at)
+        earlier = recalled(obj.get("status") or {})
+        self._treasury.agree(agent.key, agreed, earlier, count, calls)
+        return replace(
+            facts,
+            account=self._treasury.account(agent.key),
+            terms=agreed,
+            capped=self._treasury.shut(agent.key),
+        )
 
     def _breaker(self, agent: VoiceAgent, facts: BurstFacts, now: float) -> Breaker | None:
         """The one that is kept, or what the deployed app tells of an earlier operator's."""

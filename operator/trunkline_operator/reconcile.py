@@ -30,6 +30,7 @@ from trunkline_operator.decisions.manifests import (
 from trunkline_operator.decisions.plan import Plan, planned
 from trunkline_operator.decisions.routes import Keys, route
 from trunkline_operator.decisions.runway import runway
+from trunkline_operator.decisions.spending import costs
 from trunkline_operator.decisions.status import only_numbers_differ, rejected, reported
 from trunkline_operator.decisions.steps import (
     CreatePod,
@@ -41,6 +42,7 @@ from trunkline_operator.decisions.world import measured
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.observing import Observer, Seen
 from trunkline_operator.scaling.decision import Memory
+from trunkline_operator.treasury import Treasury
 
 # Secrets are not watched, so that nobody needs the right to read them all.
 MISSING_SECRET_SECONDS: Final = 5.0
@@ -83,6 +85,7 @@ class Reconciler:
         fleet: Fleet,
         deployments: Deployments,
         custody: Custody,
+        treasury: Treasury,
         herald: Herald,
         settings: Settings,
     ) -> None:
@@ -90,10 +93,17 @@ class Reconciler:
         self._fleet = fleet
         self._deployments = deployments
         self._custody = custody
+        self._treasury = treasury
         self._herald = herald
         self._settings = settings
         self._observer = Observer(
-            mirror, fleet, deployments, custody, settings.installation, settings.authority
+            mirror,
+            fleet,
+            deployments,
+            custody,
+            treasury,
+            settings.installation,
+            settings.authority,
         )
         self._actor = Actor(mirror, self._observer, deployments, custody, settings.authority)
         self._notes: dict[str, _Notes] = {}
@@ -140,6 +150,10 @@ class Reconciler:
         status = reported(
             agent, acts.after(seen.world), plan, obj.get("status") or {}, now, acts.refused
         )
+        status["cost"] = costs(
+            agent, seen.world, status["replicas"], self._settings.installation.prices
+        )
+        metrics.tell_spend(namespace, name, seen.world.burst.account)
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
         going = agent.deleted_at is not None and any(
@@ -169,6 +183,8 @@ class Reconciler:
         self._observer.forget(key)
         self._fleet.forget(key)
         self._deployments.forget(key)
+        self._treasury.forget(key)
+        metrics.forget_spend(*key.split("/", 1))
         metrics.forget_pods(*key.split("/", 1))
 
     # --- route and report ---------------------------------------------------------------------------
@@ -188,6 +204,7 @@ class Reconciler:
             default_namespace=seen.agent.namespace == self._settings.default_namespace,
             worker_ca=self._settings.authority.pem if self._settings.authority else "",
             slow_seconds=slow_after(seen.world.burst.breaker, seen.world.burst.first_boot),
+            prices=self._settings.installation.prices,
         )
         self._fleet.set_route(seen.agent.key, made)
         new = sum(isinstance(step, CreatePod) for step in plan.steps)

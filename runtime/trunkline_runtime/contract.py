@@ -267,10 +267,18 @@ class Settings(TypedDict, total=False):
 # The upgrade carries `Authorization: Bearer <ENV_OPERATOR_TOKEN>`.
 
 
+class Price(TypedDict):
+    """What a second of one call costs where it is, in US dollars, for the ledger and for budgets."""
+
+    callSecond: float
+    basis: str  # what it is reckoned from, in words
+
+
 class WarmRung(TypedDict):
     """The agent's own pods."""
 
     kind: Literal["warm"]
+    price: NotRequired[Price]  # without, it is not known
 
 
 class BurstRung(TypedDict):
@@ -285,6 +293,17 @@ class BurstRung(TypedDict):
     slowSeconds: NotRequired[
         float
     ]  # a container that was restored for longer counts as `burstSlow`
+    price: NotRequired[Price]
+
+
+class BurstBudget(TypedDict):
+    """The most that an agent's burst may cost at all gateways together, in US dollars; without, no limit.
+
+    It says that a gateway lets a call to burst only below its ceiling (`Allowances`), and what a tenant's share is of.
+    """
+
+    perHour: NotRequired[float]
+    perDay: NotRequired[float]
 
 
 class UpstreamRung(TypedDict):
@@ -365,6 +384,7 @@ class Route(TypedDict):
     settings: Settings
     rungs: list[Rung]
     draining: list[str]  # names of workers that get no new call
+    budget: NotRequired[BurstBudget]
     workerTls: NotRequired[str]  # PEM of the CA of its workers' certificates; without, plain links
     defaultNamespace: NotRequired[bool]
 
@@ -393,6 +413,27 @@ class Runway(TypedDict):
     agents: dict[str, list[Starting]]
 
 
+class Allowances(TypedDict):
+    """Operator to gateway: by agent, what burst may cost there since the gateway's start, in US dollars.
+
+    A ceiling for what is spent and reserved together; so it is a total, and the same again changes nothing. One of
+    an older epoch than the gateway's routes is not taken.
+    """
+
+    type: Literal["allowances"]
+    epoch: int
+    agents: dict[str, float]
+
+
+class SpendLoad(TypedDict):
+    """One agent's burst at one gateway, in US dollars since the gateway's start."""
+
+    spent: float  # by calls, those that go on included
+    reserved: float  # what calls that go on may cost yet
+    ceiling: float | None  # the one that it acts on
+    starts: int  # sessions that were asked for
+
+
 class WorkerLoad(TypedDict):
     """One worker, as it last reported itself to this gateway."""
 
@@ -412,7 +453,6 @@ class AgentLoad(TypedDict):
     burst: int  # of them on burst, sessions being started included
     waiting: NotRequired[int]  # callers in line for a slot
     shut: NotRequired[dict[str, str]]  # rungs that are not tried for a while, and why
-    spent: NotRequired[float]  # total: US dollars of burst, where a price is known
     arrivals: int  # total: authenticated calls that asked for a slot
     refused: int  # total: answered 503
     lost: int  # total: ended by the death of a worker
@@ -421,6 +461,7 @@ class AgentLoad(TypedDict):
         int
     ]  # total: calls whose container took long to be restored, given up or not
     burstError: str  # the last such failure in words, "" after a success
+    spend: NotRequired[SpendLoad]  # without, nothing was spent
 
 
 class Load(TypedDict):

@@ -150,6 +150,8 @@ class Deployments:
             snapshot=app.snapshot,
             breaker=known.facts.breaker,
             first_boot=known.facts.first_boot,
+            containers=len(app.regions),  # of the first sessions; they stay for a while
+            counted_at=known.counted,
         )
 
     async def _warmed(
@@ -195,6 +197,7 @@ class Deployments:
             log.warning("%s: no news of starts: %s", agent, error, extra={"agent": agent})
         else:
             app.counted = now
+            app.facts = replace(app.facts, containers=starts.alive, counted_at=now)
             if before := app.facts.breaker:
                 # What gateways found slow is known already, and not good.
                 good, app.unheeded = max(starts.good - app.unheeded, 0), 0

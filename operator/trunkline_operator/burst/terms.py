@@ -66,3 +66,4 @@ class Starts:
 
     good: int
     bad: int
+    alive: int  # that were there at any moment, those that were starting included

@@ -106,6 +106,9 @@ WARNINGS: Final = frozenset(
         Reason.SNAPSHOT_FALLBACK,
         Reason.REGION_DOWN,
         Reason.CREDENTIALS_MISSING,
+        Reason.BUDGET_SPENT,
+        Reason.BUDGET_TOO_SMALL,
+        Reason.PRICE_UNKNOWN,
     }
 )
 """Reasons of conditions that somebody must know of."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from trunkline_operator.agent.policy import ladder
-from trunkline_operator.agent.spec import Burst, ScaleDown, Snapshot, VoiceAgent
+from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
 from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
 from trunkline_operator.decisions.manifests import (
@@ -60,6 +60,7 @@ CREDENTIALS_LOOK: Final = 10.0
 LAST_CALL_LOOK: Final = 2.0
 # While calls go to burst. One request at Modal; a restore that crashes costs its caller 10 s or more.
 WATCH_LOOK: Final = 10.0
+STANDING_LOOK: Final = 60.0
 # Modal refused to change the number of containers that stand by: its limits pass in seconds.
 SCALE_RETRY: Final = 10.0
 # A wait that ended by rounding must not become a busy loop.
@@ -341,12 +342,14 @@ def _stand_by(view: View, burst: Burst, growth: float) -> Iterator[Step]:
 
 
 def _watch(view: View) -> Iterator[Step]:
-    """How containers start is asked while calls go there; a level that has fallen is tried again in time."""
+    """How containers start, and how many there are, is asked while there are any; a level that has fallen is tried again in time."""
     facts, breaker = view.world.burst, view.world.burst.breaker
     if breaker is None or facts.credentials:
         return
-    if view.world.traffic.burst and breaker.level is not Snapshot.NONE:
-        wait = facts.watched + WATCH_LOOK - view.now
+    if view.world.traffic.burst or facts.containers:
+        # Containers that only stand by are counted less often: they cost the same all the time.
+        standing = not view.world.traffic.burst and facts.containers <= facts.least
+        wait = facts.watched + (STANDING_LOOK if standing else WATCH_LOOK) - view.now
         yield Requeue(wait) if wait > 0 else WatchBurst(facts.app)
     if breaker.fallen:
         yield Requeue(probe_at(breaker) - view.now)

@@ -10,15 +10,18 @@ from typing import Final
 
 from trunkline_operator.agent import spec
 from trunkline_operator.agent.egress import allowed_hook
-from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.policy import allowed_burst, ladder
 from trunkline_operator.agent.spec import VoiceAgent
+from trunkline_operator.scaling.prices import Prices, Rate, container_rate, pod_rate
 from trunkline_runtime.contract import (
     Access,
+    BurstBudget,
     BurstRung,
     GuardRule,
     HookSettings,
     Jwt,
     PolicySettings,
+    Price,
     ReplyRule,
     Route,
     Rung,
@@ -32,6 +35,7 @@ from trunkline_runtime.contract import (
 
 WSS: Final = "wss://"
 WSS_PORT: Final = ":443"
+UNPRICED: Final = Prices()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ def route(
     default_namespace: bool = False,
     worker_ca: str = "",
     slow_seconds: float = 0.0,
+    prices: Prices = UNPRICED,
 ) -> Route:
     """The route of an agent; one that is being deleted has no rung, so that it takes no new call.
 
@@ -81,7 +86,7 @@ def route(
         maxSeconds=agent.session.max_seconds,
         admissionMs=agent.slo.admission_ms,
         settings=_settings(agent, keys),
-        rungs=_rungs(agent, keys, burst_urls, slow_seconds),
+        rungs=_rungs(agent, keys, burst_urls, prices, slow_seconds),
         draining=sorted(draining),
     )
     if agent.slo.first_audio_ms:
@@ -90,6 +95,8 @@ def route(
         content["protocols"] = [each.value for each in agent.session.protocols]
     if default_namespace:
         content["defaultNamespace"] = True
+    if (burst := allowed_burst(agent)) and burst.budget != spec.Budget():
+        content["budget"] = _budget(burst.budget)
     if worker_ca:
         content["workerTls"] = worker_ca
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -208,14 +215,35 @@ def _policy(policy: spec.CallPolicy, hook: spec.Hook | None, keys: Keys) -> Poli
     return made
 
 
+def _budget(budget: spec.Budget) -> BurstBudget:
+    made = BurstBudget()
+    if budget.per_hour is not None:
+        made["perHour"] = budget.per_hour
+    if budget.per_day is not None:
+        made["perDay"] = budget.per_day
+    return made
+
+
+def _price(rate: Rate, slots: int) -> Price:
+    return Price(callSecond=rate.second / slots, basis=rate.basis)
+
+
 def _rungs(
-    agent: VoiceAgent, keys: Keys, burst_urls: Mapping[str, str], slow_seconds: float
+    agent: VoiceAgent,
+    keys: Keys,
+    burst_urls: Mapping[str, str],
+    prices: Prices,
+    slow_seconds: float,
 ) -> list[Rung]:
     allowed = ladder(agent)
     rungs: list[Rung] = []
     if allowed.warm:
-        rungs.append(WarmRung(kind="warm"))
+        warm = WarmRung(kind="warm")
+        if pod := pod_rate(agent.warm, agent.burst, prices):
+            warm["price"] = _price(pod, agent.warm.slots_per_pod)
+        rungs.append(warm)
     if burst := allowed.burst:
+        rate = container_rate(burst, prices)
         for region in (region for region in burst.regions if region in burst_urls):
             rung = BurstRung(
                 kind="burst",
@@ -227,6 +255,8 @@ def _rungs(
             )
             if slow_seconds:
                 rung["slowSeconds"] = slow_seconds
+            if rate:
+                rung["price"] = _price(rate, burst.slots_per_container)
             rungs.append(rung)
     # Without the token that it asks for, it would refuse every call.
     if (upstream := allowed.upstream) and (keys.upstream_token or not upstream.token_secret):

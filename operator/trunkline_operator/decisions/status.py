@@ -5,10 +5,12 @@ from enum import StrEnum
 from typing import Final
 
 from trunkline_operator.agent.policy import elsewhere, ladder
-from trunkline_operator.agent.spec import Json, SpecError, VoiceAgent
+from trunkline_operator.agent.spec import Budget, Json, SpecError, VoiceAgent
+from trunkline_operator.decisions import spending
 from trunkline_operator.decisions.plan import CREDENTIALS_LOOK, Plan, retry_wait, rfc3339
 from trunkline_operator.decisions.template import node_selector
 from trunkline_operator.decisions.world import BurstFacts, PodFacts, Refusal, World
+from trunkline_operator.scaling import spend
 from trunkline_runtime.contract import LABEL_AGENT
 
 
@@ -18,6 +20,7 @@ class Condition(StrEnum):
     ACCEPTED = "Accepted"  # the spec makes sense
     WARM_READY = "WarmReady"  # the wanted pods are there and ready
     BURST_READY = "BurstReady"  # calls may go to Modal
+    WITHIN_BUDGET = "WithinBudget"  # burst may cost more before it reaches its budget
     READY = "Ready"  # every rung that is declared takes calls
 
 
@@ -49,6 +52,11 @@ class Reason(StrEnum):
     SNAPSHOT_FALLBACK = "SnapshotFallback"  # calls are taken, by containers that start slower
     REGION_DOWN = "RegionDown"  # calls are taken in the other regions
     CREDENTIALS_MISSING = "CredentialsMissing"
+    WITHIN_BUDGET = "WithinBudget"
+    NO_BUDGET = "NoBudget"
+    BUDGET_SPENT = "BudgetSpent"
+    BUDGET_TOO_SMALL = "BudgetTooSmall"  # for one call, or for what stands by
+    PRICE_UNKNOWN = "PriceUnknown"  # so a budget cannot be held
     ANSWERING = "Answering"
     NO_CAPACITY = "NoCapacity"
 
@@ -82,13 +90,15 @@ def reported(
     """
     pods = [pod for pod in world.pods if pod.owner == agent.uid and not pod.finished]
     verdicts = list(_verdicts(agent, world, plan, pods, refused))
+    budget = _within_budget(agent, world, previous, now)
+    verdicts[-1:] = [budget, _solvent(verdicts[-1], budget)]
     return {
         "observedGeneration": agent.generation,
         "conditions": _conditions(verdicts, previous, agent.generation, now),
         "selector": f"{LABEL_AGENT}={agent.name}",
         **_counts(plan, world, pods),
         **_decision(plan, previous, now),
-        "burst": _burst(world.burst, world.traffic.burst),
+        "burst": _burst(world.burst, world.traffic.burst) | _spend(world, previous, now),
     }
 
 
@@ -116,9 +126,10 @@ def only_numbers_differ(old: Json, new: Json) -> bool:
 
 
 def _without_numbers(status: Json) -> Json:
-    burst = {k: v for k, v in (status.get("burst") or {}).items() if k != "calls"}
+    live = "calls", "spend"
+    burst = {k: v for k, v in (status.get("burst") or {}).items() if k not in live}
     total = (status.get("slots") or {}).get("total")
-    return {**status, "burst": burst, "slots": total}
+    return {**status, "burst": burst, "slots": total, "cost": None}
 
 
 # --- numbers ---------------------------------------------------------------------------------------------
@@ -180,6 +191,12 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
     regions = [{"name": str(region), "url": url} for region, url in facts.urls.items()]
     made: Json = {"calls": calls} | {name: text for name, text in texts.items() if text}
     return made | ({"regions": regions} if regions else {})
+
+
+def _spend(world: World, previous: Json, now: float) -> Json:
+    before = (previous.get("burst") or {}).get("spend") or {}
+    told = spending.told(world.burst, world.traffic.burst, before, now)
+    return {"spend": told} if told else {}
 
 
 # --- conditions ------------------------------------------------------------------------------------------
@@ -350,6 +367,40 @@ def _all_shut(facts: BurstFacts, shut: Mapping[str, str]) -> str:
     """Why gateways pass over every region that there is, "" = they do not."""
     there = [region for region in facts.urls if region in shut]
     return shut[there[0]] if there and len(there) == len(facts.urls) else ""
+
+
+def _within_budget(agent: VoiceAgent, world: World, previous: Json, now: float) -> Verdict:
+    """The words of a spent budget stay as they were when it was: they would be others at every look."""
+    kind, facts, burst = Condition.WITHIN_BUDGET, world.burst, ladder(agent).burst
+    if burst is None:
+        words = "no call goes to burst, so it costs nothing"
+        return kind, True, Reason.NO_BUDGET, words
+    limited = burst.budget != Budget()
+    if facts.unpriced:
+        if not limited:
+            return kind, True, Reason.NO_BUDGET, f"no budget is set, and {facts.unpriced}"
+        words = f"{facts.unpriced}; until then no call goes to burst"
+        return kind, False, Reason.PRICE_UNKNOWN, words
+    account, agreed = facts.account, facts.terms
+    if account is None or agreed is None:
+        return kind, True, Reason.NO_BUDGET, "nothing is spent yet"
+    if small := spend.too_small(agreed):
+        return kind, False, Reason.BUDGET_TOO_SMALL, f"{small}: raise it"
+    if facts.capped:
+        old = {one["type"]: one for one in previous.get("conditions") or ()}.get(kind, {})
+        if old.get("reason") == Reason.BUDGET_SPENT:
+            return kind, False, Reason.BUDGET_SPENT, old["message"]
+        words = spending.spent_words(account, agreed, now)
+        return kind, False, Reason.BUDGET_SPENT, words
+    reason = Reason.WITHIN_BUDGET if limited else Reason.NO_BUDGET
+    return kind, True, reason, spending.arithmetic(agreed, burst.budget)
+
+
+def _solvent(ready: Verdict, budget: Verdict) -> Verdict:
+    """An agent whose budget is spent lacks a rung."""
+    if budget[1] or not ready[1]:
+        return ready
+    return Condition.READY, False, budget[2], budget[3]
 
 
 def _ready(

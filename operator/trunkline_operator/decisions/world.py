@@ -13,6 +13,7 @@ from trunkline_operator.agent.spec import Json, VoiceAgent, epoch
 from trunkline_operator.burst.breaker import Breaker
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.nodes import NodeFacts
+from trunkline_operator.scaling.spend import Account, Terms
 from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
 
 CONTAINER: Final = "worker"
@@ -240,7 +241,17 @@ class BurstFacts:
     first_boot: float = 0.0  # seconds until the slowest region's first session; 0 = unknown
     standing: Standing = field(default_factory=Standing)  # the containers that stand by
     unscaled_at: float = 0.0  # when Modal last refused another number of them; 0 = it did not
+    containers: int = 0  # at the last count, those included that have gone since the one before
+    counted_at: float = 0.0  # when that was; 0 = never
     capped: bool = False  # the budget is spent: none stands by
+    account: Account | None = None  # what it costs; None = no price is known, or there is no burst
+    terms: Terms | None = None
+    unpriced: str = ""  # why no price is known
+
+    @property
+    def least(self) -> int:
+        """Containers that stand by without any call."""
+        return sum(each.minimum for each in (self.standing.scalings or {}).values())
 
     @property
     def url(self) -> str:

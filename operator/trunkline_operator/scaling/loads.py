@@ -11,9 +11,11 @@ and its fewest free slots are believed. A worker that no gateway speaks of is un
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, cast
 
-from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, WorkerLoad
+from trunkline_operator.scaling.spend import Said
+from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, SpendLoad, WorkerLoad
 
 TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures", "burstSlow")
 # Boots whose totals are remembered, so that a gateway that comes back is not counted again.
@@ -88,6 +90,14 @@ class Loads:
         for counted in self._counted.values():
             counted.pop(agent, None)
 
+    def spending(self, agent: str) -> dict[str, Said]:
+        """What each gateway that is here says of the agent's burst, by its boot."""
+        return {
+            boot: _said(gateway.agents[agent].get("spend"))
+            for boot, gateway in self._gateways.items()
+            if agent in gateway.agents
+        }
+
     def report(self, agent: str) -> AgentReport:
         told = [
             (gateway.heard, gateway.agents[agent])
@@ -125,6 +135,17 @@ class Loads:
         for oldest in list(self._counted)[:-MOST_BOOTS]:
             if oldest not in self._gateways:
                 del self._counted[oldest]
+
+
+def _said(spend: SpendLoad | None) -> Said:
+    if spend is None:
+        return Said()
+    return Said(
+        spent=spend["spent"],
+        reserved=spend["reserved"],
+        ceiling=spend["ceiling"],
+        starts=spend["starts"],
+    )
 
 
 def merged_workers(loads: list[AgentLoad]) -> dict[str, WorkerLoad]:
@@ -191,6 +212,14 @@ def _agent(load: Mapping[str, Any]) -> AgentLoad:
         agent["waiting"] = _count(load["waiting"])
     if "shut" in load:
         agent["shut"] = {str(rung): str(state) for rung, state in load["shut"].items()}
+    if (spend := load.get("spend")) is not None:
+        ceiling = spend["ceiling"]
+        agent["spend"] = SpendLoad(
+            spent=_dollars(spend["spent"]),
+            reserved=_dollars(spend["reserved"]),
+            ceiling=None if ceiling is None else _dollars(ceiling),
+            starts=_count(spend["starts"]),
+        )
     return agent
 
 
@@ -202,6 +231,12 @@ def _worker(worker: Mapping[str, Any]) -> WorkerLoad:
         free=_count(worker["free"]),
         draining=worker["draining"] is True,
     )
+
+
+def _dollars(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+        raise TypeError(f"{value!r} is no sum of dollars")
+    return float(value)
 
 
 def _count(value: Any) -> int:

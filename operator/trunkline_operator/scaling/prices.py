@@ -23,6 +23,19 @@ USUAL_CALL_SECONDS: Final = 180.0
 # One free slot more than 3 deviations is used in one of 700 pod starts.
 MOST_Z: Final = 3.0
 MOST_DOLLARS: Final = 10_000.0
+# The most that a call sends its caller in a second: PCM16 at 24 kHz, in base64.
+CALL_BYTES: Final = 64 * 2**10
+GIB: Final = 2**30
+NUMBERS: Final[Mapping[str, str]] = {
+    "modalRegionFactor": "modal_region_factor",
+    "warmAnswer": "warm_answer",
+    "modalCpuCore": "modal_cpu_core",
+    "modalMemoryGib": "modal_memory_gib",
+    "modalEgressGib": "modal_egress_gib",
+    "containerCpu": "container_cpu",
+    "containerMemoryGib": "container_memory_gib",
+}
+"""Entries of the file beside gpus, and their fields."""
 
 
 class PricesError(ValueError):
@@ -42,6 +55,11 @@ class Prices:
     gpus: Mapping[str, GpuPrice] = field(default_factory=dict)
     modal_region_factor: float = 1.0
     warm_answer: float = 0.0  # dollars a call
+    modal_cpu_core: float = 0.0  # dollars an hour, as the next
+    modal_memory_gib: float = 0.0
+    modal_egress_gib: float = 0.0  # dollars
+    container_cpu: float = 0.0  # cores that a container at Modal uses
+    container_memory_gib: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +86,8 @@ def _parsed(text: str, below: Prices) -> Prices:
     except yaml.YAMLError as error:
         raise PricesError(f"prices are no YAML: {error}") from error
     if not isinstance(found, dict):
-        raise PricesError("prices must be a mapping with gpus, modalRegionFactor and warmAnswer")
-    if strange := sorted(map(str, found.keys() - {"gpus", "modalRegionFactor", "warmAnswer"})):
+        raise PricesError("prices must be a mapping with gpus, " + ", ".join(NUMBERS))
+    if strange := sorted(map(str, found.keys() - {"gpus", *NUMBERS})):
         raise PricesError(f"prices have no entry {strange[0]}: remove it")
     gpus = found.get("gpus") or {}
     if not isinstance(gpus, dict):
@@ -77,8 +95,7 @@ def _parsed(text: str, below: Prices) -> Prices:
     return replace(
         below,
         gpus={**below.gpus, **{str(name): _gpu(str(name), price) for name, price in gpus.items()}},
-        modal_region_factor=_dollars(found, "modalRegionFactor", below.modal_region_factor),
-        warm_answer=_dollars(found, "warmAnswer", below.warm_answer),
+        **{field: _dollars(found, name, getattr(below, field)) for name, field in NUMBERS.items()},
     )
 
 
@@ -100,6 +117,57 @@ def _dollars(place: Mapping[str, Any], name: str, default: float, within: str = 
     ):
         raise PricesError(f"{within}{name} must be a number from 0 to {MOST_DOLLARS:.0f}")
     return float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What a second of something costs, in dollars, and what that is reckoned from, in words."""
+
+    second: float
+    basis: str
+
+    @property
+    def hour(self) -> float:
+        return self.second * HOUR
+
+
+def container_rate(burst: Burst, prices: Prices) -> Rate | None:
+    """A container at Modal with the dearest of the GPUs that it may get; None where a price is not known."""
+    kinds = [(name.partition(":")[0].rstrip("!+"), _count(name)) for name in burst.gpu]
+    if any(kind not in prices.gpus for kind, _ in kinds):
+        return None
+    hours = [(prices.gpus[kind].modal * count, kind, count) for kind, count in kinds]
+    gpu, kind, count = max(hours, default=(0.0, "", 0))
+    parts = [f"{count} {kind} ${gpu:.3f}"] if kind else []
+    cpu = prices.container_cpu * prices.modal_cpu_core
+    memory = prices.container_memory_gib * prices.modal_memory_gib
+    parts += [f"{prices.container_cpu:g} cores ${cpu:.3f}"] if cpu else []
+    parts += [f"{prices.container_memory_gib:g} GiB ${memory:.3f}"] if memory else []
+    hour = (gpu + cpu + memory) * prices.modal_region_factor
+    sent = CALL_BYTES * HOUR / GIB * prices.modal_egress_gib * burst.slots_per_container
+    egress = f" + egress ${sent:.3f}" if sent else ""
+    total = hour + sent
+    basis = f"({' + '.join(parts)}) × {prices.modal_region_factor:g}{egress} = ${total:.3f} an hour"
+    return Rate(second=total / HOUR, basis=f"{basis} / {burst.slots_per_container} slots")
+
+
+def pod_rate(warm: Warm, burst: Burst | None, prices: Prices) -> Rate | None:
+    """A warm pod, taken to have the GPU that burst names first; None where its price is not known."""
+    name = burst.gpu[0].partition(":")[0].rstrip("!+") if burst and burst.gpu else ""
+    price = prices.gpus.get(name)
+    if price is None or not warm.gpu.count:
+        return None
+    hour = price.cluster * warm.gpu.count
+    return Rate(
+        second=hour / HOUR,
+        basis=f"{warm.gpu.count} {name} = ${hour:.3f} an hour / {warm.slots_per_pod} slots",
+    )
+
+
+def _count(gpu: str) -> int:
+    """How many of a kind: "L4:2" is two."""
+    _, _, count = gpu.partition(":")
+    return int(count) if count else 1
 
 
 def stakes(warm: Warm, burst: Burst | None, prices: Prices) -> Stakes:

@@ -14,6 +14,7 @@ from websockets.frames import Close, CloseCode
 from trunkline_runtime.contract import MAX_CALL_MESSAGE_BYTES
 from trunkline_runtime.contract import Close as Code
 from trunkline_runtime.gateway.access.pace import AHEAD_SECONDS, Pace
+from trunkline_runtime.gateway.accounts.budget import Price
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
 from trunkline_runtime.gateway.ladder import Placement
 from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, finish, pause, resume
@@ -36,6 +37,7 @@ class Facts:
     tenant: str
     caller: str  # its name in the ledger
     placement: Placement
+    price: Price | None  # of a second; None: not known
     max_seconds: float
     stall_seconds: float  # for either side to read something
     audio_times_real: float  # how fast its caller may send; 0: as it likes
@@ -52,6 +54,7 @@ class Ending:
     seconds: float
     bytes_up: int  # from the caller
     bytes_down: int
+    cost: float | None = None  # in dollars; the gateway reckons it
     leg: Leg | None = field(
         default=None, repr=False, compare=False
     )  # which may yet tell of the call

@@ -6,7 +6,7 @@ import logging
 import random
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal
 
@@ -29,8 +29,9 @@ from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.proxies import Proxies
-from trunkline_runtime.gateway.access.reception import Guest, Reception
+from trunkline_runtime.gateway.access.reception import Guest, Reception, steady_clock
 from trunkline_runtime.gateway.accounts.books import Keep
+from trunkline_runtime.gateway.accounts.cashier import Cashier, price_of
 from trunkline_runtime.gateway.accounts.files import to_log
 from trunkline_runtime.gateway.accounts.record import Party, Told, caller_hash, told
 from trunkline_runtime.gateway.breaker import Breakers
@@ -124,9 +125,12 @@ class Gateway:
             counted=self._ledger.unopened,
         )
         self._burst = BurstSessions()
+        self._cashier = Cashier(
+            registry, steady_clock(), lambda: self._routes.share if self._routes else 1.0
+        )
         self.workers = WorkerLinks(self._table, self._by_agent, self._changed, terms.patience)
         self.operator = OperatorLink(
-            identity.operator_token, self._from_operator, self.expect, self.load
+            identity.operator_token, self._from_operator, self.expect, self._allow, self.load
         )
         self._placer = Placer(
             table=self._table,
@@ -134,6 +138,7 @@ class Gateway:
             burst=self._burst,
             ledger=self._ledger,
             breakers=self._breakers,
+            cashier=self._cashier,
             patience=terms.patience,
             changed=self._changed,
         )
@@ -315,6 +320,8 @@ class Gateway:
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Takes no new call and returns when the last one has ended, the grace is over, or at `hurry`."""
         self._draining = True
+        self._cashier.leave()
+        self.operator.urge()
         log.info("draining", extra={"open": len(self._open), "grace_seconds": grace})
         waits = [asyncio.ensure_future(work) for work in (self._quiet(), hurry.wait())]
         await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
@@ -398,6 +405,7 @@ class Gateway:
             tenant=party.tenant,
             caller=party.caller,
             placement=placement,
+            price=price_of(route, placement),
             max_seconds=route.max_seconds,
             stall_seconds=self._patience.stall,
             audio_times_real=self._audio_times_real,
@@ -462,6 +470,7 @@ class Gateway:
         if call.facts.placement.rung == "warm":
             now = asyncio.get_running_loop().time()
             self._prospects_of(call.facts.agent).ended(now)
+        ending = replace(ending, cost=self._cost(call.facts, ending))
         at, leg = self._ledger.ended(call.facts, ending), ending.leg
         if leg is None:
             self._ledger.told(call.facts, ending, at, Told())
@@ -470,12 +479,27 @@ class Gateway:
         if ending.lost or call.facts.placement.rung != "warm":
             self.operator.urge()
 
+    def _cost(self, facts: Facts, ending: Ending) -> float | None:
+        """In dollars. A burst session began before its call; a warm slot is paid for from the 101 on."""
+        if facts.price is None:
+            return None
+        if facts.placement.rung == "warm":
+            return facts.price.call_second * ending.seconds
+        return self._cashier.end(facts.call)
+
+    def _allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
+        if (
+            self._routes is None or epoch >= self._routes.epoch
+        ):  # else of an operator that was replaced
+            self._cashier.allow(ceilings)
+            self.operator.urge()
+
     def _told(self, facts: Facts, ending: Ending, at: float, leg: Leg) -> None:
         self._ledger.told(facts, ending, at, told(leg.account))
 
     def _agent_load(self, agent: str) -> AgentLoad:
         tally = self._ledger.tally(agent)
-        return AgentLoad(
+        load = AgentLoad(
             workers={row.worker: _worker_load(row) for row in self._table.rows(agent)},
             calls=tally.calls,
             burst=tally.burst,
@@ -488,6 +512,9 @@ class Gateway:
             burstSlow=tally.burst_slow,
             burstError=tally.burst_error,
         )
+        if (spend := self._cashier.load(agent)) is not None:
+            load["spend"] = spend
+        return load
 
 
 def _party(call: str, guest: Guest) -> Party:

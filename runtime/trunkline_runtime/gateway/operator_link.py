@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from websockets.asyncio.server import ServerConnection, broadcast
@@ -19,7 +19,14 @@ from trunkline_runtime.contract import (
     Load,
 )
 from trunkline_runtime.gateway.access.wish import bearers
-from trunkline_runtime.gateway.routes import RouteError, Routes, Runway, routes_from, runway_from
+from trunkline_runtime.gateway.routes import (
+    RouteError,
+    Routes,
+    Runway,
+    allowances_from,
+    routes_from,
+    runway_from,
+)
 from trunkline_runtime.process import answer
 
 log = logging.getLogger("trunkline.gateway")
@@ -38,11 +45,13 @@ class OperatorLink:
         token: str,
         take: Callable[[Routes], None],
         expect: Callable[[Runway], None],
+        allow: Callable[[int, Mapping[str, float]], None],
         load: Callable[[], Load],
     ) -> None:
         self._token = token
         self._take = take
         self._expect = expect
+        self._allow = allow
         self._load = load
         self._seen: dict[ServerConnection, float] = {}
         self._urgent = asyncio.Event()
@@ -120,3 +129,5 @@ class OperatorLink:
                 self._take(routes_from(message))
             case "runway":
                 self._expect(runway_from(message))
+            case "allowances":
+                self._allow(*allowances_from(message))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from trunkline_runtime.contract import KEPT
+from trunkline_runtime.gateway.accounts.cashier import Cashier
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
 from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
 from trunkline_runtime.gateway.doors import Wanted, burst_door, upstream_door, warm_door
@@ -67,6 +68,7 @@ class Placer:
         burst: BurstSessions,
         ledger: Ledger,
         breakers: Breakers,
+        cashier: Cashier,
         patience: Patience,
         changed: Callable[[str], None],
     ) -> None:
@@ -75,6 +77,7 @@ class Placer:
         self._burst = burst
         self._ledger = ledger
         self._breakers = breakers
+        self._cashier = cashier
         self._patience = patience
         self._changed = changed
         self.lines = Lines()
@@ -241,7 +244,9 @@ class Placer:
             self._changed(agent)
 
     async def _try_burst(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        agent, rung = asked.route.agent, f"burst/{attempt.rung.name}"
+        agent, rung, call = asked.route.agent, f"burst/{attempt.rung.name}", asked.wanted.call
+        if why := self._cashier.hold(call, asked.tenant, asked.route, attempt.rung):
+            return Failed(why, full=True)
         tally = self._ledger.tally(agent)
         tally.burst += 1
         self._changed(agent)
@@ -251,6 +256,7 @@ class Placer:
         finally:
             self._told(agent, rung, _outcome(found))
             if not isinstance(found, Leg):
+                self._cashier.end(call)
                 tally.burst -= 1
                 self._changed(agent)
         if isinstance(found, Failed):
@@ -267,6 +273,7 @@ class Placer:
         )
         if isinstance(session, Failed):
             return session
+        self._cashier.began(asked.wanted.call)
         leg: Leg | Failed = Failed("")
         try:
             door = burst_door(asked.wanted, session, self._burst.tls)
@@ -275,7 +282,7 @@ class Placer:
             if not isinstance(leg, Leg):
                 self._burst.end(session)
         if isinstance(leg, Leg):
-            self._ends_with(leg, session)
+            self._ends_with(leg, session, asked.wanted.call)
             seconds = clock() - began
             leg.start = start_of(leg.started, seconds)
             self._ledger.burst_started(agent, leg.start, seconds)
@@ -283,8 +290,9 @@ class Placer:
                 self._ledger.burst_slow(agent)
         return leg
 
-    def _ends_with(self, leg: Leg, session: Session) -> None:
+    def _ends_with(self, leg: Leg, session: Session, call: str) -> None:
         leg.when_gone(partial(self._burst.end, session))
+        leg.when_gone(partial(self._cashier.over, call))
 
     async def _try_upstream(self, attempt: TryUpstream, asked: Asked) -> Leg | Failed:
         agent = asked.route.agent

@@ -18,6 +18,7 @@ from trunkline_runtime.contract import PROTOCOL_VERSION, Settings
 from trunkline_runtime.gateway.access.jwks import JwksError, KeySet, parse_jwks
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
+from trunkline_runtime.gateway.accounts.budget import Budget, Price
 from trunkline_runtime.tls import TlsError, trusting
 
 log = logging.getLogger("trunkline.routes")
@@ -70,6 +71,7 @@ class BurstRung:
     ticket_key: str = field(repr=False)
     deadline: float  # seconds for the session's start
     slow: float = 0.0  # seconds that a restored container may take; 0 = any
+    price: Price | None = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,8 @@ class Route:
     settings: Settings = field(repr=False)
     rungs: tuple[Rung, ...]
     draining: frozenset[str]
+    budget: Budget = field(default_factory=Budget)  # of its burst
+    warm_price: Price | None = None  # of a slot on its pods; None: not known
     worker_tls: ssl.SSLContext | None = None  # for dialling its workers; None: plain links
 
 
@@ -177,6 +181,8 @@ def _route(reader: "_Reader") -> Route:
         settings=reader.settings("settings"),
         rungs=tuple(_rung(_Reader(item, where)) for where, item in reader.items("rungs")),
         draining=frozenset(reader.texts("draining")),
+        budget=_budget(reader.child("budget")) if reader.has("budget") else Budget(),
+        warm_price=_warm_price(reader),
         worker_tls=_worker_tls(reader),
     )
 
@@ -256,6 +262,32 @@ def _limits(reader: "_Reader") -> Limits:
     )
 
 
+def _budget(reader: "_Reader") -> Budget:
+    return Budget(
+        per_hour=reader.number("perHour") if reader.has("perHour") else None,
+        per_day=reader.number("perDay") if reader.has("perDay") else None,
+    )
+
+
+def _price(reader: "_Reader") -> Price | None:
+    if not reader.has("price"):
+        return None
+    price = reader.child("price")
+    return Price(call_second=price.number("callSecond"), basis=price.text("basis"))
+
+
+def _warm_price(reader: "_Reader") -> Price | None:
+    rungs = (_Reader(item, where) for where, item in reader.items("rungs"))
+    return next((_price(rung) for rung in rungs if rung.text("kind") == "warm"), None)
+
+
+def allowances_from(value: object) -> tuple[int, Mapping[str, float]]:
+    """Reads a contract.Allowances message: its epoch, and a ceiling in dollars by agent. Raises `RouteError`."""
+    reader = _Reader(value, "allowances")
+    agents = reader.child("agents")
+    return reader.whole("epoch"), {agent: agents.number(agent) for agent in agents.names()}
+
+
 def _rung(reader: "_Reader") -> Rung:
     match reader.text("kind"):
         case "warm":
@@ -271,6 +303,7 @@ def _rung(reader: "_Reader") -> Rung:
                 ticket_key=ticket_key,
                 deadline=reader.positive("deadlineSeconds"),
                 slow=reader.positive("slowSeconds") if reader.has("slowSeconds") else 0.0,
+                price=_price(reader),
             )
         case "upstream":
             return UpstreamRung(

@@ -108,7 +108,7 @@ def _agent(agent: str, states: Iterable[State], pace: float | None) -> AgentRow:
             process = name, worker["boot"]
             if process not in workers or "aside" in worker:  # one gateway's mark is the one to show
                 workers[process] = worker
-    known = [load["spent"] for load in loads if "spent" in load]
+    known = [load["spend"]["spent"] for load in loads if "spend" in load]
     return AgentRow(
         agent=agent,
         pods=len(workers),

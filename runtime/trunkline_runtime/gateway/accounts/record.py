@@ -94,6 +94,8 @@ def ended(
     record["audio_seconds_up"] = account.audio_up
     record["audio_seconds_down"] = account.audio_down
     record["first_audio_ms"] = account.first_audio_ms
+    record["cost"] = None if ending.cost is None else round(ending.cost, 6)
+    record["price"] = facts.price.basis if facts.price else None
     record["turns"] = account.turns
     record["gaps"] = account.gaps
     return record

@@ -1,0 +1,165 @@
+"""What burst costs, as the status tells it, and what a new operator reads back from there. Pure."""
+
+from typing import Final
+
+from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.agent.spec import Budget, Burst, Json, VoiceAgent, epoch
+from trunkline_operator.burst.standby import Standing
+from trunkline_operator.decisions.plan import rfc3339
+from trunkline_operator.decisions.world import BurstFacts, World
+from trunkline_operator.scaling import spend
+from trunkline_operator.scaling.prices import Prices, Rate, container_rate, pod_rate
+from trunkline_operator.scaling.spend import DAY, HOUR, Account, Gateway, Terms
+
+DIGITS: Final = 4  # a hundredth of a cent
+KEPT_GATEWAYS: Final = 32  # in a status; more replicas than any installation has
+
+
+def terms(agent: VoiceAgent, burst: Burst, prices: Prices, standing: Standing) -> Terms | None:
+    """What the agent's burst costs and may cost; None where a price is not known."""
+    rate = container_rate(burst, prices)
+    if rate is None:
+        return None
+    told = (standing.scalings or {}).values()
+    return Terms(
+        container_second=rate.second,
+        slots=burst.slots_per_container,
+        call_seconds=worst_seconds(agent),
+        linger_seconds=burst.scaledown_window_seconds,
+        least=sum(each.minimum for each in told),
+        buffer=sum(each.buffer for each in told),
+        most=burst.max_containers * len(burst.regions),
+        budget=spend.Budget(per_hour=burst.budget.per_hour, per_day=burst.budget.per_day),
+    )
+
+
+def worst_seconds(agent: VoiceAgent) -> float:
+    """The longest that a session may last: it begins before the caller's 101."""
+    return float(agent.session.max_seconds + agent.session.answer_seconds)
+
+
+def unpriced(burst: Burst, prices: Prices) -> str:
+    """Which price is missing."""
+    names = [name.partition(":")[0].rstrip("!+") for name in burst.gpu]
+    missing = ", ".join(name for name in names if name not in prices.gpus)
+    return f"no price of {missing} is known: add it to the operator's prices"
+
+
+# --- the status ----------------------------------------------------------------------------------------------
+
+
+def recalled(status: Json) -> Account | None:
+    """The account that an earlier operator wrote; None if there is none."""
+    kept = (status.get("burst") or {}).get("spend")
+    at = epoch(kept.get("at")) if kept else None
+    if not kept or at is None:
+        return None
+    gateways = {
+        one["boot"]: Gateway(
+            spent=one.get("spent", 0.0),
+            granted=one.get("ceiling", 0.0),
+            starts=one.get("starts", 0),
+            heard=at,
+        )
+        for one in kept.get("gateways") or ()
+    }
+    return Account(
+        at=at,
+        hour=kept.get("hour", 0.0),
+        day=kept.get("day", 0.0),
+        containers=kept.get("containers", 0),
+        gateways=gateways,
+    )
+
+
+def told(facts: BurstFacts, calls: int, previous: Json, now: float) -> Json:
+    """`status.burst.spend`; the previous one while nothing is spent."""
+    account, agreed = facts.account, facts.terms
+    if account is None or agreed is None:
+        return previous
+    rate = spend.presumed(account, agreed, calls) * agreed.container_second
+    hour, day = (
+        round(_current(paid, account.at, now, length), DIGITS)
+        for paid, length in ((account.hour, HOUR), (account.day, DAY))
+    )
+    fresh: Json = {
+        "hour": hour,
+        "day": day,
+        "containers": max(spend.presumed(account, agreed, calls), spend.perhaps(account, agreed)),
+        "perHour": round(rate * HOUR, DIGITS),
+        "projectedHour": round(hour + rate * (HOUR - now % HOUR), 2),
+        "projectedDay": round(day + rate * (DAY - now % DAY), 2),
+        "gateways": _gateways(account),
+    }
+    before = {name: value for name, value in previous.items() if name != "at"}
+    return previous if fresh == before else {"at": rfc3339(account.at), **fresh}
+
+
+def _gateways(account: Account) -> list[Json]:
+    """Those that have spent or may: what a new operator must know of them."""
+    heard = sorted(account.gateways.items(), key=lambda pair: (-pair[1].heard, pair[0]))
+    kept = [
+        {
+            "boot": boot,
+            "spent": round(gateway.spent, DIGITS),
+            "ceiling": round(gateway.granted, DIGITS),
+            "starts": gateway.starts,
+        }
+        for boot, gateway in heard[:KEPT_GATEWAYS]
+        if gateway.granted or gateway.starts
+    ]
+    return sorted(kept, key=lambda one: str(one["boot"]))
+
+
+def _current(dollars: float, at: float, now: float, length: float) -> float:
+    return dollars if at // length == now // length else 0.0
+
+
+def costs(agent: VoiceAgent, world: World, pods: int, prices: Prices) -> Json:
+    """`status.cost`: dollars an hour as things are now; {} where no price is known."""
+    burst = allowed_burst(agent)
+    warm: Rate | None = pod_rate(agent.warm, agent.burst, prices)
+    found: Json = {}
+    if warm is not None:
+        found["warmPerHour"] = round(warm.hour * pods, DIGITS)
+    if burst is not None and (account := world.burst.account) and (agreed := world.burst.terms):
+        containers = spend.presumed(account, agreed, world.traffic.burst)
+        found["burstPerHour"] = round(containers * agreed.container_second * HOUR, DIGITS)
+    return found
+
+
+# --- the condition -------------------------------------------------------------------------------------------
+
+
+def arithmetic(agreed: Terms, budget: Budget) -> str:
+    """What the budget is, and what it lets in at once."""
+    hour = agreed.container_second * HOUR
+    most = f"at most {agreed.most} containers × ${hour:.2f} = ${agreed.most * hour:.2f} an hour"
+    if budget == Budget():
+        return f"no budget is set: burst costs {most}"
+    limits = [
+        f"${limit:.2f} {per}"
+        for limit, per in ((budget.per_hour, "an hour"), (budget.per_day, "a day"))
+        if limit is not None
+    ]
+    return (
+        f"the budget is {' and '.join(limits)}; burst costs {most}, and a call reserves "
+        f"{agreed.call_seconds:.0f} s × ${hour:.2f} an hour / {agreed.slots} slots = "
+        f"${agreed.call_worst:.2f}"
+    )
+
+
+def spent_words(account: Account, agreed: Terms, now: float) -> str:
+    """Why no call is let in."""
+    parts = []
+    for limit, paid, length, name in (
+        (agreed.budget.per_hour, account.hour, HOUR, "this hour"),
+        (agreed.budget.per_day, account.day, DAY, "today"),
+    ):
+        if limit is not None:
+            parts.append(f"${_current(paid, account.at, now, length):.2f} of ${limit:.2f} {name}")
+    running = spend.bound(account, agreed)
+    return (
+        f"{' and '.join(parts)} are spent and what runs may cost ${running:.2f} yet: no call goes to burst and no "
+        "container stands by, until calls end or the hour or the day does (UTC)"
+    )
