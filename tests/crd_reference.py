@@ -35,6 +35,9 @@ agent at most 25 at once and then one a minute.
 | `PodLost` | a pod ended or was taken away, and the operator did not ask for it |
 | `PodFailing`, `PodUnready` | a pod does not run, or is not ready any more: image pull, crash loop, readiness |
 | `NodeNotReady` | a pod's node is silent, so the pod counts as none |
+| `BudgetSpent` | burst reached its budget: no call goes there until calls end, or the hour or the day does |
+| `BudgetTooSmall` | the budget is less than one call, or what stands by, may cost |
+| `PriceUnknown` | a budget is set and no price is known, so no call goes to burst |
 | `PodUnschedulable` | no node has room |
 | `PodsRefused` | the Kubernetes API does not let a pod be made: a quota, a policy of the cluster |
 | `TemplateRejected` | the Kubernetes API takes no such pod as `warm` asks for |
