@@ -77,8 +77,9 @@ def test_numbers() -> None:
 
 
 def test_an_operator_that_restarts_knows_the_app_from_the_status() -> None:
-    status = told(an_agent(**BURST), a_world(burst=replace(DEPLOYED, snapshot="cpu")))
-    assert BurstFacts.of(status) == replace(DEPLOYED, snapshot="cpu", standing=Standing())
+    deployed = replace(DEPLOYED, snapshot="cpu", first_boot=21.5)
+    status = told(an_agent(**BURST), a_world(burst=deployed))
+    assert BurstFacts.of(status) == replace(deployed, standing=Standing())
     assert BurstFacts.of({}) == BurstFacts()
 
 

@@ -190,6 +190,8 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
     }
     regions = [{"name": str(region), "url": url} for region, url in facts.urls.items()]
     made: Json = {"calls": calls} | {name: text for name, text in texts.items() if text}
+    if facts.first_boot:
+        made["firstBootSeconds"] = round(facts.first_boot, 1)
     return made | ({"regions": regions} if regions else {})
 
 

@@ -268,6 +268,7 @@ class BurstFacts:
             urls={one["name"]: one["url"] for one in burst.get("regions") or ()},
             hash=burst.get("hash", ""),
             snapshot=burst.get("snapshot", ""),
+            first_boot=burst.get("firstBootSeconds", 0.0),
         )
 
 
