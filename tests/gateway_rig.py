@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import (
@@ -209,8 +210,9 @@ class SlotLog:
 class FakeWorker:
     """A small worker that speaks the contract and does as a caller or a test says.
 
-    A caller's text is echoed, except `close CODE REASON`, `die`, `flood BYTES`, `raw HEX`, `ping` and
-    `request` (which answers the request that the gateway made).
+    A caller's text is echoed, except `close CODE REASON`, `die`, `flood BYTES`, `raw HEX`, `ping`, `deaf [SECONDS]`
+    (which reads no more, or not for so long, but goes on to speak) and `request` (which answers the request that the
+    gateway made).
     """
 
     def __init__(self, name: str = "echo-0", slots: int = 4, log: SlotLog | None = None) -> None:
@@ -222,6 +224,7 @@ class FakeWorker:
         self.refusing = False  # refuses every ticket
         self.late = 0.0  # seconds before a reserve is answered
         self.mute = False  # neither beats nor tells
+        self.last_words = ""  # what it takes any message of a caller for
         self.reported: int | None = None  # a wrong count of free slots
         self.orders: list[dict[str, Any]] = []
         self.requests: list[Request] = []
@@ -357,6 +360,7 @@ class FakeWorker:
             await self._tell()
 
     async def _say(self, connection: ServerConnection, message: str | bytes) -> None:
+        message = self.last_words or message
         words = message.split(" ", 2) if isinstance(message, str) else []
         match words:
             case ["close", code, reason]:
@@ -374,12 +378,22 @@ class FakeWorker:
                 await connection.send("ponged")
             case ["deaf"]:
                 connection.transport.pause_reading()
+            case ["deaf", seconds]:
+                self._do(self._hear_nothing(connection, float(seconds)))
             case ["request"]:
                 assert connection.request is not None
                 headers = [list(pair) for pair in connection.request.headers.raw_items()]
                 await connection.send(json.dumps([connection.request.path, headers]))
             case _:
                 await connection.send(message)
+
+    async def _hear_nothing(self, connection: ServerConnection, seconds: float) -> None:
+        connection.transport.pause_reading()
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            connection.transport.write(Frame(Opcode.TEXT, b"talk").serialize(mask=False))
+            await asyncio.sleep(0.1)
+        connection.transport.resume_reading()
 
     def _do(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -449,6 +463,7 @@ class FakeModal:
         self.start_seconds = 0.0
         self.status = 200  # of a start
         self.refusing = False  # the container refuses every data link
+        self.deaths = 0  # data links that are still to die at their first message
         self.sessions: dict[str, str] = {}  # token: session
         self.starts: list[Headers] = []
         self.ended: list[str] = []
@@ -520,7 +535,8 @@ class FakeModal:
             first = await connection.recv()
             self.first.append(json.loads(first))
             async for message in connection:
-                if message == "die":
+                if message == "die" or self.deaths:
+                    self.deaths -= message != "die"
                     connection.transport.abort()
                 else:
                     await connection.send(message)

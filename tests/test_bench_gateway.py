@@ -17,7 +17,8 @@ from load.soak import Look, faults
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
-CLEAN = {"lost": 0, "refused": 0, "stuck": 0, "gaps": 0, "status": 0}
+CLEAN: dict[str, Any] = {"lost": 0, "refused": 0, "stuck": 0, "gaps": 0}
+CLEAN |= {"status": 0, "code": 0, "why": {"cut": 0, "told": 0}}
 STEADY = [Look(seconds=number, resident_kb=50_000, files=220) for number in range(20)]
 
 
@@ -65,13 +66,16 @@ def test_a_soak_without_fault_has_none() -> None:
 @pytest.mark.parametrize(
     ("counted", "sentence"),
     [
-        ({"lost": 2}, "2 calls ended by themselves"),
+        (
+            {"lost": 2, "why": {"cut": 0, "told": 2}, "code": 1011},
+            "2 calls ended by themselves (2 told; the last Close said 1011)",
+        ),
         ({"refused": 3, "status": 503}, "3 calls were refused, the last with HTTP 503"),
         ({"stuck": 1}, "1 callers were not answered"),
         ({"gaps": 4}, "4 times a message was missing"),
     ],
 )
-def test_a_soak_tells_what_went_wrong_with_calls(counted: dict[str, int], sentence: str) -> None:
+def test_a_soak_tells_what_went_wrong_with_calls(counted: dict[str, Any], sentence: str) -> None:
     (fault,) = faults(STEADY, CLEAN | counted, calls=100)
     assert fault.startswith(sentence)
 

@@ -195,6 +195,8 @@ async def test_a_caller_who_leaves_while_a_session_starts_leaves_none() -> None:
 async def test_a_container_that_dies_in_a_call_is_a_lost_call_and_its_session_is_ended() -> None:
     async with FakeModal().serving() as modal, a_gateway(with_burst(modal)) as gateway:
         caller = await call(gateway)
+        await caller.send("a word")
+        assert await caller.recv() == "a word"
         await caller.send("die")
         assert await closed(caller) == (1011, "worker lost: call again")
         await until(lambda: len(modal.ended) == 1)
@@ -289,6 +291,8 @@ async def test_a_real_modal_speaks_tls(tmp_path: Path, monkeypatch: pytest.Monke
             await until(lambda: len(modal.ended) == 1)
             assert modal.first[-1]["type"] == "trunkline.settings"
             caller = await call(gateway)
+            await caller.send("a word")
+            assert await caller.recv() == "a word"
             await caller.send("die")
             assert await closed(caller) == (1011, "worker lost: call again")
             await until(lambda: len(modal.ended) == 2)

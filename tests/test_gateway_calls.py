@@ -390,6 +390,17 @@ async def test_the_callers_close_is_passed_on() -> None:
 
 
 @on_uvloop
+async def test_a_worker_that_is_late_to_read_a_close_reads_it_and_is_not_reset() -> None:
+    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
+        caller = await call(gateway)
+        await caller.send("deaf 2.5")  # as one that waits for a processor; it goes on to speak
+        await caller.recv()
+        await caller.close(4000, "bye")
+        await until(lambda: not worker.live)
+        assert worker.closes == [(4000, "bye")]
+
+
+@on_uvloop
 async def test_a_caller_that_vanishes_ends_the_leg() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
         with events("trunkline.calls") as lines:
@@ -406,6 +417,8 @@ async def test_a_worker_that_dies_in_a_call_is_told_and_counted() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
         with events("trunkline.calls") as lines:
             caller = await call(gateway)
+            await caller.send("a word")
+            assert await caller.recv() == "a word"
             await caller.send("die")
             assert await closed(caller) == (1011, "worker lost: call again")
             await until(lambda: not worker.live)
@@ -420,6 +433,8 @@ async def test_a_worker_that_dies_in_a_call_is_told_and_counted() -> None:
 async def test_a_worker_that_dies_inside_a_message_leaves_the_caller_no_half_of_it() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway):
         caller = await call(gateway)
+        await caller.send("a word")
+        assert await caller.recv() == "a word"
         await caller.send("raw 827effff" + "00" * 100)  # the head of 65,535 bytes and some of them
         await caller.send("die")
         assert await closed(caller) == (1011, "worker lost: call again")

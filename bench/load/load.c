@@ -9,7 +9,8 @@
  * -a  admission: each caller hangs up as soon as it is answered, and calls again
  * -w  look at sockets once in 1 ms only, which is leaner: a relay then never has to wake this process
  *
- * Commands are lines on standard input: `calls N` has so many callers, and is answered once all are live;
+ * Commands are lines on standard input: `calls N` has so many callers, and is answered once all are live, or with -l
+ * once each has been;
  * `reset` begins to count anew; `report` prints what was counted. The end of input ends it.
  *
  * A message carries when it was sent and its number, so that its delay is known and one that is lost is noticed.
@@ -110,14 +111,29 @@ static struct {
 #endif
 } options = {.size = 120, .rate = 50, .path = "/v1/realtime?model=default/echo"};
 
+/* How a call can be lost: so that a number of them says where to look. */
+enum why { UNREACHABLE, UNANSWERED, CUT, TOLD, UNRETURNED, RESET, DEAF, UNREADABLE, WHYS };
+static const char *const why_names[] = {
+    [UNREACHABLE] = "unreachable", /* no connection */
+    [UNANSWERED] = "unanswered",   /* gone before the 101 */
+    [CUT] = "cut",                 /* a live caller's connection ended without a Close */
+    [TOLD] = "told",               /* a live caller was told Close; `code` is the last */
+    [UNRETURNED] = "unreturned",   /* the caller's Close was not answered by one before the end */
+    [RESET] = "reset",             /* it was, but the connection was then reset */
+    [DEAF] = "deaf",               /* a worker's connection was gone when it wanted to speak: no caller lost anything */
+    [UNREADABLE] = "unreadable",   /* a frame or a head that is none */
+};
+
 static struct {
-    uint64_t sent, up, down, opened, ended, gaps, refused, lost, stuck, overflows;
-    int status; /* of the last refusal */
+    uint64_t sent, up, down, opened, ended, gaps, refused, lost, stuck, overflows, why[WHYS];
+    int status, code; /* of the last refusal, of the last Close that ended a live call */
     double began, cpu;
     struct delays rising, falling, admission;
 } count;
 
 static int epoll, calm, opening, live, there, wanted, reached; /* there: callers that are not FREE */
+static int been_live; /* of the callers that are wanted */
+static bool was_live[MAX_CALLS];
 static struct end callers[MAX_CALLS];
 static struct end *steps[MAX_STEPS];
 static unsigned step_count;
@@ -179,6 +195,25 @@ static void lose(struct end *end, uint64_t *counter) {
     drop(end);
 }
 
+static void miss(struct end *end, enum why why) {
+    count.why[why]++;
+    if (end->caller)
+        lose(end, &count.lost);
+    else
+        drop(end); /* by a relay that gave up on its dial, or on the worker's Close: callers tell whether a call was lost */
+}
+
+/* Why an end in its state is lost when its connection is gone. */
+static enum why gone(const struct end *end) {
+    if (!end->caller) return DEAF;
+    switch (end->state) {
+        case CONNECTING: return UNREACHABLE;
+        case ASKING: return UNANSWERED;
+        case CLOSING: return end->told ? RESET : UNRETURNED;
+        default: return CUT;
+    }
+}
+
 /* Bytes written, 0 when the socket is full, -1 when it is gone. */
 static ssize_t push(struct end *end, const uint8_t *data, size_t size) {
 #ifdef WITH_TLS
@@ -212,7 +247,7 @@ static ssize_t pull(struct end *end, uint8_t *data, size_t size) {
 static bool put(struct end *end, const uint8_t *data, size_t size) {
     ssize_t done = end->unsent ? 0 : push(end, data, size);
     if (done < 0) {
-        lose(end, &count.lost);
+        miss(end, gone(end));
         return false;
     }
     size_t left = size - (size_t)done;
@@ -234,7 +269,7 @@ static bool put(struct end *end, const uint8_t *data, size_t size) {
 static bool flush(struct end *end) {
     ssize_t done = push(end, end->out, end->unsent);
     if (done < 0) {
-        lose(end, &count.lost);
+        miss(end, gone(end));
         return false;
     }
     end->unsent -= (size_t)done;
@@ -319,7 +354,7 @@ static bool read_frames(struct end *end) {
         }
         head += masked ? 4 : 0;
         if (size > MAX_PAYLOAD) {
-            lose(end, &count.lost);
+            miss(end, UNREADABLE);
             return false;
         }
         if (got < head + size) break;
@@ -330,7 +365,8 @@ static bool read_frames(struct end *end) {
         } else if (opcode == 8 && !end->told) {
             end->told = true;
             if (end->caller && end->state == LIVE) { /* nobody but callers hangs up here */
-                lose(end, &count.lost);
+                if (size >= 2) count.code = frame[head] << 8 | frame[head + 1]; /* a relay's is not masked */
+                miss(end, TOLD);
                 return false;
             }
             if (end->state == LIVE && !hang_up(end)) return false;
@@ -399,7 +435,7 @@ static void call(struct end *end) {
     opening++;
     there++;
     if (connect(fd, (struct sockaddr *)&to, sizeof to) && errno != EINPROGRESS) {
-        lose(end, &count.lost);
+        miss(end, UNREACHABLE);
         return;
     }
     watch(end, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
@@ -436,6 +472,8 @@ static bool is_answered(struct end *end) {
     opening--;
     live++;
     count.opened++;
+    been_live += !was_live[end - callers];
+    was_live[end - callers] = true;
     end->state = LIVE;
     end->hangs_up = options.length ? seconds() + options.length * (0.5 + drand48()) : 0;
     if (options.admission) return hang_up(end);
@@ -471,7 +509,7 @@ static bool is_asked(struct end *end) {
     if (!head_end) return true;
     char *key = strcasestr((char *)end->in, "Sec-WebSocket-Key:");
     if (!key) {
-        lose(end, &count.lost);
+        miss(end, UNREADABLE);
         return false;
     }
     acceptance(key + 18 + strspn(key + 18, " "), accepted);
@@ -496,7 +534,7 @@ static void ended(struct end *end, bool cleanly) {
     } else if (end->state == CLOSING && end->told && cleanly) {
         lose(end, &count.ended);
     } else {
-        lose(end, &count.lost);
+        miss(end, gone(end));
     }
 }
 
@@ -506,7 +544,7 @@ static void act(struct end *end, uint32_t events) {
         socklen_t size = sizeof error;
         getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size);
         if (error) {
-            lose(end, &count.lost);
+            miss(end, UNREACHABLE);
             return;
         }
         if (!ask(end)) return;
@@ -581,9 +619,12 @@ static void print_delays(const char *name, const struct delays *delays) {
 static void report(void) {
     printf("{\"seconds\": %.6f, \"cpu\": %.6f, \"live\": %d, \"sent\": %lu, \"received\": %lu, \"opened\": %lu, "
            "\"ended\": %lu, \"gaps\": %lu, \"refused\": %lu, \"status\": %d, \"lost\": %lu, \"stuck\": %lu, "
-           "\"overflows\": %lu",
+           "\"overflows\": %lu, \"code\": %d, \"why\": {",
            seconds() - count.began, cpu() - count.cpu, live, count.sent, count.up + count.down, count.opened,
-           count.ended, count.gaps, count.refused, count.status, count.lost, count.stuck, count.overflows);
+           count.ended, count.gaps, count.refused, count.status, count.lost, count.stuck, count.overflows,
+           count.code);
+    for (int why = 0; why < WHYS; why++) printf("%s\"%s\": %lu", why ? ", " : "", why_names[why], count.why[why]);
+    printf("}");
     print_delays("up", &count.rising);
     print_delays("down", &count.falling);
     print_delays("admission", &count.admission);
@@ -605,6 +646,8 @@ static bool obey(void) {
         if (!strncmp(line, "calls ", 6)) {
             wanted = atoi(line + 6) < MAX_CALLS ? atoi(line + 6) : MAX_CALLS;
             reached = -1;
+            been_live = 0;
+            for (int i = 0; i < MAX_CALLS; i++) been_live += was_live[i] = i < wanted && callers[i].state == LIVE;
         } else if (!strcmp(line, "reset")) {
             reset();
             puts("{}");
@@ -721,7 +764,8 @@ int main(int words, char **word) {
         double now = seconds();
         for (; ticks; ticks--) speak(step++ % step_count, now);
         keep_calling(now);
-        if (reached != wanted && live == wanted && !options.admission) {
+        bool all = options.length ? been_live >= wanted : live == wanted;
+        if (reached != wanted && all && !options.admission) {
             reached = wanted;
             printf("{\"live\": %d}\n", live);
             fflush(stdout);

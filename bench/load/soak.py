@@ -31,10 +31,11 @@ class Look:
 
 def faults(looks: Sequence[Look], counted: Mapping[str, Any], calls: int) -> list[str]:
     """What a soak with so many calls must not show, in sentences; none is good."""
+    why = ", ".join(f"{count} {name}" for name, count in counted["why"].items() if count)
     found = [
         f"{counted[key]} {what}"
         for key, what in {
-            "lost": "calls ended by themselves",
+            "lost": f"calls ended by themselves ({why}; the last Close said {counted['code']})",
             "refused": f"calls were refused, the last with HTTP {counted['status']}",
             "stuck": "callers were not answered, or their Close was not",
             "gaps": "times a message was missing",
@@ -77,7 +78,7 @@ def soak(minutes: float, calls: int, lasting: float, path: Path | None) -> int:
                     tell(f"{look.seconds:.0f} s: {look.resident_kb:.0f} KB, {look.files} files")
                 counted = load.report()
     found = faults(looks, counted, calls)
-    kept = {"live", "opened", "ended", "received", "gaps", "refused", "lost", "stuck"}
+    kept = {"live", "opened", "ended", "received", "gaps", "refused", "lost", "stuck", "why"}
     record = {key: counted[key] for key in sorted(kept)} | {
         "minutes": minutes,
         "resident_kb": [look.resident_kb for look in looks],

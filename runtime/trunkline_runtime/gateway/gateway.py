@@ -38,11 +38,12 @@ from trunkline_runtime.gateway.breaker import Breakers
 from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
+from trunkline_runtime.gateway.closes import MOVED
 from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.intake import Answered, Intake
 from trunkline_runtime.gateway.ladder import LEFT, UPSTREAM, Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import LINGER_SECONDS, MAX_HEAD_BYTES, Leg
+from trunkline_runtime.gateway.leg import MAX_HEAD_BYTES, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
 from trunkline_runtime.gateway.routes import (
@@ -64,6 +65,7 @@ RETRY_SECONDS: Final = (
     2,
     5,
 )  # Retry-After of a gateway that is not ready, spread so that callers do not come as one
+CLOSING_SECONDS: Final = 2.0  # for all to read their Close, when the process has been told to go
 STALL_SECONDS: Final = 0.5  # a loop that was this late cannot say who was silent
 
 NO_ROUTES: Final = "no routes yet: neither the operator nor the routes file has brought any"
@@ -294,7 +296,7 @@ class Gateway:
                 self.operator.sweep(now)
             for connection in list(self._open):
                 if isinstance(connection, Call):
-                    connection.keep_pace()
+                    connection.look(now)
             self._ledger.keys_read(self._reception.key_ages())
             epoch = self._routes.epoch if self._routes else 0
             self._ledger.operator_is(self.operator.silence(now), epoch)
@@ -336,10 +338,10 @@ class Gateway:
                 connection.restart()
             else:
                 connection.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * LINGER_SECONDS):
-                while self._open or self._legs:
-                    await self._shrunk()
+        await self._emptied(CLOSING_SECONDS)
+        for each in (*self._open, *self._legs):
+            each.abort()
+        await self._emptied(CLOSING_SECONDS)  # a turn of the loop; a little more with TLS
         await self.workers.close()
         await self._burst.close()
         await self._reception.close()
@@ -357,6 +359,13 @@ class Gateway:
         """Returns when no call is live or being placed. Callers that are turned away do not count."""
         while self._asking or any(isinstance(each, Call) for each in self._open):
             await self._shrunk()
+
+    async def _emptied(self, seconds: float) -> None:
+        """Returns when no connection of a call is left, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._open or self._legs:
+                    await self._shrunk()
 
     async def _shrunk(self) -> None:
         self._less.clear()
@@ -395,10 +404,12 @@ class Gateway:
                 self._reception.end(guest)
         if leg is None:
             return self._refuse(party, placement)
-        self._legs.add(leg)
-        leg.when_gone(partial(self._leg_gone, leg))
+        self._hold(leg)
         self._reception.answered(guest, warm=placement.rung == "warm")
-        self._ledger.placed(call, route, placement)
+        self._ledger.placed(route, placement)
+        # A line of the log takes as long as a tenth of an admission: the caller has its 101 first.
+        tell = partial(self._ledger.tell_placed, call, route.agent, placement)
+        asyncio.get_running_loop().call_soon(tell)
         facts = Facts(
             call=call,
             agent=route.agent,
@@ -411,7 +422,37 @@ class Gateway:
             audio_times_real=self._audio_times_real,
             first_audio_ms=route.first_audio_ms,
         )
-        return Answered(leg, facts, partial(self._ended, guest))
+        again = partial(self._again, guest, asked, leg.subprotocol)
+        return Answered(leg, facts, partial(self._ended, guest), again)
+
+    async def _again(
+        self, guest: Guest, asked: Asked, subprotocol: str | None, facts: Facts, why: str
+    ) -> tuple[Leg, Facts] | None:
+        """Another worker for a call whose worker was lost before its first word, within `answerSeconds` from now."""
+        before = facts.placement
+        asked = replace(
+            asked,
+            begun=asyncio.get_running_loop().time(),
+            turn=len(before.steps) + 1,
+            avoid=frozenset({before.worker, *(step.worker for step in before.steps)}),
+        )
+        # A caller that leaves meanwhile ends its call, and the record of that says all.
+        leg, placement = await self._placer.place(asked, left=lambda _: None)
+        if leg is None:
+            return None
+        if leg.subprotocol != subprotocol:  # the caller has been told the other one
+            leg.retire(MOVED)
+            return None
+        self._hold(leg)
+        placement = before.again(why, placement)
+        self._reception.moved(guest, warm=placement.rung == "warm")
+        self._ledger.moved(facts, placement)
+        price = price_of(asked.route, placement)
+        return leg, replace(facts, placement=placement, price=price)
+
+    def _hold(self, leg: Leg) -> None:
+        self._legs.add(leg)
+        leg.when_gone(partial(self._leg_gone, leg))
 
     def _asked(self, call: str, guest: Guest, begun: float, hops: int) -> Asked:
         admitted = guest.admitted

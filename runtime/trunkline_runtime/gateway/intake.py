@@ -16,10 +16,9 @@ from trunkline_runtime.gateway.access.answers import Away, Denied
 from trunkline_runtime.gateway.access.caller_tls import name_in
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
-from trunkline_runtime.gateway.call import Call, Ended, Facts
+from trunkline_runtime.gateway.call import Again, Call, Ended, Facts
 from trunkline_runtime.gateway.leg import (
     HEAD_END,
-    LINGER_SECONDS,
     MAX_HEAD_BYTES,
     Leg,
     finish,
@@ -34,6 +33,7 @@ MAX_EARLY_BYTES: Final = 64 * 2**10  # from a caller that does not wait for its 
 MAX_TLS_BUFFER_BYTES: Final = (
     64 * 2**10
 )  # each way, as plain sockets have; uvloop's own are 512 and 256 KiB
+PARTING_SECONDS: Final = 1.0  # for a plain answer to be read: who gets one has nothing more to say
 TURN_AWAY_SECONDS: Final = 1.0  # from a caller that is turned away and says nothing
 TOO_MANY: Final = Denied(
     status=429,
@@ -50,6 +50,7 @@ class Answered:
     leg: Leg
     facts: Facts
     ended: Ended
+    again: Again
 
 
 class Desk(Protocol):
@@ -233,7 +234,9 @@ class Intake(asyncio.Protocol):
         if leg.subprotocol is not None:
             response.headers["Sec-WebSocket-Protocol"] = leg.subprotocol
         self._write(response)
-        call = Call(answered.facts, self._transport, answered.ended, self._desk.gone)
+        call = Call(
+            answered.facts, self._transport, answered.ended, self._desk.gone, answered.again
+        )
         self._desk.opened(call)
         self._gone()
         self._transport.set_protocol(call)
@@ -283,7 +286,7 @@ class Intake(asyncio.Protocol):
         self._handshake.parser.close()
         self._transport.write(written)
         finish(self._transport)
-        self._timer = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+        self._timer = self._loop.call_later(PARTING_SECONDS, self._transport.abort)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -9,7 +9,7 @@ free (`offered`); where another gateway's caller was faster, the ladder sends it
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from trunkline_runtime.contract import NO_SLOT
@@ -140,6 +140,19 @@ class Placement:
     @property
     def worker(self) -> str:
         return self.result.worker if isinstance(self.result, Warm) else ""
+
+    def again(self, why: str, after: "Placement") -> "Placement":
+        """The record of a call whose worker was lost before its first word, and which was placed `after` that.
+
+        `ms` stays what it took to the caller's 101.
+        """
+        lost = Step(self.rung, self.worker, why, self.answered_ms)
+        return replace(
+            after,
+            steps=(*self.steps, lost, *after.steps),
+            ms=self.ms,
+            warm=self.warm or after.warm,
+        )
 
 
 class Ladder:

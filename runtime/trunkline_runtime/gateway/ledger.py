@@ -159,6 +159,12 @@ class _Metrics:
             ["agent"],
             registry=registry,
         )
+        self.moved = Counter(
+            "trunkline_moved_calls",
+            "Calls whose worker was lost before its first word, and which another one took over",
+            ["agent"],
+            registry=registry,
+        )
         self.unopened = Counter(
             "trunkline_refused_credentials",
             "Keys, tokens, secrets and tickets that opened nothing, by why",
@@ -259,8 +265,8 @@ class Ledger:
         self._metrics.calls.labels(party.agent, "refused").inc()
         self._keep(record.refused(party, placement, self._gateway, self._now()))
 
-    def placed(self, call: str, route: Route, placement: Placement) -> None:
-        """A worker has answered; the call begins."""
+    def placed(self, route: Route, placement: Placement) -> None:
+        """A worker has answered; the call begins. The log is told by `tell_placed`."""
         agent, metrics = route.agent, self._metrics
         self.tally(agent).calls += 1
         metrics.live.labels(agent).inc()
@@ -272,6 +278,9 @@ class Ledger:
             metrics.waits.labels(agent).observe(waited / 1000)
         if 0 < route.admission_ms < placement.ms:
             metrics.slow.labels(agent).inc()
+
+    def tell_placed(self, call: str, agent: str, placement: Placement) -> None:
+        """Tells the log of a call that begins."""
         extra = {
             "call": call,
             "agent": agent,
@@ -283,6 +292,21 @@ class Ledger:
             "passed_over": record.passed_over(placement),
         }
         log.info("placed", extra=extra)
+
+    def moved(self, facts: Facts, after: Placement) -> None:
+        """Another worker has a call whose worker was lost before its first word; it was placed anew."""
+        agent = facts.agent
+        if isinstance(facts.placement.result, Burst):
+            self.tally(agent).burst -= 1  # the new one has counted itself
+        self._metrics.moved.labels(agent).inc()
+        extra = {
+            "call": facts.call,
+            "agent": agent,
+            "rung": after.rung,
+            "worker": after.worker,
+            "passed_over": record.passed_over(after),
+        }
+        log.info("placed again", extra=extra)
 
     def ended(self, facts: Facts, ending: Ending) -> float:
         """A call that was answered is over; returns the time of day. Its record follows by `told`."""

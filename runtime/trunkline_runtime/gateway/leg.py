@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from trunkline_runtime.gateway.call import Call
 
 MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
-LINGER_SECONDS: Final = 1.0  # after our Close: closing with unread bytes would turn it into a reset
+# After our Close: a peer that speaks to a socket which is gone is reset, and may never read the Close. A second was
+# not enough for a worker on a machine short of processors; what lingers costs a socket, and only until the peer goes.
+LINGER_SECONDS: Final = 5.0
+VANISHED_SECONDS: Final = (
+    30  # as `Patience.stall`: a line that is down so long is not a call any more
+)
 ACCOUNT_SECONDS: Final = 0.5  # for a worker's account of its call; its Close goes then, in any case
 HEAD_END: Final = b"\r\n\r\n"
 NO_ROOM: Final = frozenset(f"refused its data link with HTTP {status}" for status in (429, 503))
@@ -255,18 +260,27 @@ class Leg(asyncio.Protocol):
 
     # --- what the call asks for ---
 
-    def attach(self, call: "Call", emit: Callable[[bytes], object]) -> Callable[[bytes], object]:
-        """Hands the leg to a call: `emit` takes what the worker says; returns what takes the caller's."""
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        """Takes what the caller says."""
         assert self._transport is not None
+        return self._transport.write
+
+    def attach(self, call: "Call", emit: Callable[[bytes], object]) -> None:
+        """Hands the leg to a call; `emit` takes what the worker says."""
         self._call, self._emit = call, emit
+        if self._jammed:
+            call.pause()
         for chunk in self._early:
             emit(chunk)
         self._early.clear()
         resume(self._transport)
-        write = self._transport.write
         if self._stop is not None:
             self._stopped(self._stop)
-        return write
+
+    def speak(self, emit: Callable[[bytes], object]) -> None:
+        """Hands what the worker says to another place from now on."""
+        self._emit = emit
 
     def pause(self) -> None:
         """The caller does not read as fast as the worker speaks."""
@@ -281,6 +295,8 @@ class Leg(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             self._feed = drop
+            return
+        if self._linger is not None:  # it has been told
             return
         resume(transport)  # to read the worker's own Close, and to see it go
         if self._tells and self.account is None:
@@ -355,9 +371,9 @@ class Leg(asyncio.Protocol):
             self.passed += len(stop.data)
             self._emit(stop.data)
         if stop.fault:
-            call, self._call = self._call, None
-            call.worker_lost()
+            call = self._call
             self.retire(stop.close)
+            call.worker_lost()
         else:
             self._call.worker_closed(stop.close)
 
@@ -399,18 +415,22 @@ def finish(transport: asyncio.Transport) -> None:
         transport.close()
 
 
-def notice_dead_peer(transport: asyncio.BaseTransport) -> None:
-    """Ends a connection whose peer has vanished without a word, after about 30 s.
+def notice_dead_peer(transport: asyncio.BaseTransport, seconds: int = VANISHED_SECONDS) -> None:
+    """Ends a connection whose peer has vanished without a word, after about so many seconds.
 
     Keepalive notices it while nothing is sent, the user timeout while something is.
     """
-    peer = transport.get_extra_info("socket")
+    seen = transport.get_extra_info("socket")
+    each = max(1, seconds // 6)
+    # uvloop makes such an object for each option that is set; one for all takes half as long.
+    peer = socket.socket(seen.family, seen.type, seen.proto, fileno=seen.fileno())
     for option, value in (
-        (socket.TCP_KEEPIDLE, 15),
-        (socket.TCP_KEEPINTVL, 5),
+        (socket.TCP_KEEPIDLE, max(1, seconds - 3 * each)),
+        (socket.TCP_KEEPINTVL, each),
         (socket.TCP_KEEPCNT, 3),
-        (socket.TCP_USER_TIMEOUT, 30_000),
+        (socket.TCP_USER_TIMEOUT, seconds * 1000),
         (socket.TCP_NODELAY, 1),
     ):
         peer.setsockopt(socket.IPPROTO_TCP, option, value)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    peer.detach()  # it is the transport's

@@ -48,10 +48,20 @@ class Asked:
     """Whether it may have one of so many free warm slots; then it has it."""
     waits: Callable[[], None] = field(repr=False)  # it has none, and stands in line
     hops: int = 0  # gateways that have sent it on
+    turn: int = 0  # another for each time that it is placed
+    avoid: frozenset[str] = frozenset()  # workers that have lost it, by name
 
     @property
     def route(self) -> Route:
         return self.wanted.route
+
+    @property
+    def key(self) -> str:
+        """The call's name at Modal, which gives one session to one key, and at the cashier.
+
+        The session of the turn before is lost, and paid for when its leg is gone.
+        """
+        return f"{self.wanted.call}-{self.turn}" if self.turn else self.wanted.call
 
 
 class Placer:
@@ -103,6 +113,7 @@ class Placer:
     async def _walk(self, ladder: Ladder, asked: Asked) -> tuple[Leg | None, Placement]:
         clock = asyncio.get_running_loop().time
         place = Waiter(asked.tenant, asked.take, _nobody)
+        place.avoid.update(self._lost(asked))
         pick = partial(self._pick, asked)
         warm: Census | None = None
         while True:
@@ -147,10 +158,16 @@ class Placer:
         Those who wait have been served of all that is free: what is left, none of them may have.
         """
         agent = asked.route.agent
-        row = self._table.pick(agent, tried, random.randrange)
+        row = self._table.pick(agent, {*tried, *self._lost(asked)}, random.randrange)
         if row is not None and not asked.take(partial(self._table.view, agent)):
             return KEPT
         return row
+
+    def _lost(self, asked: Asked) -> list[Row]:
+        """Workers that have had the call, and are still there."""
+        if not asked.avoid:
+            return []
+        return [row for row in self._table.rows(asked.route.agent) if row.worker in asked.avoid]
 
     def _give(self, agent: str, waiter: Waiter) -> Row | Nothing:
         """A slot for one who waits: it is held for it from here on."""
@@ -244,7 +261,7 @@ class Placer:
             self._changed(agent)
 
     async def _try_burst(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        agent, rung, call = asked.route.agent, f"burst/{attempt.rung.name}", asked.wanted.call
+        agent, rung, call = asked.route.agent, f"burst/{attempt.rung.name}", asked.key
         if why := self._cashier.hold(call, asked.tenant, asked.route, attempt.rung):
             return Failed(why, full=True)
         tally = self._ledger.tally(agent)
@@ -269,11 +286,11 @@ class Placer:
         clock = asyncio.get_running_loop().time
         agent, rung, began = asked.route.agent, attempt.rung, clock()
         session = await self._burst.start(
-            rung, asked.wanted.call, attempt.answer_by, partial(self._ledger.burst_slow, agent)
+            rung, asked.key, attempt.answer_by, partial(self._ledger.burst_slow, agent)
         )
         if isinstance(session, Failed):
             return session
-        self._cashier.began(asked.wanted.call)
+        self._cashier.began(asked.key)
         leg: Leg | Failed = Failed("")
         try:
             door = burst_door(asked.wanted, session, self._burst.tls)
@@ -282,7 +299,7 @@ class Placer:
             if not isinstance(leg, Leg):
                 self._burst.end(session)
         if isinstance(leg, Leg):
-            self._ends_with(leg, session, asked.wanted.call)
+            self._ends_with(leg, session, asked.key)
             seconds = clock() - began
             leg.start = start_of(leg.started, seconds)
             self._ledger.burst_started(agent, leg.start, seconds)

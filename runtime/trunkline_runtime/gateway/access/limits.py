@@ -138,6 +138,11 @@ class Tenants:
             hold.warm = False
             account.warm -= 1
 
+    def moved(self, hold: Hold, *, warm: bool) -> None:
+        """The call has another place."""
+        self._accounts[hold.agent][hold.tenant].warm += warm - hold.warm
+        hold.warm = warm
+
     def end(self, hold: Hold, now: float) -> None:
         """The call is over, or was never placed."""
         account = self._accounts[hold.agent][hold.tenant]

@@ -120,6 +120,10 @@ class Reception:
         """Its call has begun."""
         self._tenants.answered(guest.hold, self._clock(), warm=warm)
 
+    def moved(self, guest: Guest, *, warm: bool) -> None:
+        """Another worker has its call."""
+        self._tenants.moved(guest.hold, warm=warm)
+
     def end(self, guest: Guest) -> None:
         """Its call is over, or was never placed."""
         self._tenants.end(guest.hold, self._clock())
