@@ -139,6 +139,56 @@ def test_credit_moves_to_another_gateway_only_once_it_was_given_up() -> None:
     assert third["a"] + third["b"] <= spend.room(account, TERMS, BEGIN) + 1e-6
 
 
+def said(**ceilings: float | None) -> dict[str, Said]:
+    """Gateways that act on these ceilings, and have spent and reserved nothing."""
+    return {boot: Said(ceiling=ceiling) for boot, ceiling in ceilings.items()}
+
+
+def test_a_gateway_that_is_silent_keeps_its_credit_for_as_long_as_it_may_use_it() -> None:
+    """It may live, cut off from the operator, and let calls in up to its ceiling all the while."""
+    both = {"a": 1.0, "b": 1.0}
+    account, ceilings = spend.dealt(Account(at=BEGIN), TERMS, both, BEGIN)
+    assert min(ceilings.values()) > 0
+    account = spend.heard(account, said(**ceilings), BEGIN)
+    silent, held = BEGIN, ceilings["b"]
+    # The hour turns meanwhile, and with it comes room; what the silent one holds is never in it.
+    for now in (BEGIN + 1, BEGIN + 60, BEGIN + 1800, silent + spend.SILENT_SECONDS - 1):
+        account = spend.counted(account, TERMS, 0, now)
+        account = spend.heard(account, said(a=ceilings["a"]), now)
+        account, ceilings = spend.dealt(account, TERMS, {"a": 1.0}, now)
+        assert account.gateways["b"].credit == held
+        assert ceilings["a"] + held <= spend.room(account, TERMS, now) + 1e-6
+    now = silent + spend.SILENT_SECONDS
+    account = spend.heard(account, said(a=ceilings["a"]), now)
+    account, after = spend.dealt(account, TERMS, {"a": 1.0}, now)
+    assert "b" not in account.gateways
+    assert after["a"] >= ceilings["a"] + held - TERMS.call_worst  # whole calls
+
+
+def test_a_lower_ceiling_counts_once_the_gateway_acts_on_it_and_a_higher_one_at_once() -> None:
+    """What is on its way may be lost with the link, and may arrive: the worse of both is reckoned with."""
+    account, first = spend.dealt(Account(at=BEGIN), TERMS, {"a": 1.0}, BEGIN)
+    account = spend.heard(account, said(**first), BEGIN)
+    both = {"a": 1.0, "b": 1.0}
+    account, lower = spend.dealt(account, TERMS, both, BEGIN)
+    assert lower["a"] < first["a"]
+    # It is not there yet, then the link is cut: whoever is silent acts on what it had.
+    unheeded = spend.heard(account, said(a=first["a"], b=lower["b"]), BEGIN + 1)
+    for known in (account, unheeded):
+        cut = spend.heard(known, said(b=lower["b"]), BEGIN + 2)
+        assert cut.gateways["a"].credit == first["a"]
+        cut, dealt = spend.dealt(cut, TERMS, {"b": 1.0}, BEGIN + 2)
+        assert first["a"] + dealt["b"] <= spend.room(cut, TERMS, BEGIN + 2) + 1e-6
+    # It is there.
+    heeded = spend.heard(unheeded, said(**lower), BEGIN + 3)
+    assert heeded.gateways["a"].credit == lower["a"]
+    # What is given to the other counts before it has said so, also when it says the ceiling of before.
+    raised, higher = spend.dealt(heeded, TERMS, both, BEGIN + 3)
+    assert higher["b"] > lower["b"]
+    raised = spend.heard(raised, said(a=lower["a"], b=lower["b"]), BEGIN + 4)
+    assert raised.gateways["b"].credit == higher["b"]
+
+
 def test_a_budget_that_was_used_up_opens_again_with_the_hour_however_small_it_is() -> None:
     small = replace(TERMS, budget=Budget(per_hour=TERMS.container_worst))
     assert not spend.too_small(small)
