@@ -162,7 +162,7 @@ async def until(what: Callable[[], bool]) -> None:
 
 def live_call(running: Running) -> Call:
     """The one call of a gateway."""
-    (found,) = (each for each in running.gateway._open if isinstance(each, Call))
+    (found,) = (each for each in running.gateway.holdings.connections if isinstance(each, Call))
     return found
 
 

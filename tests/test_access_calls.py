@@ -528,7 +528,7 @@ async def test_a_body_that_trickles_in_is_waited_for_and_one_that_never_ends_is_
             async with asyncio.timeout(SECONDS):
                 assert expected in await reader.read()
             writer.close()
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
 
 
 def test_no_log_line_no_metric_and_no_repr_holds_what_callers_show(
@@ -558,7 +558,7 @@ def test_no_log_line_no_metric_and_no_repr_holds_what_callers_show(
                 async with contextlib.AsyncExitStack() as stack:
                     with contextlib.suppress(InvalidStatus):
                         await stack.enter_async_context(call(gateway, key=key, headers=seen_from))
-                    seen.append(repr(gateway.gateway._open))
+                    seen.append(repr(gateway.gateway.holdings.connections))
             for _ in range(2):
                 with contextlib.suppress(InvalidStatus):
                     await (await call(gateway, key=None, query=f"&ticket={ticket}")).close()
@@ -622,7 +622,7 @@ async def test_a_call_that_found_no_slot_or_left_gives_its_place_back() -> None:
         leaving = asyncio.create_task(call(gateway, key=token()).__aenter__())
         await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
         leaving.cancel()
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
         worker.silent = False
         await talks(gateway, token())
 
@@ -746,7 +746,7 @@ async def test_calls_that_were_answered_wait_no_longer() -> None:
                 await until(lambda: gateway.gateway._reception._doorstep.waiting == 0)
             for caller in callers:
                 await caller.close()
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
         assert gateway.gateway._reception._doorstep.waiting == 0
 
 
@@ -824,7 +824,7 @@ def test_any_bytes_get_a_plain_answer_or_none_and_leave_nothing_behind(
                 writer.close()
                 assert answer[:9] in (b"", b"HTTP/1.1 ")
                 assert b" 500 " not in answer[:20]
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
             assert gateway.gateway._reception._doorstep.waiting == 0
 
     handler = Keep()

@@ -222,7 +222,7 @@ def test_callers_behind_a_trusted_proxy_have_bounds_of_their_own(proxies: Proxie
             assert (b"HTTP/1.1 429 Too Many Requests" in answers) is not trusted
             flood = [await answer(gateway, "X-Forwarded-For: 198.51.100.1") for _ in range(12)]
             assert b"HTTP/1.1 429 Too Many Requests" in flood
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
             assert gateway.gateway._reception._doorstep.waiting == 0
             assert not waiting(gateway)
 

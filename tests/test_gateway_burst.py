@@ -188,7 +188,7 @@ async def test_a_caller_who_leaves_while_a_session_starts_leaves_none() -> None:
         assert not modal.sessions
         await until(lambda: not agent_load(gateway)["burst"])
         assert agent_load(gateway)["burstFailures"] == 0
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
 
 
 @on_uvloop

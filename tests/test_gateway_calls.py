@@ -213,7 +213,7 @@ async def test_a_caller_that_sends_much_before_its_101_is_cut_off() -> None:
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
         await until(lambda: worker.free == 4)
 
 
@@ -324,7 +324,7 @@ async def test_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
             writer.write(HEAD)
             await asyncio.sleep(0.004 * (number % 50) / 50)
             writer.transport.abort()
-        await until(lambda: worker.free == 4 and not gateway.gateway._open)
+        await until(lambda: worker.free == 4 and not gateway.gateway.holdings.connections)
         await until(lambda: worker.row(gateway)["free"] == 4)
         load = gateway.gateway.load()["agents"][AGENT]
         assert load["calls"] == 0
@@ -621,7 +621,7 @@ async def test_a_worker_that_does_not_read_holds_its_caller_back() -> None:
         assert not speaking.done()
         speaking.cancel()
         caller.transport.abort()  # unseen, for nothing is read from it; the stall ends the call
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)
         assert gateway.gateway.load()["agents"][AGENT]["lost"] == 1
         assert worker._server is not None
         for connection in worker._server.connections:
@@ -639,7 +639,7 @@ async def test_a_caller_that_never_reads_is_ended() -> None:
         with events("trunkline.calls") as lines:
             caller = await call(gateway, max_queue=1)
             await caller.send("flood 400")
-            await until(lambda: not worker.live and not gateway.gateway._open)
+            await until(lambda: not worker.live and not gateway.gateway.holdings.connections)
         ended = next(line for line in lines if line["message"] == "ended")
         assert (ended["code"], ended["by"], ended["lost"]) == (1008, "gateway", False)
         caller.transport.abort()

@@ -123,7 +123,7 @@ async def test_what_a_worker_says_after_its_close_reaches_nobody() -> None:
         await caller.send("raw 810161" + "880203e8" + "810162")
         assert await caller.recv() == "a"
         assert await closed(caller) == (1000, "")
-        await until(lambda: not worker.live and not gateway.gateway._legs)
+        await until(lambda: not worker.live and not gateway.gateway.holdings.legs)
 
 
 @links

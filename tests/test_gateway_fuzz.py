@@ -136,9 +136,11 @@ async def throw(gateway: Running, data: bytes, draw: random.Random, *, live: boo
 async def emptied(gateway: Running) -> None:
     """Waits until nothing of any call is left."""
     try:
-        await until(lambda: not gateway.gateway._open and not gateway.gateway._legs)
+        await until(
+            lambda: not gateway.gateway.holdings.connections and not gateway.gateway.holdings.legs
+        )
     except TimeoutError:
-        left = [*gateway.gateway._open, *gateway.gateway._legs]
+        left = [*gateway.gateway.holdings.connections, *gateway.gateway.holdings.legs]
         raise AssertionError(f"still there: {left}") from None
 
 
@@ -258,4 +260,4 @@ async def test_what_one_caller_makes_a_gateway_hold_is_bounded() -> None:
         assert grown < 16 * 4 * MAX_CALL_MESSAGE_BYTES / 1024, grown
         for writer in writers:
             writer.transport.abort()
-        await until(lambda: not gateway.gateway._open)
+        await until(lambda: not gateway.gateway.holdings.connections)

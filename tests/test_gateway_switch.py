@@ -387,7 +387,7 @@ def test_a_worker_that_is_lost_before_its_first_word_is_replaced(death: str) -> 
             assert await metric(gateway, "trunkline_live_calls", agent=AGENT) == 0
             load = gateway.gateway.load()["agents"][AGENT]
             assert (load["calls"], load["lost"], load["arrivals"]) == (0, 0, 1)
-            assert not gateway.gateway._legs
+            assert not gateway.gateway.holdings.legs
 
     run()
 
@@ -431,7 +431,7 @@ async def test_a_caller_who_leaves_while_it_is_placed_again_leaves_nothing_behin
         await until(lambda: any(order["type"] == "reserve" for order in good.orders))
         caller.transport.abort()
         await until(lambda: good.log.counts("released") == 1)
-        await until(lambda: good.free == 4 and not gateway.gateway._open)
+        await until(lambda: good.free == 4 and not gateway.gateway.holdings.connections)
         assert gateway.gateway.load()["agents"][AGENT]["calls"] == 0
 
 

@@ -88,7 +88,7 @@ def test_a_call_by_tls_is_like_any_other(pki: Pki, mount: Mount) -> None:
                 async with call(gateway, ssl=client(pki)) as caller:
                     await caller.send(said)
                     assert (await closed(caller))[0] == code
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
             assert gateway.gateway._reception._doorstep.waiting == 0
 
     run()
@@ -132,7 +132,7 @@ def test_a_plain_answer_by_tls_is_whole_and_ends_with_a_goodbye(pki: Pki, mount:
                     return found
 
             assert b" 426 " in await asyncio.to_thread(visit)
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
 
     run()
 
@@ -169,7 +169,7 @@ def test_a_caller_that_reads_nothing_holds_little_and_is_cut_off(pki: Pki, mount
                 assert transport.get_write_buffer_size() < 2**20
                 await until(lambda: not worker.live)
                 caller.transport.abort()
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
 
     run()
 
@@ -225,7 +225,7 @@ def test_a_caller_that_breaks_off_without_a_goodbye_frees_its_slot(
                     plain.shutdown(socket.SHUT_WR)
             plain.close()
             await until(lambda: not worker.live)
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
             caller.transport.abort()
             assert gateway.gateway.load()["agents"][AGENT]["calls"] == 0
 
@@ -245,7 +245,7 @@ def test_rubbish_within_a_call_ends_it(pki: Pki, mount: Mount) -> None:
             plain.send(b"GET / HTTP/1.1\r\n\r\n")
             plain.close()
             await until(lambda: not worker.live)
-            await until(lambda: not gateway.gateway._open)
+            await until(lambda: not gateway.gateway.holdings.connections)
             caller.transport.abort()
 
     run()

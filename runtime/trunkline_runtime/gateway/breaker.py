@@ -11,7 +11,7 @@
 Only faults count: a place that has no room has answered, and the next call may find some.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -138,7 +138,7 @@ class Breakers:
         self._breakers[rung] = after
         return (before.state is State.CLOSED) is not (after.state is State.CLOSED)
 
-    def keep(self, rungs: set[Hashable]) -> None:
+    def keep(self, rungs: Collection[Hashable]) -> None:
         """Forgets all but these: the routes name no others."""
-        for rung in self._breakers.keys() - rungs:
+        for rung in self._breakers.keys() - set(rungs):
             del self._breakers[rung]

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from websockets.http11 import Request
@@ -20,7 +20,6 @@ from trunkline_runtime.contract import (
     AgentLoad,
     Load,
     State,
-    WorkerLoad,
 )
 from trunkline_runtime.gateway.access.answers import Away, Denied
 from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds
@@ -40,22 +39,18 @@ from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.closes import MOVED
 from trunkline_runtime.gateway.doors import Wanted
+from trunkline_runtime.gateway.holdings import Holdings
 from trunkline_runtime.gateway.intake import Answered, Intake
-from trunkline_runtime.gateway.ladder import LEFT, UPSTREAM, Patience, Placement, Rejected
+from trunkline_runtime.gateway.ladder import LEFT, Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import MAX_HEAD_BYTES, Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
-from trunkline_runtime.gateway.routes import (
-    BurstRung,
-    Route,
-    Routes,
-    Runway,
-    UpstreamRung,
-    WarmRung,
-)
+from trunkline_runtime.gateway.reports import agent_load
+from trunkline_runtime.gateway.routebook import RouteBook, Source
+from trunkline_runtime.gateway.routes import Routes, Runway, WarmRung
 from trunkline_runtime.gateway.runway import Coming, Prospects
-from trunkline_runtime.gateway.table import Row, Table
+from trunkline_runtime.gateway.table import Table
 from trunkline_runtime.gateway.workers import WorkerLinks
 
 log = logging.getLogger("trunkline.gateway")
@@ -71,8 +66,6 @@ STALL_SECONDS: Final = 0.5  # a loop that was this late cannot say who was silen
 NO_ROUTES: Final = "no routes yet: neither the operator nor the routes file has brought any"
 SETTLING: Final = "routes have just come: workers are dialling in"
 DRAINING: Final = "this gateway is leaving: it keeps its calls and takes no new ones"
-
-Source = Literal["operator", "file"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +98,12 @@ class Gateway:
         self._patience = terms.patience
         self._audio_times_real = terms.audio_times_real
         self._boot = uuid.uuid4().hex
-        self._routes: Routes | None = None
-        self._source: Source = "file"
+        self._routes = RouteBook()
         self._routed = asyncio.Event()
         self._linked = asyncio.Event()
         self._settled = asyncio.Event()
         self._draining = False
-        self._open: set[Intake | Call] = set()
-        self._legs: set[Leg] = set()  # of live calls, and those that are closing
-        self._asking = 0  # callers that are being placed
-        self._less = asyncio.Event()  # one of the three has shrunk
+        self.holdings = Holdings()
         self._table = Table()
         self._breakers = Breakers(terms.breaker)
         self._prospects: dict[str, Prospects] = {}
@@ -127,10 +116,10 @@ class Gateway:
             counted=self._ledger.unopened,
         )
         self._burst = BurstSessions()
-        self._cashier = Cashier(
-            registry, steady_clock(), lambda: self._routes.share if self._routes else 1.0
+        self._cashier = Cashier(registry, steady_clock(), lambda: self._routes.share)
+        self.workers = WorkerLinks(
+            self._table, self._routes.by_agent, self._changed, terms.patience
         )
-        self.workers = WorkerLinks(self._table, self._by_agent, self._changed, terms.patience)
         self.operator = OperatorLink(
             identity.operator_token, self._from_operator, self.expect, self._allow, self.load
         )
@@ -146,33 +135,17 @@ class Gateway:
         )
 
     def __repr__(self) -> str:
-        epoch = self._routes.epoch if self._routes else 0
-        return (
-            f"<Gateway {self._identity.name} epoch={epoch} open={len(self._open)} {self._table!r}>"
-        )
+        held = f"epoch={self._routes.epoch} open={len(self.holdings)}"
+        return f"<Gateway {self._identity.name} {held} {self._table!r}>"
 
     # --- routes in, load out ---
 
     def take(self, routes: Routes, source: Source) -> None:
-        """Acts on routes from now on, unless newer ones are there.
-
-        The operator's link outranks the file, which lags behind it: within one epoch the file never
-        replaces what the operator has pushed.
-        """
-        current = self._routes
-        if current is not None and (
-            routes.epoch < current.epoch
-            or (routes.epoch == current.epoch and source == "file" and self._source == "operator")
-        ):
-            level = logging.WARNING if source == "operator" else logging.DEBUG
-            extra = {"epoch": routes.epoch, "current": current.epoch, "source": source}
-            log.log(level, "routes of an old epoch were refused", extra=extra)
+        """Acts on routes from now on, unless newer ones are there."""
+        if not self._routes.take(routes, source):
             return
-        self._routes, self._source = routes, source
-        extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
-        log.info("routes were taken", extra=extra)
         self._reception.take(routes)
-        self._forget_rungs(routes)
+        self._forget_rungs()
         self._routed.set()
         self.workers.routes_changed()
         self.operator.urge()
@@ -183,18 +156,18 @@ class Gateway:
         for prospects in self._prospects.values():
             prospects.coming = ()
         for agent, starting in runway.items():
-            if agent in self._by_agent():
+            if agent in self._routes.by_agent():
                 coming = (Coming(slots, now + seconds) for slots, seconds in starting)
                 self._prospects_of(agent).coming = tuple(coming)
 
     def load(self) -> Load:
         """What the operator is told."""
-        known = {*self._by_agent(), *self._table.agents(), *self._ledger.tallies}
+        known = {*self._routes.by_agent(), *self._table.agents(), *self._ledger.tallies}
         return Load(
             type="load",
             gateway=self._identity.name,
             boot=self._boot,
-            epoch=self._routes.epoch if self._routes else 0,
+            epoch=self._routes.epoch,
             agents={agent: self._agent_load(agent) for agent in sorted(known)},
         )
 
@@ -213,7 +186,7 @@ class Gateway:
         """Why load balancers should send no caller here; None when they should."""
         if self._draining:
             return DRAINING
-        if self._routes is None:
+        if self._routes.empty:
             return NO_ROUTES
         return None if self._settled.is_set() else SETTLING
 
@@ -225,21 +198,17 @@ class Gateway:
         `holder` is who the caller has proved to be by a certificate, "" for nobody.
         """
         begun = asyncio.get_running_loop().time()
-        self._asking += 1
-        try:
+        with self.holdings.asking():
             guest = await self._admit(call, request, holder)
             if isinstance(guest, Denied):
                 self.denied(guest)
                 return guest
             return await self._place(self._asked(call, guest, begun, _hops(request)), guest)
-        finally:
-            self._asking -= 1
-            self._less.set()
 
     async def mint(self, order: Order) -> str | Denied:
         """The body of the answer to a request for a client secret or a ticket."""
         minted: Minted | Denied
-        if self._routes is None:
+        if self._routes.empty:
             minted = _unavailable("", f"{self.unready()}\n", "unready", "")
         else:
             minted = await self._reception.mint(order)
@@ -274,11 +243,10 @@ class Gateway:
         self._ledger.denied(denied)
 
     def opened(self, connection: Intake | Call) -> None:
-        self._open.add(connection)
+        self.holdings.opened(connection)
 
     def gone(self, connection: Intake | Call) -> None:
-        self._open.discard(connection)
-        self._less.set()
+        self.holdings.gone(connection)
 
     # --- its life ---
 
@@ -294,12 +262,10 @@ class Gateway:
             if now - due < STALL_SECONDS:  # else what was said meanwhile may not be read yet
                 self.workers.sweep(now)
                 self.operator.sweep(now)
-            for connection in list(self._open):
-                if isinstance(connection, Call):
-                    connection.look(now)
+            for call in self.holdings.calls:
+                call.look(now)
             self._ledger.keys_read(self._reception.key_ages())
-            epoch = self._routes.epoch if self._routes else 0
-            self._ledger.operator_is(self.operator.silence(now), epoch)
+            self._ledger.operator_is(self.operator.silence(now), self._routes.epoch)
             self._placer.refresh()
             lines = self._placer.lines
             waiting = {agent: lines.waiting(agent) for agent in lines.agents()}
@@ -313,7 +279,7 @@ class Gateway:
         """
         await self._routed.wait()
         await asyncio.sleep(min(SETTLE_SECONDS, most))
-        if any(WarmRung() in route.rungs for route in self._by_agent().values()):
+        if any(WarmRung() in route.rungs for route in self._routes.by_agent().values()):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, most - SETTLE_SECONDS)):
                     await self._linked.wait()
@@ -324,8 +290,8 @@ class Gateway:
         self._draining = True
         self._cashier.leave()
         self.operator.urge()
-        log.info("draining", extra={"open": len(self._open), "grace_seconds": grace})
-        waits = [asyncio.ensure_future(work) for work in (self._quiet(), hurry.wait())]
+        log.info("draining", extra={"open": len(self.holdings), "grace_seconds": grace})
+        waits = [asyncio.ensure_future(work) for work in (self.holdings.quiet(), hurry.wait())]
         await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -333,43 +299,12 @@ class Gateway:
     async def close(self) -> None:
         """Ends what is left: callers are told to call again, sessions are ended."""
         self._draining = True
-        for connection in list(self._open):
-            if isinstance(connection, Call):
-                connection.restart()
-            else:
-                connection.abort()
-        await self._emptied(CLOSING_SECONDS)
-        for each in (*self._open, *self._legs):
-            each.abort()
-        await self._emptied(CLOSING_SECONDS)  # a turn of the loop; a little more with TLS
+        await self.holdings.end(CLOSING_SECONDS)
         await self.workers.close()
         await self._burst.close()
         await self._reception.close()
 
     # --- inside ---
-
-    def _by_agent(self) -> Mapping[str, Route]:
-        return self._routes.by_agent if self._routes else {}
-
-    def _leg_gone(self, leg: Leg) -> None:
-        self._legs.discard(leg)
-        self._less.set()
-
-    async def _quiet(self) -> None:
-        """Returns when no call is live or being placed. Callers that are turned away do not count."""
-        while self._asking or any(isinstance(each, Call) for each in self._open):
-            await self._shrunk()
-
-    async def _emptied(self, seconds: float) -> None:
-        """Returns when no connection of a call is left, or after so many seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._open or self._legs:
-                    await self._shrunk()
-
-    async def _shrunk(self) -> None:
-        self._less.clear()
-        await self._less.wait()
 
     def _from_operator(self, routes: Routes) -> None:
         self.take(routes, "operator")
@@ -380,7 +315,7 @@ class Gateway:
         self.operator.urge()
 
     async def _admit(self, call: str, request: Request, holder: str) -> Guest | Denied:
-        if self._draining or self._routes is None:
+        if self._draining or self._routes.empty:
             return _unavailable(call, f"{self.unready()}\n", "unready", "")
         return await self._reception.admit(call, request, holder)
 
@@ -404,7 +339,7 @@ class Gateway:
                 self._reception.end(guest)
         if leg is None:
             return self._refuse(party, placement)
-        self._hold(leg)
+        self.holdings.hold(leg)
         self._reception.answered(guest, warm=placement.rung == "warm")
         self._ledger.placed(route, placement)
         # A line of the log takes as long as a tenth of an admission: the caller has its 101 first.
@@ -443,16 +378,12 @@ class Gateway:
         if leg.subprotocol != subprotocol:  # the caller has been told the other one
             leg.retire(MOVED)
             return None
-        self._hold(leg)
+        self.holdings.hold(leg)
         placement = before.again(why, placement)
         self._reception.moved(guest, warm=placement.rung == "warm")
         self._ledger.moved(facts, placement)
         price = price_of(asked.route, placement)
         return leg, replace(facts, placement=placement, price=price)
-
-    def _hold(self, leg: Leg) -> None:
-        self._legs.add(leg)
-        leg.when_gone(partial(self._leg_gone, leg))
 
     def _asked(self, call: str, guest: Guest, begun: float, hops: int) -> Asked:
         admitted = guest.admitted
@@ -490,20 +421,12 @@ class Gateway:
     def _prospects_of(self, agent: str) -> Prospects:
         return self._prospects.setdefault(agent, Prospects())
 
-    def _forget_rungs(self, routes: Routes) -> None:
+    def _forget_rungs(self) -> None:
         """What is known of agents and rungs that are no more."""
-        rungs = {
-            (agent, f"burst/{rung.name}" if isinstance(rung, BurstRung) else UPSTREAM)
-            for agent, route in routes.by_agent.items()
-            for rung in route.rungs
-            if isinstance(rung, BurstRung | UpstreamRung)
-        }
-        self._breakers.keep(set(rungs))
-        for agent, tally in self._ledger.tallies.items():
-            tally.shut = {
-                rung: state for rung, state in tally.shut.items() if (agent, rung) in rungs
-            }
-        for agent in self._prospects.keys() - routes.by_agent.keys():
+        rungs = self._routes.rungs()
+        self._breakers.keep(rungs)
+        self._ledger.keep_rungs(rungs)
+        for agent in self._prospects.keys() - self._routes.by_agent().keys():
             del self._prospects[agent]
 
     def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
@@ -529,9 +452,7 @@ class Gateway:
         return self._cashier.end(facts.call)
 
     def _allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
-        if (
-            self._routes is None or epoch >= self._routes.epoch
-        ):  # else of an operator that was replaced
+        if self._routes.believes(epoch):
             self._cashier.allow(ceilings)
             self.operator.urge()
 
@@ -539,38 +460,13 @@ class Gateway:
         self._ledger.told(facts, ending, at, told(leg.account))
 
     def _agent_load(self, agent: str) -> AgentLoad:
-        tally = self._ledger.tally(agent)
-        load = AgentLoad(
-            workers={row.worker: _worker_load(row) for row in self._table.rows(agent)},
-            calls=tally.calls,
-            burst=tally.burst,
-            waiting=self._placer.lines.waiting(agent),
-            shut={rung: state.value for rung, state in tally.shut.items()},
-            arrivals=tally.arrivals,
-            refused=tally.refused,
-            lost=tally.lost,
-            burstFailures=tally.burst_failures,
-            burstSlow=tally.burst_slow,
-            burstError=tally.burst_error,
-        )
-        if (spend := self._cashier.load(agent)) is not None:
-            load["spend"] = spend
-        return load
+        return agent_load(agent, self._table, self._ledger, self._placer.lines, self._cashier)
 
 
 def _party(call: str, guest: Guest) -> Party:
     route, caller = guest.admitted.route, guest.admitted.caller
     name = caller_hash(route.access.mint_key, route.agent, caller.tenant, caller.identity)
     return Party(call=call, agent=route.agent, tenant=caller.tenant, caller=name)
-
-
-def _worker_load(row: Row) -> WorkerLoad:
-    load = WorkerLoad(
-        boot=row.boot, slots=row.slots, busy=row.busy, free=row.free, draining=row.draining
-    )
-    if row.aside:
-        load["aside"] = True
-    return load
 
 
 def _hops(request: Request) -> int:

@@ -4,7 +4,7 @@ and a record of its end. Never content, never a key.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -331,6 +331,13 @@ class Ledger:
         if account.gaps:
             self._metrics.gaps.labels(facts.agent).inc(account.gaps)
         self._keep(line)
+
+    def keep_rungs(self, rungs: Collection[tuple[str, str]]) -> None:
+        """Forgets which others are shut."""
+        for agent, tally in self.tallies.items():
+            tally.shut = {
+                rung: state for rung, state in tally.shut.items() if (agent, rung) in rungs
+            }
 
     def breaker(self, agent: str, rung: str, state: State) -> None:
         """A rung's breaker has opened or closed."""
