@@ -28,11 +28,14 @@ from trunkline_operator.decisions.events import Event, Look, Memory, chosen, of_
 from trunkline_operator.decisions.manifests import template_hash
 from trunkline_operator.decisions.nodes import GOING, NodeFacts
 from trunkline_operator.decisions.plan import planned, rfc3339
+from trunkline_operator.decisions.spending import terms
 from trunkline_operator.decisions.status import rejected, reported
 from trunkline_operator.decisions.template import refusal as of_refusal
 from trunkline_operator.decisions.world import BurstFacts, PodFacts
 from trunkline_operator.decisions.world import World as Seen
+from trunkline_operator.scaling import prices
 from trunkline_operator.scaling.decision import Memory as ScalingMemory
+from trunkline_operator.scaling.spend import Account, Gateway, shut
 from trunkline_runtime.contract import ANNOTATION_TEMPLATE
 
 Json = dict[str, Any]
@@ -172,6 +175,23 @@ def modal_limit() -> Case:
     return modal_failed(DEPLOYED, BurstReason.LIMIT_REACHED, message)
 
 
+def budget_spent() -> Case:
+    """At eight in the morning, after a busy night: what ten containers may cost yet is more than is left of the day."""
+    agent = an_agent(
+        **BURST, burst__modal__minContainers=2, burst__modal__budget={"perHour": 20, "perDay": 60}
+    )
+    assert agent.burst is not None
+    agreed = terms(agent, agent.burst, prices.read(), DEPLOYED.standing)
+    assert agreed is not None
+    held = 20 * agreed.call_worst
+    gateway = Gateway(spent=21.5, reserved=held, granted=21.5 + held, starts=412, heard=NOW)
+    account = Account(at=NOW, day=53.3, containers=10, gateways={"g0": gateway})
+    assert shut(account, agreed, NOW, before=False)
+    facts = replace(DEPLOYED, account=account, terms=agreed, capped=True)
+    world = a_world([healthy(agent)], {"desk-0": 4}, burst=facts)
+    return agent, replace(world, traffic=replace(world.traffic, burst=20)), None
+
+
 def modal_failed(facts: BurstFacts, reason: BurstReason, message: str) -> Case:
     agent = an_agent(**BURST)
     error = BurstError(reason, message)
@@ -266,6 +286,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "malformed-modal-secret": malformed_modal_secret,
     "modal-refused": modal_refused,
     "modal-limit": modal_limit,
+    "budget-spent": budget_spent,
     "quota": quota,
     "terminating-namespace": terminating_namespace,
     "lost-node": lost_node,
@@ -351,7 +372,9 @@ def indented(lines: list[str]) -> list[str]:
 
 
 def told(value: Any) -> str:
-    """Of a list of objects their own values."""
+    """Of a list of objects their own values, of an object its entries."""
+    if isinstance(value, dict):
+        return " ".join(f"{name} {told(each)}" for name, each in value.items())
     if isinstance(value, list):
         return " and ".join(" ".join(map(str, each.values())) for each in value)
     return str(value)

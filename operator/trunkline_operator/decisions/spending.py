@@ -150,16 +150,21 @@ def arithmetic(agreed: Terms, budget: Budget) -> str:
 
 
 def spent_words(account: Account, agreed: Terms, now: float) -> str:
-    """Why no call is let in."""
-    parts = []
+    """Why no call is let in, until when, and what a person can do."""
+    running, parts, ends = spend.bound(account, agreed), [], []
     for limit, paid, length, name in (
-        (agreed.budget.per_hour, account.hour, HOUR, "this hour"),
-        (agreed.budget.per_day, account.day, DAY, "today"),
+        (agreed.budget.per_hour, account.hour, HOUR, "hour"),
+        (agreed.budget.per_day, account.day, DAY, "day"),
     ):
-        if limit is not None:
-            parts.append(f"${_current(paid, account.at, now, length):.2f} of ${limit:.2f} {name}")
-    running = spend.bound(account, agreed)
+        if limit is None:
+            continue
+        spent = _current(paid, account.at, now, length)
+        parts.append(f"${spent:.2f} of ${limit:.2f} {'this hour' if name == 'hour' else 'today'}")
+        if limit - spent - running < agreed.container_worst:
+            ends.append(f"the {name} does at {rfc3339(now - now % length + length)[11:16]} UTC")
+    until = f" or {' and '.join(ends)}" if ends else ""
     return (
-        f"{' and '.join(parts)} are spent and what runs may cost ${running:.2f} yet: no call goes to burst and no "
-        "container stands by, until calls end or the hour or the day does (UTC)"
+        f"{' and '.join(parts)} are spent, and what runs may cost ${running:.2f} yet. Until calls end{until}, "
+        "no container stands by, and calls past the warm slots go to the next rung or are refused; raise "
+        "burst.modal.budget to take more"
     )

@@ -353,6 +353,8 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
         return Condition.BURST_READY, False, Reason.BURST_DEPLOYING, words
     taking = [region for region in burst.regions if region in facts.urls and region not in shut]
     words = f"app {facts.app} takes calls in {' and '.join(taking)}"
+    if facts.capped:
+        words += ", but no new one now: see WithinBudget"
     if (breaker := facts.breaker) and breaker.fallen:
         words += (
             f"; its containers start with snapshot {breaker.level} because restores from "
