@@ -143,3 +143,38 @@ async def test_more_containers_stand_by_while_warm_slots_run_short(
     assert near.settings().min_containers <= 4
     assert far.settings().min_containers == 0
     assert app.version == version
+
+
+async def test_at_the_cap_of_its_budget_no_container_stands_by_until_there_is_room_again(
+    world: World, modal: LocalModal
+) -> None:
+    """On a live server, at the prices that come with Trunkline: $0.12 for a container's hour."""
+    await world.start()
+    standing = {"minContainers": 1, "bufferContainers": 1, "maxContainers": 4}
+    budget = {"budget": {"perHour": 0.5}}
+    await world.apply({**SPEC, "burst": {"modal": {**MODAL, **standing, **budget}}})
+    await world.condition("BurstReady", "BurstReady")
+    await world.serve_calls()
+    near = next(each for each in modal.state.servers.values() if each.name == "worker-us-east")
+    await until(lambda: near.settings().min_containers == 1)
+    assert near.settings().buffer_containers == 1
+    await world.condition("WithinBudget", "WithinBudget")
+    (app,) = modal.state.apps.values()
+    version, starts, reason = app.version, 0, ""
+    # Callers come, and what their calls may cost at worst is all that the hour has.
+    async with asyncio.timeout(30):
+        while near.settings().min_containers or reason != "BudgetSpent":
+            starts += 16  # each may have a container of its own, until Modal has counted them
+            spend = {"spent": 0.0, "reserved": 10.0, "ceiling": 10.0, "starts": starts}
+            await world.serve_calls(burst=8, spend=spend)
+            await asyncio.sleep(0.1)  # the pace of the callers
+            reason = condition(await world.api.get(world.agent_path), "WithinBudget")["reason"]
+    assert (near.settings().min_containers, near.settings().buffer_containers) == (0, 0)
+    assert near.settings().max_containers == 4
+    # They end early, and the rest of what was reserved is there again.
+    over = {"spent": 0.01, "reserved": 0.0, "ceiling": 10.0, "starts": starts}
+    await world.serve_calls(spend=over)
+    await until(lambda: near.settings().min_containers == 1)
+    assert near.settings().buffer_containers == 1
+    await world.condition("WithinBudget", "WithinBudget")
+    assert app.version == version
