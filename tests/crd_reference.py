@@ -46,6 +46,7 @@ agent at most 25 at once and then one a minute.
 | `BurstDeployed`, `BurstStopped` | the app at Modal is there as it is asked for, or is there no more |
 | `BurstFailing` | the app cannot be deployed, or gateways get no session there |
 | `RegionDown` | gateways pass over a region of Modal that fails; calls go to the other regions |
+| `LimitReached` | Modal refuses more containers than its workspace has; no more stand by for a while |
 | `SnapshotFallback` | restores from snapshots fail, so containers start slower |
 | `BurstLeftBehind` | the agent is gone, and its app could not be stopped |
 | `CertificateIssued` | workers got a new certificate |

@@ -17,6 +17,7 @@ from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.spec import SpecError, VoiceAgent
 from trunkline_operator.burst.client import BurstError, BurstReason
 from trunkline_operator.burst.deployments import failed
+from trunkline_operator.burst.limit import Limit
 from trunkline_operator.cluster.client import ApiError
 from trunkline_operator.cluster.credentials import (
     caller_keys_missing,
@@ -175,6 +176,14 @@ def modal_limit() -> Case:
     return modal_failed(DEPLOYED, BurstReason.LIMIT_REACHED, message)
 
 
+def modal_full() -> Case:
+    """Calls go on in the containers that there are; a gateway was refused for one more, twice in a row."""
+    limit = Limit(containers=6, since=NOW - 1500, at=NOW - 60, refusals=2)
+    facts = replace(DEPLOYED, containers=6, limit=limit)
+    agent = an_agent(**BURST)
+    return agent, a_world([healthy(agent)], {"desk-0": 4}, burst=facts), None
+
+
 def budget_spent() -> Case:
     """At eight in the morning, after a busy night: what ten containers may cost yet is more than is left of the day."""
     agent = an_agent(
@@ -286,6 +295,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "malformed-modal-secret": malformed_modal_secret,
     "modal-refused": modal_refused,
     "modal-limit": modal_limit,
+    "modal-full": modal_full,
     "budget-spent": budget_spent,
     "quota": quota,
     "terminating-namespace": terminating_namespace,

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from operator_rig import SPEC, Json, World, operated
-from test_burst import GOOD, answered, call, session, until
+from test_burst import GOOD, PATIENCE, PROXY, answered, call, session, until
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, condition
@@ -178,3 +179,44 @@ async def test_at_the_cap_of_its_budget_no_container_stands_by_until_there_is_ro
     assert near.settings().buffer_containers == 1
     await world.condition("WithinBudget", "WithinBudget")
     assert app.version == version
+
+
+async def test_no_more_stands_by_than_ran_when_modal_refused_for_a_limit(
+    world: World, modal: LocalModal
+) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await world.apply({**SPEC, "burst": {"modal": {**MODAL, "maxContainers": 4}}})
+    await world.condition("BurstReady", "BurstReady")
+    near = next(each for each in modal.state.servers.values() if each.name == "worker-us-east")
+    url = (await world.api.get(world.agent_path))["status"]["burst"]["regions"][0]["url"]
+    # Three calls in two containers, and that is all that the workspace has.
+    for _ in range(3):
+        await session(url)
+    assert len(modal.boots) == 2
+    none = Rule(fault=Fault.NO_CAPACITY), Rule(fault=Fault.SESSION_REFUSED, status="429")
+    await modal.inject(*none)
+    arrivals = 0
+
+    async def rush(**more: Any) -> None:
+        nonlocal arrivals
+        arrivals += 1
+        await world.serve_calls(4, arrivals=4 + arrivals, burst=arrivals, **more)
+        await asyncio.sleep(0.1)  # the pace of the callers
+
+    async with asyncio.timeout(30):
+        while near.settings().min_containers < 3:
+            await rush()
+    async with httpx.AsyncClient(timeout=PATIENCE) as http:
+        answer = await http.post(f"{url}/_modal/sessions/start", headers=PROXY)
+    assert answer.status_code == 429
+    # A gateway tells of it; callers go on coming as fast as before.
+    async with asyncio.timeout(30):
+        while near.settings().min_containers != 2:
+            await rush(burstLimited=1)
+    message = await told(world, "LimitReached", "Modal has refused more than 2 containers since ")
+    assert "takes calls in us-east and eu-west" in message
+    limit = (await world.api.get(world.agent_path))["status"]["burst"]["limit"]
+    assert (limit["containers"], limit["refusals"]) == (2, 1)
+    assert near.settings().max_containers == 4
+    assert len(modal.boots) == 2

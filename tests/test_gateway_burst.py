@@ -172,6 +172,7 @@ def test_each_refusal_of_modal_has_its_reason(status: int, why: str) -> None:
                 give(gateway, a_route(rungs=[bad.rung()]), epoch=2)
                 await refused(call(gateway))
                 assert agent_load(gateway)["burstError"] == f"Modal in us-east {why}"
+                assert agent_load(gateway)["burstLimited"] == (2 if status == 429 else 0)
 
     run()
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from worlds import BURST, DEPLOYED, INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
-from trunkline_operator.agent.spec import Region, VoiceAgent, epoch
+from trunkline_operator.agent.spec import Region, Snapshot, VoiceAgent, epoch
+from trunkline_operator.burst.breaker import Breaker
+from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Scaling, Standing
 from trunkline_operator.decisions.manifests import Installation, burst_app, burst_hash
 from trunkline_operator.decisions.plan import Plan, planned, rfc3339
@@ -28,6 +30,7 @@ from trunkline_operator.decisions.steps import (
     Step,
     StopBurst,
     Undrain,
+    WatchBurst,
 )
 from trunkline_operator.decisions.world import (
     BurstFacts,
@@ -417,6 +420,40 @@ def test_how_many_containers_there_are_is_no_deployment() -> None:
     capped = steps(agent, a_world([a_pod(agent, 0)], burst=replace(told, capped=True)))
     none = {Region.US_EAST: replace(wanted[Region.US_EAST], minimum=0)}
     assert capped == (ScaleBurst("app", none),)
+
+
+def test_no_more_stands_by_than_the_workspace_has_until_more_is_asked_for_again() -> None:
+    agent = an_agent(**BURST, burst__modal__minContainers=5)
+    goal = burst_hash(agent, INSTALLATION)
+    wanted = {Region.US_EAST: Scaling(minimum=5, buffer=0, maximum=10, window=60)}
+    few = {Region.US_EAST: Scaling(minimum=3, buffer=0, maximum=10, window=60)}
+    limit = Limit(containers=3, since=NOW, at=NOW)
+    limited = replace(DEPLOYED, hash=goal, limit=limit, standing=Standing(scalings=wanted))
+
+    def after(seconds: float, facts: BurstFacts) -> tuple[Step, ...]:
+        return steps(agent, a_world([a_pod(agent, 0)], burst=facts), NOW + seconds)
+
+    # What was raised a moment ago is not kept: Modal does not give it.
+    moment = replace(limited, standing=Standing(scalings=wanted, since=NOW - 2))
+    assert after(0, moment) == (ScaleBurst("app", few), Requeue(300.0))
+    kept = replace(limited, standing=Standing(scalings=few, since=NOW))
+    assert after(299.0, kept) == (Requeue(1.0),)
+    assert after(300.0, kept) == (ScaleBurst("app", wanted),)
+
+
+def test_after_the_first_refusal_for_a_limit_containers_are_counted_at_once() -> None:
+    agent = an_agent(**BURST)
+    facts = replace(
+        DEPLOYED,
+        hash=burst_hash(agent, INSTALLATION),
+        breaker=Breaker.of(Snapshot.CPU),
+        refused=True,
+        watched=NOW - 1.0,
+    )
+    limit = Limit(containers=3, since=NOW - 5, at=NOW - 5)
+    for known, step in (None, WatchBurst("app")), (limit, Requeue(9.0)):
+        world = a_world([a_pod(agent, 0)], burst=replace(facts, limit=known))
+        assert step in steps(agent, world)
 
 
 def test_nothing_stands_by_while_the_last_calls_of_an_app_end() -> None:

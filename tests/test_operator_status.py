@@ -20,8 +20,9 @@ from worlds import (
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import SpecError, VoiceAgent
+from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Standing
-from trunkline_operator.decisions.plan import planned
+from trunkline_operator.decisions.plan import planned, rfc3339
 from trunkline_operator.decisions.status import (
     Condition,
     Reason,
@@ -77,7 +78,8 @@ def test_numbers() -> None:
 
 
 def test_an_operator_that_restarts_knows_the_app_from_the_status() -> None:
-    deployed = replace(DEPLOYED, snapshot="cpu", first_boot=21.5)
+    limit = Limit(containers=3, since=NOW - 900, at=NOW - 60, refusals=2)
+    deployed = replace(DEPLOYED, snapshot="cpu", first_boot=21.5, limit=limit)
     status = told(an_agent(**BURST), a_world(burst=deployed))
     assert BurstFacts.of(status) == replace(deployed, standing=Standing())
     assert BurstFacts.of({}) == BurstFacts()
@@ -176,6 +178,24 @@ def test_what_gateways_meet_at_modal_is_told() -> None:
         Reason.BURST_FAILING,
         "no session within 7 s; each call that finds no warm slot tries again",
     )
+
+
+def test_a_limit_of_the_workspace_is_told_beside_what_gateways_meet() -> None:
+    agent = an_agent(**BURST)
+    facts = replace(DEPLOYED, limit=Limit(containers=3, since=NOW, at=NOW))
+    status = told(agent, a_world([a_pod(agent, 0)], burst=facts, burst_error="no"))
+    holds, reason, words = condition(status, Condition.BURST_READY)
+    assert (holds, reason) == ("False", Reason.BURST_FAILING)
+    assert words.startswith("no; each call that finds no warm slot tries again; Modal has refused")
+    assert status["burst"]["limit"] == {
+        "containers": 3,
+        "since": rfc3339(NOW),
+        "until": rfc3339(NOW + 300),
+        "refusals": 1,
+    }
+    status = told(agent, a_world([a_pod(agent, 0)], burst=facts))
+    assert condition(status, Condition.BURST_READY)[:2] == ("True", Reason.LIMIT_REACHED)
+    assert condition(status, Condition.READY)[0] == "True"
 
 
 def test_no_burst_is_no_trouble() -> None:

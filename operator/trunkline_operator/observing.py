@@ -11,6 +11,7 @@ from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Budget, Json, VoiceAgent
 from trunkline_operator.burst.breaker import LEVELS, Breaker, following, noted, probed, recovered
 from trunkline_operator.burst.deployments import Deployments
+from trunkline_operator.burst.limit import current
 from trunkline_operator.cluster.authority import Authority, why_issue
 from trunkline_operator.cluster.client import ApiError, path
 from trunkline_operator.cluster.credentials import (
@@ -246,6 +247,9 @@ class Observer:
         earlier = BurstFacts.of(status)
         # One that was deployed by an operator that died before it could write so.
         earlier = replace(earlier, app=earlier.app or self._custody.app(agent.uid))
+        self._deployments.facts(agent.key, earlier)
+        if self._fleet.complete:
+            self._deployments.refused(agent.key, self._fleet.report(agent.key).burst_limited)
         facts = self._deployments.facts(agent.key, earlier)
         missing = ""
         if self._deployments.account(agent.key) is None and (
@@ -265,7 +269,8 @@ class Observer:
         elif agent.burst is None and facts.app and not remembered:
             missing = f"{facts.app} runs at Modal and cannot be stopped: its credentials are gone"
         breaker = self._breaker(agent, facts, now)
-        return replace(facts, credentials=missing, breaker=breaker)
+        limit = current(facts.limit, now)
+        return replace(facts, credentials=missing, breaker=breaker, limit=limit)
 
     def _money(self, obj: Json, agent: VoiceAgent, facts: BurstFacts, calls: int) -> BurstFacts:
         """The facts with what the app costs."""

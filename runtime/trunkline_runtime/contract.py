@@ -460,6 +460,7 @@ class AgentLoad(TypedDict):
     burstSlow: NotRequired[
         int
     ]  # total: calls whose container took long to be restored, given up or not
+    burstLimited: NotRequired[int]  # total: session starts refused for a limit of the workspace
     burstError: str  # the last such failure in words, "" after a success
     spend: NotRequired[SpendLoad]  # without, nothing was spent
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 from trunkline_operator.agent.policy import pins
 from trunkline_operator.agent.spec import Burst as BurstSpec
 from trunkline_operator.agent.spec import Snapshot, VoiceAgent
+from trunkline_operator.burst import limit as limits
 from trunkline_operator.burst.breaker import Breaker, noted
 from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.burst.standby import Scalings, Standing
-from trunkline_operator.burst.terms import BurstError, Credentials, Place
+from trunkline_operator.burst.terms import BurstError, BurstReason, Credentials, Place
 from trunkline_operator.decisions.manifests import engine_environment
 from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.world import BurstFacts
@@ -60,6 +61,7 @@ class _App:
     scaling: asyncio.Task[None] | None = None
     slow: int | None = None  # slow restores that gateways have told of; None = not looked at yet
     unheeded: int = 0  # of them, those that Modal will count among the starts that went well
+    limited: int | None = None  # refusals for a limit that gateways have told of, likewise
     counted: float = field(default_factory=time.time)  # starts until then are known
 
 
@@ -99,6 +101,13 @@ class Deployments:
         more = 0 if app.slow is None else max(total - app.slow, 0)
         app.slow, app.unheeded = total, app.unheeded + more
         return more
+
+    def refused(self, agent: str, total: int) -> None:
+        """Gateways were refused so often for a limit of the workspace; the next count says how many ran."""
+        app = self._apps[agent]
+        if app.limited is not None and total > app.limited:
+            app.facts = replace(app.facts, refused=True)
+        app.limited = total
 
     def forget(self, agent: str) -> None:
         app = self._apps.pop(agent, None)
@@ -150,6 +159,7 @@ class Deployments:
             snapshot=app.snapshot,
             breaker=known.facts.breaker,
             first_boot=known.facts.first_boot,
+            limit=known.facts.limit,
             containers=len(app.regions),  # of the first sessions; they stay for a while
             counted_at=known.counted,
         )
@@ -187,7 +197,7 @@ class Deployments:
             app.watch = asyncio.create_task(self._watched(agent, app, app.account, name))
 
     async def _watched(self, agent: str, app: _App, account: Account, name: str) -> None:
-        now = time.time()
+        now, told = time.time(), app.facts.refused
         since = max(app.counted, now - LONGEST_STATS)
         try:
             starts = await (await self._sdk.burst()).starts(
@@ -197,7 +207,15 @@ class Deployments:
             log.warning("%s: no news of starts: %s", agent, error, extra={"agent": agent})
         else:
             app.counted = now
-            app.facts = replace(app.facts, containers=starts.alive, counted_at=now)
+            app.facts = replace(
+                app.facts,
+                containers=starts.alive,
+                counted_at=now,
+                limit=(limits.refused if told else limits.counted)(
+                    app.facts.limit, starts.alive, now
+                ),
+                refused=app.facts.refused and not told,
+            )
             if before := app.facts.breaker:
                 # What gateways found slow is known already, and not good.
                 good, app.unheeded = max(starts.good - app.unheeded, 0), 0
@@ -228,6 +246,7 @@ class Deployments:
             log.info("%s: containers stand by: %s", agent, words, extra={"agent": agent})
         except BurstError as error:  # the next look tries again
             failed_at = time.time()
+            app.facts = limited(app.facts, error, failed_at)
             log.warning("%s: not scaled: %s", agent, error, extra={"agent": agent})
         finally:
             app.scaling = None
@@ -255,7 +274,8 @@ class Deployments:
         try:
             app.facts = await outcome()
         except BurstError as error:
-            app.facts = failed(app.facts, build, f"{error.reason}: {error.message}")
+            facts = limited(app.facts, error, time.time())
+            app.facts = failed(facts, build, f"{error.reason}: {error.message}")
             log.warning("%s: %s failed: %s", agent, work, app.facts.message, extra={"agent": agent})
         except (
             Exception
@@ -268,6 +288,13 @@ class Deployments:
             app.task = None
         DEPLOYMENTS.labels(work, "failed" if app.facts.failures else "done").inc()
         self._changed(agent)
+
+
+def limited(facts: BurstFacts, error: BurstError, now: float) -> BurstFacts:
+    """After a failure that may tell of the workspace's limit, by the containers of the last count."""
+    if error.reason is not BurstReason.LIMIT_REACHED:
+        return facts
+    return replace(facts, limit=limits.refused(facts.limit, facts.containers, now))
 
 
 def failed(facts: BurstFacts, build: str, message: str) -> BurstFacts:

@@ -93,12 +93,12 @@ def spread(scaling: Scaling, regions: Iterable[Region], shut: Collection[str]) -
 
 
 def following(
-    standing: Standing, wanted: Scalings, now: float, *, capped: bool = False
+    standing: Standing, wanted: Scalings, now: float, *, capped: bool = False, limited: bool = False
 ) -> tuple[Scalings | None, float]:
     """What to tell Modal now, None = nothing; and the seconds after which to ask again, 0 = on the next news.
 
     What was raised stays raised as long as a container without calls does, so that calls which come in waves do not
-    stop and start containers; but not at a cap.
+    stop and start containers; but not at a cap, nor beyond what Modal gives.
     """
     told, since = standing.scalings, standing.since
     if told == wanted:
@@ -106,7 +106,7 @@ def following(
     if told is None or told.keys() != wanted.keys():
         return wanted, 0.0
     keep = max((to.window for to in wanted.values()), default=0)
-    keeping = not capped and now < since + keep
+    keeping = not (capped or limited) and now < since + keep
     due = {each: _raised(told[each], to) if keeping else to for each, to in wanted.items()}
     if due == told:
         return None, since + keep - now

@@ -105,6 +105,7 @@ WARNINGS: Final = frozenset(
         Reason.BURST_FAILING,
         Reason.SNAPSHOT_FALLBACK,
         Reason.REGION_DOWN,
+        Reason.LIMIT_REACHED,
         Reason.CREDENTIALS_MISSING,
         Reason.BUDGET_SPENT,
         Reason.BUDGET_TOO_SMALL,

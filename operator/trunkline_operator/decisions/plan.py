@@ -18,6 +18,7 @@ from typing import Final
 from trunkline_operator.agent.policy import ladder
 from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
+from trunkline_operator.burst.limit import within
 from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
 from trunkline_operator.decisions.manifests import (
     GRACE_BEYOND_LAST_CALL,
@@ -60,6 +61,8 @@ CREDENTIALS_LOOK: Final = 10.0
 LAST_CALL_LOOK: Final = 2.0
 # While calls go to burst. One request at Modal; a restore that crashes costs its caller 10 s or more.
 WATCH_LOOK: Final = 10.0
+# After the first refusal for a limit: containers that ran then may be gone in ten.
+REFUSED_LOOK: Final = 1.0
 STANDING_LOOK: Final = 60.0
 # Modal refused to change the number of containers that stand by: its limits pass in seconds.
 SCALE_RETRY: Final = 10.0
@@ -332,8 +335,13 @@ def _stand_by(view: View, burst: Burst, growth: float) -> Iterator[Step]:
     workers = [traffic.workers[name] for name in ready if name in traffic.workers]
     free = sum(worker.slots - worker.busy for worker in workers if not worker.draining)
     wish = needed(burst, Rush(free=free, burst=traffic.burst, growth=growth))
-    wanted = spread(at_cap(wish) if facts.capped else wish, regions, traffic.shut)
-    told, wait = following(facts.standing, wanted, view.now, capped=facts.capped)
+    running = math.ceil(traffic.burst / burst.slots_per_container)
+    kept = within(wish, facts.limit, running, view.now)
+    limited = kept != wish
+    if facts.limit and limited:
+        yield Requeue(facts.limit.until - view.now)
+    wanted = spread(at_cap(kept) if facts.capped else kept, regions, traffic.shut)
+    told, wait = following(facts.standing, wanted, view.now, capped=facts.capped, limited=limited)
     refused = facts.unscaled_at + SCALE_RETRY - view.now if facts.unscaled_at else 0.0
     if told is not None:
         yield Requeue(refused) if refused > 0 else ScaleBurst(facts.app, told)
@@ -346,10 +354,14 @@ def _watch(view: View) -> Iterator[Step]:
     facts, breaker = view.world.burst, view.world.burst.breaker
     if breaker is None or facts.credentials:
         return
-    if view.world.traffic.burst or facts.containers:
+    if view.world.traffic.burst or facts.containers or facts.refused:
         # Containers that only stand by are counted less often: they cost the same all the time.
         standing = not view.world.traffic.burst and facts.containers <= facts.least
-        wait = facts.watched + (STANDING_LOOK if standing else WATCH_LOOK) - view.now
+        every = STANDING_LOOK if standing else WATCH_LOOK
+        if facts.refused:
+            known = facts.limit is not None and view.now < facts.limit.until
+            every = WATCH_LOOK if known else REFUSED_LOOK
+        wait = facts.watched + every - view.now
         yield Requeue(wait) if wait > 0 else WatchBurst(facts.app)
     if breaker.fallen:
         yield Requeue(probe_at(breaker) - view.now)

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     BURST_FAILING = "BurstFailing"
     SNAPSHOT_FALLBACK = "SnapshotFallback"  # calls are taken, by containers that start slower
     REGION_DOWN = "RegionDown"  # calls are taken in the other regions
+    LIMIT_REACHED = "LimitReached"  # calls are taken, by no more containers than the workspace has
     CREDENTIALS_MISSING = "CredentialsMissing"
     WITHIN_BUDGET = "WithinBudget"
     NO_BUDGET = "NoBudget"
@@ -192,6 +193,13 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
     made: Json = {"calls": calls} | {name: text for name, text in texts.items() if text}
     if facts.first_boot:
         made["firstBootSeconds"] = round(facts.first_boot, 1)
+    if limit := facts.limit:
+        made["limit"] = {
+            "containers": limit.containers,
+            "since": rfc3339(limit.since),
+            "until": rfc3339(limit.until),
+            "refusals": limit.refusals,
+        }
     return made | ({"regions": regions} if regions else {})
 
 
@@ -343,7 +351,7 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     shut = world.traffic.shut
     if failure := world.traffic.burst_error or _all_shut(facts, shut):
-        words = f"{failure}; each call that finds no warm slot tries again"
+        words = f"{failure}; each call that finds no warm slot tries again{_limited(facts)}"
         return Condition.BURST_READY, False, Reason.BURST_FAILING, words
     if facts.credentials:
         words = f"{facts.credentials}; looked for every {CREDENTIALS_LOOK:.0f} s; {meanwhile}"
@@ -355,6 +363,7 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     words = f"app {facts.app} takes calls in {' and '.join(taking)}"
     if facts.capped:
         words += ", but no new one now: see WithinBudget"
+    words += _limited(facts)
     if (breaker := facts.breaker) and breaker.fallen:
         words += (
             f"; its containers start with snapshot {breaker.level} because restores from "
@@ -364,7 +373,21 @@ def _burst_ready(agent: VoiceAgent, world: World) -> Verdict:
     if down := [region for region in burst.regions if region in facts.urls and region in shut]:
         words += f"; {down[0]} is passed over for a while: {shut[down[0]]}"
         return Condition.BURST_READY, True, Reason.REGION_DOWN, words
+    if facts.limit:
+        return Condition.BURST_READY, True, Reason.LIMIT_REACHED, words
     return Condition.BURST_READY, True, Reason.BURST_READY, words
+
+
+def _limited(facts: BurstFacts) -> str:
+    """What the workspace does not let the agent have, and what follows; "" = nothing is known."""
+    limit = facts.limit
+    if limit is None:
+        return ""
+    count = f"{limit.containers} containers" if limit.containers > 1 else "one container"
+    return (
+        f"; Modal has refused more than {count} since {rfc3339(limit.since)}: no more stand by until "
+        f"{rfc3339(limit.until)}, then more are asked for; raise the workspace's limit, or warm.maxPods"
+    )
 
 
 def _all_shut(facts: BurstFacts, shut: Mapping[str, str]) -> str:

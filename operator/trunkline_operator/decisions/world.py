@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from trunkline_operator.agent.spec import Json, VoiceAgent, epoch
 from trunkline_operator.burst.breaker import Breaker
+from trunkline_operator.burst.limit import Limit, recalled
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.nodes import NodeFacts
 from trunkline_operator.scaling.spend import Account, Terms
@@ -241,6 +242,8 @@ class BurstFacts:
     first_boot: float = 0.0  # seconds until the slowest region's first session; 0 = unknown
     standing: Standing = field(default_factory=Standing)  # the containers that stand by
     unscaled_at: float = 0.0  # when Modal last refused another number of them; 0 = it did not
+    limit: Limit | None = None  # of its workspace; None = Modal has refused nothing lately
+    refused: bool = False  # a gateway was refused for a limit since the last count
     containers: int = 0  # at the last count, those included that have gone since the one before
     counted_at: float = 0.0  # when that was; 0 = never
     capped: bool = False  # the budget is spent: none stands by
@@ -269,6 +272,7 @@ class BurstFacts:
             hash=burst.get("hash", ""),
             snapshot=burst.get("snapshot", ""),
             first_boot=burst.get("firstBootSeconds", 0.0),
+            limit=recalled(burst.get("limit") or {}),
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from trunkline_operator.scaling.spend import Said
 from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, SpendLoad, WorkerLoad
 
-TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures", "burstSlow")
+TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures", "burstSlow", "burstLimited")
 # Boots whose totals are remembered, so that a gateway that comes back is not counted again.
 MOST_BOOTS: Final = 256
 
@@ -35,6 +35,7 @@ class AgentReport:
     lost: int = 0
     burst_failures: int = 0
     burst_slow: int = 0
+    burst_limited: int = 0
     burst_error: str = ""
     shut: Mapping[str, str] = field(
         default_factory=dict
@@ -117,6 +118,7 @@ class Loads:
             lost=sums.get("lost", 0),
             burst_failures=sums.get("burstFailures", 0),
             burst_slow=sums.get("burstSlow", 0),
+            burst_limited=sums.get("burstLimited", 0),
             burst_error=next((load["burstError"] for load in loads if load["burstError"]), ""),
             shut=_shut(loads),
             gateways=len(loads),
@@ -206,6 +208,7 @@ def _agent(load: Mapping[str, Any]) -> AgentLoad:
         lost=_count(load["lost"]),
         burstFailures=_count(load["burstFailures"]),
         burstSlow=_count(load.get("burstSlow", 0)),
+        burstLimited=_count(load.get("burstLimited", 0)),
         burstError=str(load["burstError"]),
     )
     if "waiting" in load:

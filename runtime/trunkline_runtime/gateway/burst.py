@@ -45,7 +45,8 @@ REFUSALS: Final[Mapping[int, str]] = {
     429: "has reached a limit of the workspace",
     503: "has no container free for a session",
 }
-NO_ROOM: Final = frozenset({429, 503})  # an answer like any other: the next call may find room
+LIMITED: Final = 429
+NO_ROOM: Final = frozenset({LIMITED, 503})  # an answer like any other: the next call may find room
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class BurstSessions:
             return Failed(f"cannot be reached: {error or type(error).__name__}")
         if response.status_code != 200:
             status = response.status_code
-            return Failed(refusal(status), full=status in NO_ROOM)
+            return Failed(refusal(status), full=status in NO_ROOM, limited=status == LIMITED)
         try:
             body = response.json()
             return Session(rung, str(body["session_id"]), str(body["token"]))

@@ -61,6 +61,7 @@ class Tally:
     lost: int = 0
     burst_failures: int = 0
     burst_slow: int = 0
+    burst_limited: int = 0
     burst_error: str = ""
     shut: dict[str, State] = field(default_factory=dict)  # rungs that are not tried, or only probed
 
@@ -377,8 +378,10 @@ class Ledger:
         self.tally(agent).burst_slow += 1
         self._metrics.burst_slow.labels(agent).inc()
 
-    def burst_failed(self, agent: str, why: str) -> None:
+    def burst_failed(self, agent: str, why: str, *, limited: bool = False) -> None:
+        """No session was had; `limited`: the workspace may have no more."""
         tally = self.tally(agent)
         tally.burst_failures += 1
+        tally.burst_limited += limited
         tally.burst_error = why
         self._metrics.burst_failures.labels(agent).inc()

@@ -63,6 +63,7 @@ class Failed:
 
     why: str
     full: bool = False  # there was no room, or the caller left: nobody's fault
+    limited: bool = False  # Modal said that the workspace may have no more
 
 
 async def dial(door: Door, by: float) -> "Leg | Failed":

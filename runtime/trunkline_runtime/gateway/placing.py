@@ -277,7 +277,8 @@ class Placer:
                 tally.burst -= 1
                 self._changed(agent)
         if isinstance(found, Failed):
-            self._ledger.burst_failed(agent, f"Modal in {attempt.rung.name} {found.why}")
+            why = f"Modal in {attempt.rung.name} {found.why}"
+            self._ledger.burst_failed(agent, why, limited=found.limited)
         else:
             tally.burst_error = ""
         return found

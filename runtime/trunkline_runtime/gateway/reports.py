@@ -22,6 +22,7 @@ def agent_load(
         lost=tally.lost,
         burstFailures=tally.burst_failures,
         burstSlow=tally.burst_slow,
+        burstLimited=tally.burst_limited,
         burstError=tally.burst_error,
     )
     if (spend := cashier.load(agent)) is not None:
