@@ -3,9 +3,14 @@
 from dataclasses import replace
 from typing import Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_burst import APP, GOOD, until, world
 
+from trunkline_dev.modal.faults import Fault, Rule
+from trunkline_operator.agent.spec import Region
+from trunkline_operator.burst.deployments import Account, Deployments
 from trunkline_operator.burst.limit import (
     FIRST_WAIT,
     LONGEST_WAIT,
@@ -15,7 +20,9 @@ from trunkline_operator.burst.limit import (
     refused,
     within,
 )
+from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.burst.standby import Scaling
+from trunkline_operator.decisions.world import BurstFacts
 
 NOW: Final = 1_000.0
 WISH: Final = Scaling(minimum=8, buffer=6, maximum=10, window=60)
@@ -78,3 +85,44 @@ def test_whatever_comes_it_never_lasts_for_ever(events: list[tuple[float, bool, 
         if limit is not None:
             assert limit.since <= limit.at <= now < limit.forgotten <= now + 2 * LONGEST_WAIT
             assert within(WISH, limit, containers, limit.until) == WISH
+
+
+# --- at the local Modal --------------------------------------------------------------------------------------
+
+
+async def test_modal_tells_its_limit_by_refusing_a_setting_or_a_deployment_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(monkeypatch) as (local, burst):
+        deployments = Deployments(Sdk(lambda: burst), lambda _: None)
+
+        def facts() -> BurstFacts:
+            return deployments.facts(APP.agent, BurstFacts())
+
+        assert facts().limit is None
+        deployments.remember(APP.agent, Account(credentials=GOOD, environment=""))
+        deployments.deploy(APP.agent, APP, "hash-1")
+        await until(lambda: facts().hash == "hash-1")
+        words = "Workspace limit reached: 1 container."
+        await local.inject(
+            *(
+                Rule(fault=Fault.RPC_FAILS, name=name, status="RESOURCE_EXHAUSTED", message=words)
+                for name in ("FunctionUpdateSchedulingParams", "AppPublish")
+            )
+        )
+        deployments.scale(APP.agent, APP.name, {Region.US_EAST: WISH})
+        await until(lambda: facts().unscaled_at)
+        limit = facts().limit
+        assert limit
+        assert (limit.containers, limit.refusals) == (1, 1)  # that of the first session
+        # The next deployment is refused, and forgets nothing.
+        deployments.deploy(APP.agent, replace(APP, slots=3), "hash-2")
+        await until(lambda: facts().failures == 1)
+        assert facts().message == f"LimitReached: {words}"
+        assert facts().limit == limit
+        # One that is made does not either: only containers tell.
+        await local.inject()
+        deployments.deploy(APP.agent, replace(APP, slots=3), "hash-2")
+        await until(lambda: facts().hash == "hash-2")
+        assert facts().limit == limit
+        await deployments.close()
