@@ -41,6 +41,7 @@ def agent_load(who: dict[str, WorkerLoad] | None = None, **numbers: Any) -> Agen
         lost=0,
         burstFailures=0,
         burstSlow=0,
+        burstLimited=0,
         burstError="",
     )
     load.update(numbers)  # type: ignore[typeddict-item]  # a test names only keys of AgentLoad
