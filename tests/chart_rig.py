@@ -139,6 +139,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
         }
     },
     "open network": {"networkPolicy": {"enabled": False}},
+    "nodes are seen": {"watchNodes": True},
     "closed network": {
         "networkPolicy": {
             "callers": [PEER],

@@ -388,7 +388,8 @@ async def test_a_spoken_call() -> None:
     assert in_order(log.started, log.answered, log.first_message, log.first_audio, log.ended)
     assert in_order(log.spoke_until, log.first_audio, log.answer_heard)
     assert log.response_seconds is not None
-    assert log.response_seconds >= 0.139  # 100 ms that the agent waited, 40 ms of silence it played
+    # 100 ms that the agent waited and 40 ms of silence it played, less a frame that the line's pace may owe.
+    assert log.response_seconds >= 0.12
     assert b"".join(pcm for _, pcm in agent.heard).startswith(tone(300) + silence(100))
     assert log.frames_sent >= len(agent.heard)
     assert (log.close_code, agent.closes) == (Close.NORMAL, [Close.NORMAL])

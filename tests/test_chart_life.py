@@ -25,7 +25,7 @@ from trunkline_runtime.contract import Routes
 Values = dict[str, Any]
 NO_JOB: Final[Values] = {"uninstall": {"stopModalApps": False}}
 # Their kinds are not Kubernetes' own, and this API server knows none of them.
-FOREIGN: Final = {"cert-manager", "gateway API", "monitored"}
+FOREIGN: Final = {"cert-manager", "gateway API", "monitored", "own TLS"}
 CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 CRD: Final = f"{CRDS}/voiceagents.trunkline.dev"
 

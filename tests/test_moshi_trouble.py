@@ -40,7 +40,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a worker for the weights in a folder."""
     environment = {contract.ENV_ENGINE: "moshi", contract.ENV_MODEL: str(folder)}
-    return environment | {contract.ENV_DEVICE: "cpu"} | more
+    # The speech engine sets it to 1 in a process where it runs, which other tests of this one may have done.
+    environment |= {contract.ENV_DEVICE: "cpu", "HF_HUB_OFFLINE": "0"}
+    return environment | more
 
 
 async def ended(**environment: str) -> tuple[int | None, str]:

@@ -53,11 +53,13 @@ def test_starts_are_watched_while_calls_go_to_burst() -> None:
     assert not any(isinstance(step, WatchBurst) for step in steps(blind, calls=1))
 
 
-def test_a_level_below_is_a_deployment_and_is_not_watched() -> None:
+def test_a_level_below_is_a_deployment_and_the_one_above_is_tried_in_time() -> None:
     fallen = replace(CURRENT, breaker=FALLEN)
     assert DeployBurst(burst_app(AGENT), BELOW) in steps(fallen)
     there = replace(fallen, hash=BELOW)
-    assert steps(there, calls=1) == (Requeue(FIRST_WAIT),)  # when the level above is tried
+    assert steps(there) == (Requeue(FIRST_WAIT),)  # when the level above is tried
+    # Nothing is restored any more, but containers are counted: they cost.
+    assert steps(there, calls=1) == (WatchBurst("app"), Requeue(FIRST_WAIT))
 
 
 def test_the_hash_of_a_level_is_its_own_and_that_of_no_fall_as_ever() -> None:

@@ -58,6 +58,8 @@ async def test_a_real_api_server_takes_a_pod_with_a_whole_template(
     api: Api, namespace: str
 ) -> None:
     """Its classes and its account must exist before, so they are left to the test of what is refused."""
+    # The API server makes it a moment after it has begun to answer.
+    await api.wait_for_one("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical")
     named = {"runtimeClassName": None, "serviceAccountName": None}
     template = {**TEMPLATE, **named}
     agent = an_agent(warm={"template": template, "gpu": {"product": "NVIDIA-L4"}})

@@ -166,9 +166,15 @@ async def test_pods_of_a_ca_that_was_replaced_drain_and_new_ones_take_the_calls(
         machine.operator = machine.start_operator()
         await until(lambda: ready(machine, 0))
         await until(lambda: answered(machine, name))
-        found = {it["metadata"]["name"]: it for it in await machine.api.list(PODS, **pods_of(name))}
-        assert contract.ANNOTATION_DRAINING in found[old["name"]]["metadata"]["annotations"]
-        (new,) = (it for it in found.values() if it["metadata"]["uid"] != old["uid"])
-        assert is_true(new, "Ready")
+        # A worker takes calls a moment before its kubelet says that it is ready.
+        pods = await machine.api.wait_for(
+            PODS,
+            lambda it: any(
+                one["metadata"]["uid"] != old["uid"] and is_true(one, "Ready") for one in it
+            ),
+            **pods_of(name),
+        )
+        (drained,) = (it for it in pods if it["metadata"]["uid"] == old["uid"])
+        assert contract.ANNOTATION_DRAINING in drained["metadata"]["annotations"]
         # Nobody can ask the old one whether it has calls, so it would be waited for; not by this test.
         await machine.api.delete(f"{PODS}/{old['name']}", {"gracePeriodSeconds": 0})
