@@ -171,8 +171,12 @@ class ApiRelay:
             await self._tell()
             try:
                 with contextlib.suppress(ClientError, ConnectionError):
-                    async for chunk in told.content.iter_any():
-                        if self.muted:
+                    rest = b""
+                    async for part in told.content.iter_any():
+                        # Whole lines, so that nothing which is said comes in the middle of an event.
+                        whole, newline, rest = (rest + part).rpartition(b"\n")
+                        chunk = whole + newline
+                        if self.muted or not chunk:
                             continue
                         await answer.write(chunk)
                         self.told[path] = self.told.get(path, 0) + chunk.count(b"\n")

@@ -172,7 +172,7 @@ async def test_pods_of_a_ca_that_was_replaced_drain_and_new_ones_take_the_calls(
             lambda it: any(
                 one["metadata"]["uid"] != old["uid"] and is_true(one, "Ready") for one in it
             ),
-            **pods_of(name),
+            labelSelector=f"{contract.LABEL_AGENT}={name}",
         )
         (drained,) = (it for it in pods if it["metadata"]["uid"] == old["uid"])
         assert contract.ANNOTATION_DRAINING in drained["metadata"]["annotations"]
