@@ -86,6 +86,10 @@ def test_a_call_by_tls_is_like_any_other(pki: Pki, mount: Mount) -> None:
             assert worker.closes[-1][0] == 1000
             for said, code in (("close 4000 bye", 4000), ("die", 1011)):
                 async with call(gateway, ssl=client(pki)) as caller:
+                    await caller.send("hello")
+                    assert (
+                        await caller.recv() == "hello"
+                    )  # from here on it is given no other worker
                     await caller.send(said)
                     assert (await closed(caller))[0] == code
             await until(lambda: not gateway.gateway.holdings.connections)
