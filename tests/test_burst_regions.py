@@ -31,10 +31,9 @@ async def test_a_region_that_is_down_keeps_no_other_from_taking_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with world(monkeypatch) as (local, burst):
-        # A session's start at a region that is down is tried by the SDK for minutes.
-        monkeypatch.setattr("trunkline_operator.burst.deployments.WARM_UP_SECONDS", 8.0)
         await local.inject(Rule(fault=Fault.REGION_DOWN, name="eu-west"))
-        deployments = Deployments(Sdk(lambda: burst), lambda _: None)
+        # A session's start at a region that is down is tried by the SDK for minutes.
+        deployments = Deployments(Sdk(lambda: burst), lambda _: None, warm_up_seconds=8.0)
         deployments.facts(AGENT, BurstFacts())
         deployments.remember(AGENT, Account(credentials=GOOD, environment=""))
         app = replace(APP, regions=REGIONS)

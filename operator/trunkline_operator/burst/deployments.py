@@ -68,8 +68,11 @@ class _App:
 class Deployments:
     """All agents' apps. `changed(agent)` is called when work on one has ended."""
 
-    def __init__(self, sdk: Sdk, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self, sdk: Sdk, changed: Callable[[str], None], warm_up_seconds: float = WARM_UP_SECONDS
+    ) -> None:
         self._sdk = sdk
+        self._warm_up_seconds = warm_up_seconds
         self._changed = changed
         self._apps: dict[str, _App] = {}
 
@@ -173,7 +176,8 @@ class Deployments:
         """
 
         async def warm(region: str) -> None:
-            seconds = await (await self._sdk.burst()).warm_up(place, region, WARM_UP_SECONDS)
+            sdk = await self._sdk.burst()
+            seconds = await sdk.warm_up(place, region, self._warm_up_seconds)
             words = "%s: first session in %s after %.1f s"
             log.info(words, agent, region, seconds, extra={"agent": agent})
             facts = self._apps[agent].facts
