@@ -403,7 +403,7 @@ async def test_an_engine_that_breaks_ends_its_container() -> None:
         if container.returncode is None:
             container.kill()
             await container.wait()
-    assert container.returncode == BROKEN_STATUS
+    assert container.returncode == BROKEN_STATUS, complained.decode()
     assert b"up\n" in said, complained.decode()
     up, last = said.decode().index("up\n"), said.decode().index("the device is gone")
     assert up < last
