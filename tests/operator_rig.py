@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,10 +34,17 @@ SPEC: Json = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below the ports that Linux gives to connections: one of those may be taken before an operator listens on it."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("it goes round for ever")
+
+
+_ports = itertools.cycle(
+    range(20_000 + os.getpid() * 37 % 10_000, 32_000)
+)  # of each test process others
 
 
 class World:
