@@ -59,6 +59,7 @@ class ApiRelay:
         self.watches: dict[str, int] = {}  # open ones, by path
         self.told: dict[str, int] = {}  # events that went through watches, by path
         self.port = 0
+        self.passing: set[asyncio.Task[web.Response]] = set()  # requests at the API server
         self.muted = False  # watches say nothing any more, and nobody is told so
         self._away = False
         self._open: dict[web.StreamResponse, web.Request] = {}  # watches
@@ -130,6 +131,7 @@ class ApiRelay:
             yield self
         finally:
             await runner.cleanup()
+            await asyncio.gather(*self.passing, return_exceptions=True)
 
     async def _relay(self, arrived: web.Request) -> web.StreamResponse:
         if self._away:
@@ -143,19 +145,32 @@ class ApiRelay:
         self.seen.append(request)
         body = await arrived.read()
         await self._tell()
-        if answer := await self.before(request):
-            return answer
-        async with self._api.session.request(
-            arrived.method, _target(arrived), data=body or None, headers=_headers(arrived)
-        ) as told:
-            answer = web.Response(
-                status=told.status, body=await told.read(), content_type=told.content_type
-            )
-        self.answered.append((request, answer.status))
+        if instead := await self.before(request):
+            return instead
+        # To its end, also where the client dies meanwhile: what the API server did is known here.
+        passing = asyncio.create_task(self._pass_on(request, arrived, body))
+        self.passing.add(passing)
+        answer = await asyncio.shield(passing)
         if await self.after(request, answer.status) and arrived.transport:
             arrived.transport.abort()
         await self._tell()
         return answer
+
+    async def _pass_on(self, request: Request, arrived: web.Request, body: bytes) -> web.Response:
+        try:
+            async with self._api.session.request(
+                arrived.method, _target(arrived), data=body or None, headers=_headers(arrived)
+            ) as told:
+                answer = web.Response(
+                    status=told.status, body=await told.read(), content_type=told.content_type
+                )
+            self.answered.append((request, answer.status))
+            return answer
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self.passing.discard(task)
+            await self._tell()
 
     async def _watch(self, arrived: web.Request) -> web.StreamResponse:
         path = arrived.path

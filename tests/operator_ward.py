@@ -41,7 +41,7 @@ class Ward:
     async def next(self) -> None:
         """Another operator, in place of one that was killed."""
         self.kills += 1
-        await self.relay.until(lambda it: not any(it.watches.values()))
+        await self.relay.until(lambda it: not any(it.watches.values()) and not it.passing)
         self.start()
 
     @contextlib.contextmanager

@@ -47,12 +47,12 @@ class Flood:
 
     async def _calls(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._held.append(writer)
         writer.write(self._head)
         status = int((await reader.readline()).split(b" ")[1])
         self.told.append(status)
-        if status == 101:  # it keeps what it gets
-            self._held.append(writer)
-        else:
+        if status != 101:  # it keeps what it gets
+            self._held.remove(writer)
             writer.close()
 
     async def _flows(self) -> None:

@@ -206,9 +206,12 @@ class HookPolicy:
     async def _ask(self, events: Sequence[Event]) -> list[Action] | Failure:
         """One request, within the deadline."""
         body = request_body(self._call, events, agent_speaks=self._agent_speaks)
+        client = (
+            self._hooks.client
+        )  # the first one takes a while to make, which is not the hook's fault
         try:
             async with asyncio.timeout(self._hook.deadline):
-                return await self._post(body)
+                return await self._post(client, body)
         except TimeoutError:
             return Failure.LATE
         except HookError:
@@ -216,8 +219,8 @@ class HookPolicy:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
             return Failure.UNREACHABLE
 
-    async def _post(self, body: bytes) -> list[Action] | Failure:
-        hook, client = self._hook, self._hooks.client
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> list[Action] | Failure:
+        hook = self._hook
         async with client.stream("POST", hook.url, content=body, headers=hook.headers) as response:
             if not response.is_success:
                 return Failure.REFUSED
