@@ -14,7 +14,7 @@ demo: .venv/demo.stamp  ## A whole Trunkline on this machine: a spoken call, a s
 
 test: check  ## Everything CI runs: the checks, then all tests.
 	@$(BIN)/trunkline dev --prepare
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev.stamp  ## ruff, mypy --strict and the import rules.
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The gateway: what a relayed message, a live call and an admission cost, beside what else relays calls.
 
     python bench/gateway.py [--quick] [--json FILE]
-    python bench/gateway.py --soak MINUTES [--calls N] [--lasting SECONDS] [--json FILE]
+    python bench/gateway.py --soak MINUTES [--calls N] [--lasting SECONDS] [--rate N] [--json FILE]
 
 All on loopback. What is measured has one core; a load generator in C (bench/load/load.c), which is the callers and
 the worker behind the relay, has the other. Costs are CPU time and memory as the kernel counts them, delays are between
@@ -14,7 +14,8 @@ A capacity is the most calls with which 98 % of all messages arrive and the 99th
 below 5 ms, on steps of 10 %. `against` the same numbers, "the load generator alone" speaks to its own worker with no
 relay between: what it reaches is the most that can be measured here.
 
-A soak (bench/load/soak.py) ends with status 1 if anything went wrong.
+A soak (bench/load/soak.py) ends with status 1 if anything went wrong. Its calls send frames of 80 ms, as Moshi's do:
+300 calls with frames of 20 ms fill 0.7 of a core, and what else the machine does would be counted as a fault.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import report
 from load import relays
 from load.relays import ASYNCIO, HAPROXY, NGINX, TRUNKLINE, UVLOOP, Relay, Stand
 from load.rig import BenchError, Generator, Load, Places, build, free_ports, loading, tell
-from load.soak import soak
+from load.soak import Churn, soak
 
 ALONE: Final = "the load generator alone"
 RATE: Final = 50  # messages a second and direction
@@ -484,13 +485,15 @@ def main() -> None:
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--lasting", type=float, default=20.0, metavar="SECONDS")
+    parser.add_argument("--rate", type=float, default=12.5, metavar="N")  # messages a second
     parser.add_argument("--json", type=Path, metavar="FILE")
     options, _ = parser.parse_known_args()
     try:
         if options.soak is None:
             report.main("gateway", measure)
         else:
-            sys.exit(soak(options.soak, options.calls, options.lasting, options.json))
+            calls = Churn(calls=options.calls, lasting=options.lasting, rate=options.rate)
+            sys.exit(soak(options.soak, calls, options.json))
     except BenchError as error:
         sys.exit(f"gateway: {error}")
 

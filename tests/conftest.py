@@ -21,6 +21,29 @@ settings.load_profile("trunkline")
 
 _numbers = itertools.count(1)
 
+LONGEST = (
+    "test_demo",
+    "test_machine",
+    "test_tls_machine",
+    "test_machine_moshi",
+    "test_burst_scenario",
+    "test_moshi_slots",
+    "test_bench_gateway",
+    "test_bench_reconcile",
+    "test_operator_kill",
+    "test_operator_random",
+    "test_operator_trouble",
+    "test_moshi_bench",
+    "test_gateway_rush",
+    "test_gateway_decisions",
+)
+"""Files that take a minute and more, begun first: else the last minutes wait for one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Prepares the control plane's programs outside of any test's time: a compilation takes minutes."""

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,15 @@ LOOKS: Final = 20  # at memory and descriptors, evenly over the time
 SETTLED: Final = 0.25  # of the time, after which nothing may grow
 GROWTH: Final = 1.05  # of resident memory, from the first half of the settled time to the second
 SPARE_FILES: Final = 16  # connections that come and go at the moment of a look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """So many calls at a time, of so many seconds in the mean, each with so many messages a second both ways."""
+
+    calls: int
+    lasting: float
+    rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +62,8 @@ def faults(looks: Sequence[Look], counted: Mapping[str, Any], calls: int) -> lis
     return found
 
 
-def soak(minutes: float, calls: int, lasting: float, path: Path | None) -> int:
-    """Calls of so many seconds, for so long; the exit status."""
+def soak(minutes: float, churn: Churn, path: Path | None) -> int:
+    """Calls that come and go, for so long; the exit status."""
     looks = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,9 +71,10 @@ def soak(minutes: float, calls: int, lasting: float, path: Path | None) -> int:
         stand = Stand(folder=folder, places=places, worker_port=free_ports(1)[0])
         callers, generator = relays.Callers(folder), build(folder)
         with relays.before_workers(stand, callers) as gateway:
-            options = ("-p", gateway.port, "-b", stand.worker_port, "-t", callers.keys)
-            with loading(generator, places.load, *options, "-l", lasting) as load:
-                load.calls(calls)
+            where = ("-p", gateway.port, "-b", stand.worker_port, "-t", callers.keys)
+            options = (*where, "-l", churn.lasting, "-r", churn.rate)
+            with loading(generator, places.load, *options) as load:
+                load.calls(churn.calls)
                 load.reset()
                 began = time.monotonic()
                 for _ in range(LOOKS):
@@ -77,10 +87,11 @@ def soak(minutes: float, calls: int, lasting: float, path: Path | None) -> int:
                     looks.append(look)
                     tell(f"{look.seconds:.0f} s: {look.resident_kb:.0f} KB, {look.files} files")
                 counted = load.report()
-    found = faults(looks, counted, calls)
+    found = faults(looks, counted, churn.calls)
     kept = {"live", "opened", "ended", "received", "gaps", "refused", "lost", "stuck", "why"}
     record = {key: counted[key] for key in sorted(kept)} | {
         "minutes": minutes,
+        **asdict(churn),
         "resident_kb": [look.resident_kb for look in looks],
         "files": [look.files for look in looks],
         "faults": found,
