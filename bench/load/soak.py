@@ -67,7 +67,8 @@ def soak(minutes: float, churn: Churn, path: Path | None) -> int:
     looks = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        places = Places.of_this_machine(urgent=False)
+        # A neighbour that keeps a worker's end from its core for seconds would be counted as a gateway's fault.
+        places = Places.of_this_machine(urgent=True)
         stand = Stand(folder=folder, places=places, worker_port=free_ports(1)[0])
         callers, generator = relays.Callers(folder), build(folder)
         with relays.before_workers(stand, callers) as gateway:
