@@ -138,7 +138,7 @@ class ControlLinks:
 
     async def bye(self) -> None:
         """Tells every gateway that the worker exits, and closes; no link is dialled again."""
-        self._tell()  # the end of the last call, so that nothing follows the goodbye
+        self._switchboard.tell()  # the end of the last call, so that nothing follows the goodbye
         self._leaving = True
         connections = list(self._up.values())
         broadcast(connections, json.dumps(Bye(type="bye")))

@@ -203,6 +203,7 @@ class WorkerHost:
             for task in (linking, stopping):
                 task.cancel()
             await asyncio.wait({linking, stopping})
+            switchboard.tell()  # what the loop has no time left for
         if self._broken.done():
             raise EngineError(self._broken.result())
         if not linking.cancelled():

@@ -5,7 +5,8 @@ has no clock and makes no tickets: both come as arguments. Every transition is i
 is not there is a bug and raises `SlotError`. Having no room is a result, not an error.
 """
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -77,6 +78,10 @@ class Slots:
         if count < 1:
             raise ValueError(f"a worker has at least one slot, not {count}")
         self._slots: list[Reservation | Seat | None] = [None] * count
+        # Each admission asks these ten times: walks over 256 slots cost it more than all else that a worker does for it.
+        self._calls: dict[str, int] = {}  # the slot of each call that has one
+        self._tickets: dict[str, int] = {}  # the slot of each reservation
+        self._free = list(range(count))  # a heap
         self._notes: list[Change] = []
         self.draining = False
         self.offered = (
@@ -95,15 +100,13 @@ class Slots:
 
     def counts(self) -> dict[State, int]:
         """How many slots are in each state."""
-        counts = dict.fromkeys(State, 0)
-        for slot in self._slots:
-            counts[_state(slot)] += 1
-        return counts
+        reserved, free = len(self._tickets), len(self._free)
+        return {State.FREE: free, State.RESERVED: reserved, State.LIVE: self.busy - reserved}
 
     @property
     def busy(self) -> int:
         """Slots that are reserved or live."""
-        return sum(slot is not None for slot in self._slots)
+        return len(self._calls)
 
     @property
     def room(self) -> int:
@@ -122,7 +125,7 @@ class Slots:
         those of this request, for its gateway may have come back on a new link. A live call has its slot
         already and gets no second one.
         """
-        number = self._of(wanted.call)
+        number = self._calls.get(wanted.call)
         if number is not None:
             held = self._slots[number]
             if not isinstance(held, Reservation):
@@ -137,7 +140,7 @@ class Slots:
 
     def claim(self, ticket: str, now: float) -> Seat | None:
         """Opens the data link of a ticket, once; None for a ticket that is wrong, lapsed or used."""
-        number = self._ticketed(ticket)
+        number = self._tickets.get(ticket)
         if number is None:
             return None
         reservation = self._slots[number]
@@ -150,7 +153,7 @@ class Slots:
 
     def take(self, call: str) -> Seat | None:
         """Makes the lowest free slot live without a reservation; None without room."""
-        number = self._lowest_free() if self._of(call) is None else None
+        number = self._lowest_free() if call not in self._calls else None
         if number is None:
             return None
         seat = Seat(number, call, Settings())
@@ -165,41 +168,38 @@ class Slots:
 
     def release(self, ticket: str) -> None:
         """The gateway will not use its grant. A ticket that is used or gone is none to release."""
-        number = self._ticketed(ticket)
+        number = self._tickets.get(ticket)
         if number is not None:
             self._move(number, Step.LAPSED, None)
 
     def lose(self, link: int) -> None:
         """A control link is gone, and with it the use of its reservations. Live calls go on."""
-        for number, slot in enumerate(self._slots):
-            if isinstance(slot, Reservation) and slot.link == link:
+        for number, reservation in self._reservations():
+            if reservation.link == link:
                 self._move(number, Step.LAPSED, None)
 
     def lapse(self, now: float) -> None:
         """Frees the reservations whose deadline has come."""
-        for number, slot in enumerate(self._slots):
-            if isinstance(slot, Reservation) and slot.deadline <= now:
+        for number, reservation in self._reservations():
+            if reservation.deadline <= now:
                 self._move(number, Step.LAPSED, None)
 
     @property
     def next_deadline(self) -> float | None:
         """When `lapse` will next have something to do."""
-        deadlines = [slot.deadline for slot in self._slots if isinstance(slot, Reservation)]
-        return min(deadlines, default=None)
+        return min((each.deadline for _, each in self._reservations()), default=None)
 
-    # At most 256 slots: a walk over them costs less than the indexes that would have to agree.
+    def _reservations(self) -> list[tuple[int, Reservation]]:
+        """In the order of their slots."""
+        found = []
+        for number in sorted(self._tickets.values()):
+            reservation = self._slots[number]
+            assert isinstance(reservation, Reservation)
+            found.append((number, reservation))
+        return found
 
     def _lowest_free(self) -> int | None:
-        return self._find(lambda slot: slot is None) if self.room else None
-
-    def _of(self, call: str) -> int | None:
-        return self._find(lambda slot: slot is not None and slot.call == call)
-
-    def _ticketed(self, ticket: str) -> int | None:
-        return self._find(lambda slot: isinstance(slot, Reservation) and slot.ticket == ticket)
-
-    def _find(self, wanted: Callable[[Reservation | Seat | None], bool]) -> int | None:
-        return next((number for number, slot in enumerate(self._slots) if wanted(slot)), None)
+        return self._free[0] if self.room else None
 
     def _move(self, number: int, step: Step, after: Reservation | Seat | None) -> None:
         before = self._slots[number]
@@ -208,6 +208,16 @@ class Slots:
         holder = after or before
         assert holder is not None
         self._slots[number] = after
+        if isinstance(before, Reservation):
+            del self._tickets[before.ticket]
+        if isinstance(after, Reservation):
+            self._tickets[after.ticket] = number
+        if before is None:
+            heapq.heappop(self._free)  # nothing but the lowest is ever taken
+            self._calls[holder.call] = number
+        elif after is None:
+            heapq.heappush(self._free, number)
+            del self._calls[holder.call]
         self._notes.append(Change(step, number, holder.call))
 
 

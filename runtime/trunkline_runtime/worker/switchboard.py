@@ -1,6 +1,7 @@
 """The slots of a running worker: `Slots` with a clock, tickets, the slot log and those who want to know.
 
-All of it runs on one event loop and nothing awaits, so each method is one step for everyone else.
+All of it runs on one event loop and nothing awaits, so each method is one step for everyone else. What only tells of a
+step, its line in the slot log and the count of free slots, comes a moment after it: a caller waits for the step itself.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ from typing import Final
 
 from trunkline_runtime.contract import Free
 from trunkline_runtime.worker.orders import ReserveOrder
-from trunkline_runtime.worker.slots import Reservation, Seat, Slots, State
+from trunkline_runtime.worker.slots import Change, Reservation, Seat, Slots, State
 
 slot_log = logging.getLogger("trunkline.slots")
 """One line per change: who had which slot when. Callers' logs are joined with it, so it names every one."""
+
+TELL_SECONDS: Final = 0.002  # after a change: what an admission takes from its reserve to its 101
 
 STOPPING: Final = "stopping"
 """The worker's own wish to drain, beside those of its gateways."""
 
 
 class Switchboard:
-    """Grants slots, tells of every change at most once per turn of the loop, and knows when all is quiet.
+    """Grants slots, tells of every change soon and of many at once, and knows when all is quiet.
 
     A worker drains while anyone wants it to: each gateway speaks for itself, and one that is gone has
     no say, so that a lost `undrain` cannot keep a worker out for ever.
@@ -34,7 +37,8 @@ class Switchboard:
         self._names = {"worker": worker, "boot": boot}
         self._drainers: set[int | str] = set()
         self._listeners: list[Callable[[], None]] = []
-        self._telling: asyncio.Handle | None = None
+        self._telling: asyncio.TimerHandle | None = None
+        self._unlogged: list[tuple[Change, float]] = []  # with the time of day in Unix seconds
         self._lapsing: asyncio.TimerHandle | None = None
         self._lapsing_at: float | None = None
         self._quiet = asyncio.Event()
@@ -60,7 +64,7 @@ class Switchboard:
         return Free(type="free", n=slots.room, busy=slots.busy, draining=slots.draining)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` once in each turn of the loop in which something changed."""
+        """Calls `listener` within `TELL_SECONDS` of a change, and once for all that has changed by then."""
         self._listeners.append(listener)
 
     async def quiet(self) -> None:
@@ -128,15 +132,27 @@ class Switchboard:
         self._slots.lapse(self._loop.time())
         self._changed()
 
-    def _changed(self) -> None:
-        """Logs what happened and sees to all that follows from it."""
-        changes = self._slots.changes()
-        for change in changes:
+    def tell(self) -> None:
+        """Logs what has happened and tells the listeners of it: now, and not in a moment."""
+        if self._telling is None:
+            return
+        self._telling.cancel()
+        self._telling = None
+        unlogged, self._unlogged = self._unlogged, []
+        for change, t in unlogged:
             slot_log.info(
                 change.step.value,
-                extra={"call": change.call, "slot": change.slot, "t": time.time(), **self._names},
+                extra={"call": change.call, "slot": change.slot, "t": t, **self._names},
             )
+        for listener in self._listeners:
+            listener()
+
+    def _changed(self) -> None:
+        """Sees to all that follows from what happened."""
+        changes = self._slots.changes()
         if changes:
+            t = time.time()
+            self._unlogged += [(change, t) for change in changes]
             (self._quiet.clear if self._slots.busy else self._quiet.set)()
             self._tell_soon()
         self._set_timer()
@@ -152,9 +168,4 @@ class Switchboard:
 
     def _tell_soon(self) -> None:
         if self._telling is None:
-            self._telling = self._loop.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        for listener in self._listeners:
-            listener()
+            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
