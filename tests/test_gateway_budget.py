@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from gateway_rig import (
     AGENT,
     OPERATOR_TOKEN,
     FakeModal,
     FakeOperator,
+    FakeWorker,
     a_gateway,
     a_route,
     call,
@@ -26,7 +28,7 @@ from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.scaling.spend import Account, Budget, Terms, bound
 from trunkline_operator.treasury import Count, Treasury
-from trunkline_runtime.contract import Route
+from trunkline_runtime.contract import Price, Route, WarmRung
 from trunkline_runtime.gateway.process import Running
 
 PRICE = {"callSecond": 0.001, "basis": "a dollar in 1000 s"}
@@ -216,3 +218,56 @@ async def test_an_operator_is_told_when_the_budget_is_used_up_and_when_it_is_not
         await ticked(kept, clock, lambda: spend(gateway)["ceiling"] > 0.0)
         async with call(gateway):
             pass
+
+
+# --- calls that are placed again -----------------------------------------------------------------------------
+
+
+DEAR = {"callSecond": 1.0, "basis": "a dollar a second"}  # so that a moment is seen in the sum
+
+
+@on_uvloop
+async def test_a_call_that_two_sessions_had_costs_what_both_did() -> None:
+    async with FakeModal().serving() as modal:
+        route = a_route(rungs=[modal.rung(price=DEAR)], budget={"perHour": 5_000.0})
+        async with a_gateway(route) as gateway, FakeOperator().linked(gateway) as operator:
+            await operator.push(allowances(2_000.0))
+            await until(lambda: spend(gateway).get("ceiling") == 2_000.0)
+            modal.deaths = 1
+            with events("trunkline.calls") as lines:
+                async with call(gateway) as caller:
+                    await caller.send("hi")
+                    assert await caller.recv() == "hi"
+                await until(lambda: any(line["message"] == "ended" for line in lines))
+            assert len(modal.starts) == 2
+            (ended,) = (line for line in lines if line["message"] == "ended")
+            await until(lambda: spend(gateway)["reserved"] == 0)
+            assert 0 < ended["cost"] == pytest.approx(spend(gateway)["spent"], abs=1e-5)
+
+
+@on_uvloop
+async def test_a_call_that_left_a_pod_for_a_session_costs_what_it_had_of_both() -> None:
+    async with FakeModal().serving() as modal:
+        warm = Price(callSecond=1_000.0, basis="a pod of gold")
+        rungs = [WarmRung(kind="warm", price=warm), modal.rung(price=DEAR)]
+        route = a_route(rungs=rungs, budget={"perHour": 5_000.0})
+        bad = FakeWorker("bad", slots=1)
+        bad.last_words = "die"
+        async with (
+            a_gateway(route) as gateway,
+            FakeOperator().linked(gateway) as operator,
+            bad.serving(gateway),
+        ):
+            await operator.push(allowances(2_000.0))
+            await until(lambda: spend(gateway).get("ceiling") == 2_000.0)
+            with events("trunkline.calls") as lines:
+                async with call(gateway) as caller:
+                    await caller.send("hi")
+                    assert await caller.recv() == "hi"
+                await until(lambda: any(line["message"] == "ended" for line in lines))
+            (ended,) = (line for line in lines if line["message"] == "ended")
+            assert ended["rung"] == "burst/us-east"
+            await until(lambda: spend(gateway)["reserved"] == 0)
+            in_session = spend(gateway)["spent"]
+            at_pod = ended["cost"] - in_session
+            assert 0 < at_pod < 1_000.0 * ended["seconds"], "not for the whole of the call"

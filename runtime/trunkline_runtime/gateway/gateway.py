@@ -30,6 +30,7 @@ from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.access.reception import Guest, Reception, steady_clock
 from trunkline_runtime.gateway.accounts.books import Keep
+from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.cashier import Cashier, price_of
 from trunkline_runtime.gateway.accounts.files import to_log
 from trunkline_runtime.gateway.accounts.record import Party, Told, caller_hash, told
@@ -344,30 +345,34 @@ class Gateway:
         self._ledger.placed(route, placement)
         # A line of the log takes as long as a tenth of an admission: the caller has its 101 first.
         tell = partial(self._ledger.tell_placed, call, route.agent, placement)
-        asyncio.get_running_loop().call_soon(tell)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(tell)
+        price = price_of(route, placement)
+        asked.bill.placed(price, loop.time(), warm=placement.rung == "warm")
         facts = Facts(
             call=call,
             agent=route.agent,
             tenant=party.tenant,
             caller=party.caller,
             placement=placement,
-            price=price_of(route, placement),
+            price=price,
             max_seconds=route.max_seconds,
             stall_seconds=self._patience.stall,
             audio_times_real=self._audio_times_real,
             first_audio_ms=route.first_audio_ms,
         )
         again = partial(self._again, guest, asked, leg.subprotocol)
-        return Answered(leg, facts, partial(self._ended, guest), again)
+        return Answered(leg, facts, partial(self._ended, guest, asked.bill), again)
 
     async def _again(
         self, guest: Guest, asked: Asked, subprotocol: str | None, facts: Facts, why: str
     ) -> tuple[Leg, Facts] | None:
         """Another worker for a call whose worker was lost before its first word, within `answerSeconds` from now."""
-        before = facts.placement
+        before, clock = facts.placement, asyncio.get_running_loop().time
+        asked.bill.left(clock())
         asked = replace(
             asked,
-            begun=asyncio.get_running_loop().time(),
+            begun=clock(),
             turn=len(before.steps) + 1,
             avoid=frozenset({before.worker, *(step.worker for step in before.steps)}),
         )
@@ -383,6 +388,7 @@ class Gateway:
         self._reception.moved(guest, warm=placement.rung == "warm")
         self._ledger.moved(facts, placement)
         price = price_of(asked.route, placement)
+        asked.bill.placed(price, clock(), warm=placement.rung == "warm")
         return leg, replace(facts, placement=placement, price=price)
 
     def _asked(self, call: str, guest: Guest, begun: float, hops: int) -> Asked:
@@ -398,6 +404,7 @@ class Gateway:
             tenant=admitted.caller.tenant,
             take=partial(self._reception.take_slot, guest),
             waits=partial(self._reception.waits, guest),
+            bill=Bill(),
             hops=hops,
         )
 
@@ -429,12 +436,14 @@ class Gateway:
         for agent in self._prospects.keys() - self._routes.by_agent().keys():
             del self._prospects[agent]
 
-    def _ended(self, guest: Guest, call: Call, ending: Ending) -> None:
+    def _ended(self, guest: Guest, bill: Bill, call: Call, ending: Ending) -> None:
         self._reception.end(guest)
+        now = asyncio.get_running_loop().time()
         if call.facts.placement.rung == "warm":
-            now = asyncio.get_running_loop().time()
             self._prospects_of(call.facts.agent).ended(now)
-        ending = replace(ending, cost=self._cost(call.facts, ending))
+        # A burst session began before its call; a warm slot is paid for from the 101 on.
+        bill.left(now)
+        ending = replace(ending, cost=self._cashier.total(bill))
         at, leg = self._ledger.ended(call.facts, ending), ending.leg
         if leg is None:
             self._ledger.told(call.facts, ending, at, Told())
@@ -442,14 +451,6 @@ class Gateway:
             leg.when_told(partial(self._told, call.facts, ending, at, leg))
         if ending.lost or call.facts.placement.rung != "warm":
             self.operator.urge()
-
-    def _cost(self, facts: Facts, ending: Ending) -> float | None:
-        """In dollars. A burst session began before its call; a warm slot is paid for from the 101 on."""
-        if facts.price is None:
-            return None
-        if facts.placement.rung == "warm":
-            return facts.price.call_second * ending.seconds
-        return self._cashier.end(facts.call)
 
     def _allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
         if self._routes.believes(epoch):

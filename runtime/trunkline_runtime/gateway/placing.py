@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from trunkline_runtime.contract import KEPT
+from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.cashier import Cashier
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
 from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
@@ -47,6 +48,7 @@ class Asked:
     take: Callable[[Callable[[], int]], bool] = field(repr=False)
     """Whether it may have one of so many free warm slots; then it has it."""
     waits: Callable[[], None] = field(repr=False)  # it has none, and stands in line
+    bill: Bill
     hops: int = 0  # gateways that have sent it on
     turn: int = 0  # another for each time that it is placed
     avoid: frozenset[str] = frozenset()  # workers that have lost it, by name
@@ -57,7 +59,7 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """The call's name at Modal, which gives one session to one key, and at the cashier.
+        """The session's name at Modal, which gives one session to one key, and at the cashier.
 
         The session of the turn before is lost, and paid for when its leg is gone.
         """
@@ -261,8 +263,8 @@ class Placer:
             self._changed(agent)
 
     async def _try_burst(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
-        agent, rung, call = asked.route.agent, f"burst/{attempt.rung.name}", asked.key
-        if why := self._cashier.hold(call, asked.tenant, asked.route, attempt.rung):
+        agent, rung, key = asked.route.agent, f"burst/{attempt.rung.name}", asked.key
+        if why := self._cashier.hold(key, asked.bill, asked.tenant, asked.route, attempt.rung):
             return Failed(why, full=True)
         tally = self._ledger.tally(agent)
         tally.burst += 1
@@ -273,7 +275,7 @@ class Placer:
         finally:
             self._told(agent, rung, _outcome(found))
             if not isinstance(found, Leg):
-                self._cashier.end(call)
+                self._cashier.end(key)
                 tally.burst -= 1
                 self._changed(agent)
         if isinstance(found, Failed):
@@ -308,9 +310,9 @@ class Placer:
                 self._ledger.burst_slow(agent)
         return leg
 
-    def _ends_with(self, leg: Leg, session: Session, call: str) -> None:
+    def _ends_with(self, leg: Leg, session: Session, key: str) -> None:
         leg.when_gone(partial(self._burst.end, session))
-        leg.when_gone(partial(self._cashier.over, call))
+        leg.when_gone(partial(self._cashier.end, key))
 
     async def _try_upstream(self, attempt: TryUpstream, asked: Asked) -> Leg | Failed:
         agent = asked.route.agent

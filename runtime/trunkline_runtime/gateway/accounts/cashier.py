@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter
 
 from trunkline_runtime.contract import SpendLoad
+from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.budget import UNPRICED, Hold, Price, Purses, Wish
 from trunkline_runtime.gateway.ladder import Burst, Placement, Warm
 from trunkline_runtime.gateway.routes import BurstRung, Route
@@ -19,7 +20,7 @@ class Cashier:
         self._purses = Purses()
         self._clock = clock
         self._share = share
-        self._held: dict[str, Hold] = {}  # by call
+        self._held: dict[str, tuple[Hold, Bill]] = {}  # by the session's key
         self._refused = Counter(
             "trunkline_burst_over_budget",
             "Calls that went past burst, for a budget or a tenant's share of it was used up",
@@ -36,8 +37,8 @@ class Cashier:
     def __repr__(self) -> str:
         return f"<Cashier held={len(self._held)} {self._purses!r}>"
 
-    def hold(self, call: str, tenant: str, route: Route, rung: BurstRung) -> str | None:
-        """Holds the call's worst case; else why it may not go there."""
+    def hold(self, key: str, bill: Bill, tenant: str, route: Route, rung: BurstRung) -> str | None:
+        """Holds the worst case of a session, which is put on its call's bill; else why it may not be had."""
         held: Hold | str
         if rung.price is None:
             held = UNPRICED if route.budget.limits else ""
@@ -57,28 +58,32 @@ class Cashier:
                 self._clock(),
             )
         if isinstance(held, Hold):
-            self._held[call] = held
+            self._held[key] = held, bill
+            bill.open.add(key)
             return None
         self._refused.labels(route.agent).inc()
         return held
 
-    def began(self, call: str) -> None:
-        """Its session has a container: it costs from now on."""
-        if held := self._held.get(call):
-            self._purses.began(held, self._clock())
+    def began(self, key: str) -> None:
+        """The session has a container: it costs from now on."""
+        if key in self._held:
+            self._purses.began(self._held[key][0], self._clock())
 
-    def end(self, call: str) -> float | None:
-        """Its session is over, or never was. What it cost; None where no price was known, or it has ended before."""
-        held = self._held.pop(call, None)
-        if held is None:
-            return None
+    def end(self, key: str) -> None:
+        """The session is over, or never was. Nothing where it has ended before, or nothing was held for it."""
+        if key not in self._held:
+            return
+        held, bill = self._held.pop(key)
         cost = self._purses.end(held, self._clock())
+        bill.open.discard(key)
+        bill.dollars += cost
         self._paid.labels(held.agent).inc(cost)
-        return cost
 
-    def over(self, call: str) -> None:
-        """Its leg is gone. It has paid, but for a caller who left before the call began."""
-        self.end(call)
+    def total(self, bill: Bill) -> float | None:
+        """What a call that is over has cost, in all its sessions; None where no price was known."""
+        for key in tuple(bill.open):  # of a worker that was lost, too: its link may linger
+            self.end(key)
+        return bill.total
 
     def allow(self, ceilings: Mapping[str, float]) -> None:
         """The operator's word on what each agent's burst may cost here."""
