@@ -5,13 +5,12 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from gateway_rig import AGENT, KEY, SECONDS, WORKER_KEY, a_route, http, routes_text
+from gateway_rig import AGENT, KEY, SECONDS, WORKER_KEY, a_route, free_ports, http, routes_text
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
@@ -32,14 +31,6 @@ from trunkline_runtime.contract import (
 CALLERS = 12
 GRACE = 60.0  # seconds; every call is shorter
 UPDATE = json.dumps({"type": "session.update", "session": {"type": "realtime"}})
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Served:

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,10 +13,7 @@ from typing import Any
 import pytest
 from gateway_rig import (
     AGENT,
-    KEY,
-    OPERATOR_TOKEN,
     SECONDS,
-    WORKER_KEY,
     FakeWorker,
     SlotLog,
     a_gateway,
@@ -33,7 +27,7 @@ from gateway_rig import (
     routes_text,
     until,
 )
-from tls_rig import Links
+from process_rig import Process, a_worker_of, worker_environment
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import InvalidStatus
@@ -42,17 +36,6 @@ from websockets.typing import Subprotocol
 
 from trunkline_runtime.contract import (
     CALL_HEADER,
-    ENV_AGENT,
-    ENV_ENGINE,
-    ENV_GATEWAYS,
-    ENV_HEALTH_PORT,
-    ENV_HOST,
-    ENV_OPERATOR_TOKEN,
-    ENV_PORT,
-    ENV_SLOTS,
-    ENV_WORKER,
-    ENV_WORKER_KEY,
-    REALTIME_PATH,
     WaitRung,
     WarmRung,
 )
@@ -229,21 +212,6 @@ def free(gateway: Running) -> int:
 # --- the real worker -----------------------------------------------------------------------------------
 
 
-def worker_environment(name: str, *gateways: int, slots: int = 4) -> dict[str, str]:
-    return {
-        ENV_AGENT: AGENT,
-        ENV_WORKER: name,
-        ENV_ENGINE: "loopback",
-        ENV_SLOTS: str(slots),
-        ENV_HOST: "127.0.0.1",
-        ENV_PORT: "0",
-        ENV_HEALTH_PORT: "0",
-        ENV_GATEWAYS: ",".join(f"127.0.0.1:{port}" for port in gateways),
-        ENV_WORKER_KEY: WORKER_KEY,
-        **(Links.pki.environment(AGENT) if Links.pki else {}),
-    }
-
-
 @contextlib.asynccontextmanager
 async def a_real_worker(name: str, *gateways: Running, slots: int = 4) -> AsyncIterator[WorkerHost]:
     ports = [gateway.control_port for gateway in gateways]
@@ -313,79 +281,11 @@ async def test_real_workers_and_two_gateways_never_book_twice() -> None:
 # --- the process ---------------------------------------------------------------------------------------
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-class Process:
-    """`trunkline gateway` as it is started in a cluster, and one of its workers beside it."""
-
-    def __init__(self, routes: Path) -> None:
-        self.calls, self.control, self.health = free_ports(3)
-        self.routes = routes
-        self.child: asyncio.subprocess.Process | None = None
-
-    @contextlib.asynccontextmanager
-    async def running(self, grace: float) -> AsyncIterator["Process"]:
-        ports = ["--port", self.calls, "--control-port", self.control, "--health-port", self.health]
-        tls = [f"--control-tls={Links.pki.folder}"] if Links.pki else []
-        hosts = [f"--{kind}host=127.0.0.1" for kind in ("", "control-", "health-")]
-        self.child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "trunkline_runtime", "gateway", *map(str, ports), *hosts, *tls),
-            *("--routes-file", str(self.routes), "--grace-seconds", str(grace), "--name", "g"),
-            env={**os.environ, ENV_OPERATOR_TOKEN: OPERATOR_TOKEN},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            yield self
-        finally:
-            if self.child.returncode is None:
-                self.child.kill()
-            await self.child.communicate()
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(SECONDS):
-            while True:
-                with contextlib.suppress(OSError):
-                    if (await http(self.health, "/readyz"))[0] == 200:
-                        return
-                await asyncio.sleep(0.05)
-
-    def dial(self) -> connect:
-        return connect(
-            f"ws://127.0.0.1:{self.calls}{REALTIME_PATH}?model=echo",
-            additional_headers={"Authorization": f"Bearer {KEY}"},
-            proxy=None,
-            open_timeout=SECONDS,
-        )
-
-
 @pytest.fixture
 def routes(tmp_path: Path) -> Path:
     path = tmp_path / "routes.json"
     path.write_text(routes_text(a_route()))
     return path
-
-
-@contextlib.asynccontextmanager
-async def a_worker_of(process: Process) -> AsyncIterator[None]:
-    """A real worker in this process, linked to a gateway in another."""
-    config = WorkerConfig.from_environment(worker_environment("real-0", process.control))
-    engine = LoopbackEngine(slots=4)
-    engine.load()
-    engine.resume()
-    stop = asyncio.Event()
-    running = asyncio.create_task(WorkerHost(config, engine).run(stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await running
-        engine.close()
 
 
 @on_uvloop
