@@ -22,7 +22,7 @@ from websockets.frames import Close, Frame, Opcode
 
 from trunkline_runtime.contract import MAX_CALL_MESSAGE_BYTES
 from trunkline_runtime.gateway.closes import for_worker, of_worker
-from trunkline_runtime.gateway.leg import notice_dead_peer
+from trunkline_runtime.gateway.sockets import notice_dead_peer
 
 links = pytest.mark.usefixtures("links")
 LOST = (1011, "worker lost: call again")
@@ -177,7 +177,6 @@ def test_a_peer_that_vanishes_is_noticed(speaks: bool) -> None:
 
         class Side(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                notice_dead_peer(transport, seconds=3)
                 self.transport = cast(asyncio.Transport, transport)
                 self.transport.write(b"hello")
                 sides.append(self)
@@ -188,6 +187,9 @@ def test_a_peer_that_vanishes_is_noticed(speaks: bool) -> None:
         sides: list[Side] = []
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Side, "127.0.0.1", 0)
+        notice_dead_peer(
+            server.sockets[0], seconds=3
+        )  # as with callers: who is accepted has it too
         with socket.create_connection(server.sockets[0].getsockname()) as peer:
             await until(lambda: bool(sides))
             peer.setblocking(False)

@@ -32,8 +32,9 @@ from websockets.uri import parse_uri
 from trunkline_runtime.contract import WarmRung
 from trunkline_runtime.gateway.call import MAX_KEPT_BYTES, MOST_MOVES, Call, Ending, Facts
 from trunkline_runtime.gateway.closes import NOBODY_ELSE, WORKER_LOST
+from trunkline_runtime.gateway.handshake import Address, Door
 from trunkline_runtime.gateway.ladder import Placement, Warm
-from trunkline_runtime.gateway.leg import Door, Leg
+from trunkline_runtime.gateway.leg import Leg
 
 # --- the relay alone, without sockets: whatever the chunks, fragments, control frames and deaths ----------
 
@@ -80,8 +81,9 @@ class WorkerEnd:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        door = Door(host="w", port=1, target="/", subprotocol=None, headers=())
-        self.leg = Leg(door, asyncio.get_running_loop())
+        self.leg = Leg(asyncio.get_running_loop())
+        door = Door(target="/", subprotocol=None, headers=())
+        self.leg.ask(Address(host="w", port=1), door)
         self.leg.connection_made(self.wire)
         self.server = ServerProtocol(max_size=None)
         self._read = 0

@@ -18,7 +18,7 @@ import httpx
 import jwt
 
 from trunkline_runtime.contract import START_HEADER
-from trunkline_runtime.gateway.leg import Failed
+from trunkline_runtime.gateway.dialling import Failed
 from trunkline_runtime.gateway.routes import BurstRung
 
 log = logging.getLogger("trunkline.gateway")

@@ -31,7 +31,8 @@ from trunkline_runtime.gateway.closes import (
 )
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, pong_frame
 from trunkline_runtime.gateway.ladder import Placement
-from trunkline_runtime.gateway.leg import LINGER_SECONDS, Leg, drop, finish, pause, resume
+from trunkline_runtime.gateway.leg import Leg
+from trunkline_runtime.gateway.sockets import LINGER_SECONDS, drop, finish, pause, resume
 
 log = logging.getLogger("trunkline.gateway")
 

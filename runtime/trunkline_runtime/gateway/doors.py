@@ -15,8 +15,8 @@ from trunkline_runtime.contract import (
 )
 from trunkline_runtime.gateway.burst import Session, ticket
 from trunkline_runtime.gateway.frames import text_frame
-from trunkline_runtime.gateway.leg import Door
-from trunkline_runtime.gateway.routes import Route, UpstreamRung
+from trunkline_runtime.gateway.handshake import Address, Door
+from trunkline_runtime.gateway.routes import BurstRung, Route, UpstreamRung
 
 MODEL: Final = "model"
 DEFAULT_PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
@@ -32,28 +32,32 @@ class Wanted:
     subprotocol: str | None
 
 
-def warm_door(wanted: Wanted, host: str, port: int, granted: str) -> Door:
-    """A pod of the agent; `granted` is the ticket that its worker made."""
+def warm_address(route: Route, host: str, port: int) -> Address:
+    """A pod of the agent."""
+    return Address(
+        host=host, port=port, tls=route.worker_tls, server_name=worker_server_name(route.agent)
+    )
+
+
+def warm_door(wanted: Wanted, granted: str) -> Door:
+    """`granted` is the ticket that the pod's worker made."""
     return Door(
-        host=host,
-        port=port,
-        tls=wanted.route.worker_tls,
-        server_name=worker_server_name(wanted.route.agent),
         target=wanted.target,
         subprotocol=wanted.subprotocol,
         headers=((TICKET_HEADER, granted), (CALL_HEADER, wanted.call)),
     )
 
 
-def burst_door(wanted: Wanted, session: Session, tls: ssl.SSLContext) -> Door:
+def burst_address(rung: BurstRung, tls: ssl.SSLContext) -> Address:
+    """Modal's door to the containers of a region."""
+    return _address(rung.url, tls, "https")
+
+
+def burst_door(wanted: Wanted, session: Session) -> Door:
     """The container that a session at Modal is held in."""
-    url = urlsplit(session.rung.url)
     settings = {"type": BURST_SETTINGS_TYPE, "settings": wanted.route.settings}
     return Door(
-        host=url.hostname or "",
-        port=url.port or DEFAULT_PORTS[url.scheme],
-        tls=tls if url.scheme == "https" else None,
-        target=url.path + wanted.target,
+        target=urlsplit(session.rung.url).path + wanted.target,
         subprotocol=wanted.subprotocol,
         headers=(
             ("Modal-Authorization", f"Bearer {session.token}"),
@@ -64,23 +68,33 @@ def burst_door(wanted: Wanted, session: Session, tls: ssl.SSLContext) -> Door:
     )
 
 
-def upstream_door(wanted: Wanted, rung: UpstreamRung, hops: int, tls: ssl.SSLContext) -> Door:
-    """Another gateway or a hosted endpoint: the caller's path behind the rung's, and its model instead of ours.
+def upstream_address(rung: UpstreamRung, tls: ssl.SSLContext) -> Address:
+    """Another gateway or a hosted endpoint."""
+    return _address(rung.url, tls, "wss")
+
+
+def upstream_door(wanted: Wanted, rung: UpstreamRung, hops: int) -> Door:
+    """The caller's path behind the rung's, and its model instead of ours.
 
     `hops` gateways have sent the call on before. The caller's own credential stays here.
     """
-    url = urlsplit(rung.url)
     path, _, query = wanted.target.partition("?")
     fields = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != MODEL]
     headers = [(HOPS_HEADER, str(hops + 1))]
     if rung.token:
         headers.append(("Authorization", f"Bearer {rung.token}"))
     return Door(
-        host=url.hostname or "",
-        port=url.port or DEFAULT_PORTS[url.scheme],
-        tls=tls if url.scheme == "wss" else None,
-        target=f"{url.path}{path}?{urlencode([(MODEL, rung.model), *fields])}",
+        target=f"{urlsplit(rung.url).path}{path}?{urlencode([(MODEL, rung.model), *fields])}",
         subprotocol=wanted.subprotocol,
         headers=tuple(headers),
         ours=False,
+    )
+
+
+def _address(url: str, tls: ssl.SSLContext, secure: str) -> Address:
+    parts = urlsplit(url)
+    return Address(
+        host=parts.hostname or "",
+        port=parts.port or DEFAULT_PORTS[parts.scheme],
+        tls=tls if parts.scheme == secure else None,
     )

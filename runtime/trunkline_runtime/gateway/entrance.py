@@ -17,7 +17,7 @@ from trunkline_runtime.gateway.access.answers import Away
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.proxy_header import More, ProxyHeaderError, Source, read
 from trunkline_runtime.gateway.intake import HEAD_SECONDS, TOO_MANY, Desk, Intake
-from trunkline_runtime.gateway.leg import LINGER_SECONDS
+from trunkline_runtime.gateway.sockets import LINGER_SECONDS, notice_dead_peer
 
 log = logging.getLogger("trunkline.gateway")
 
@@ -165,4 +165,6 @@ def _why(error: Exception) -> Away:
 def listener(host: str, port: int, backlog: int) -> socket.socket:
     """A socket that listens. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=backlog)
+    bound = socket.create_server((host, port), family=family, backlog=backlog)
+    notice_dead_peer(bound)
+    return bound

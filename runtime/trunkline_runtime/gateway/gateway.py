@@ -29,8 +29,8 @@ from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
 from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.access.reception import Guest, Reception, steady_clock
-from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.bill import Bill
+from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.cashier import Cashier, price_of
 from trunkline_runtime.gateway.accounts.files import to_log
 from trunkline_runtime.gateway.accounts.record import Party, Told, caller_hash, told
@@ -40,11 +40,12 @@ from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.closes import MOVED
 from trunkline_runtime.gateway.doors import Wanted
+from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES
 from trunkline_runtime.gateway.holdings import Holdings
 from trunkline_runtime.gateway.intake import Answered, Intake
 from trunkline_runtime.gateway.ladder import LEFT, Patience, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import MAX_HEAD_BYTES, Leg
+from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
 from trunkline_runtime.gateway.reports import agent_load

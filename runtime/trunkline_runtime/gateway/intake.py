@@ -17,13 +17,9 @@ from trunkline_runtime.gateway.access.caller_tls import name_in
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
 from trunkline_runtime.gateway.call import Again, Call, Ended, Facts
-from trunkline_runtime.gateway.leg import (
-    HEAD_END,
-    MAX_HEAD_BYTES,
-    Leg,
-    finish,
-    notice_dead_peer,
-)
+from trunkline_runtime.gateway.handshake import HEAD_END, MAX_HEAD_BYTES
+from trunkline_runtime.gateway.leg import Leg
+from trunkline_runtime.gateway.sockets import finish
 from trunkline_runtime.process import QUIET, answer
 
 log = logging.getLogger("trunkline.gateway")
@@ -104,7 +100,6 @@ class Intake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        notice_dead_peer(transport)
         self._desk.opened(self)
         self.begun = True
         if self._peer is not None:

@@ -12,7 +12,16 @@ from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.cashier import Cashier
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
 from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
-from trunkline_runtime.gateway.doors import Wanted, burst_door, upstream_door, warm_door
+from trunkline_runtime.gateway.dialling import Dialling, Failed, dial
+from trunkline_runtime.gateway.doors import (
+    Wanted,
+    burst_address,
+    burst_door,
+    upstream_address,
+    upstream_door,
+    warm_address,
+    warm_door,
+)
 from trunkline_runtime.gateway.ladder import (
     UPSTREAM,
     Ladder,
@@ -25,7 +34,7 @@ from trunkline_runtime.gateway.ladder import (
     TryWarm,
 )
 from trunkline_runtime.gateway.ledger import Ledger
-from trunkline_runtime.gateway.leg import Failed, Leg, dial
+from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.line import Lines, Nothing, Waiter
 from trunkline_runtime.gateway.outliers import SLOW_SECONDS, Demerit
 from trunkline_runtime.gateway.routes import Route
@@ -222,23 +231,29 @@ class Placer:
             if attempt.held:
                 self._table.settle(attempt.row, granted=False)
             return Failed("lost its control link", full=True)
+        # Dialled while the worker decides: its grant finds the connection made.
+        dialling = Dialling(warm_address(wanted.route, link.host, link.port))
+        leg: Leg | Failed = Failed("")
+        grant: Granted | Failed | None = None
         began = clock()
         hold = attempt.answer_by - began + HOLD_MARGIN_SECONDS
-        grant = await link.reserve(
-            wanted.call, wanted.route.settings, attempt.reserve_by, hold, held=attempt.held
-        )
-        if not isinstance(grant, Granted):
-            if not grant.full:
-                self._links.bad(attempt.row, Demerit.SILENT)
-            return grant
-        slow = clock() - began > SLOW_SECONDS
-        leg: Leg | Failed = Failed("")
         try:
-            door = warm_door(wanted, link.host, link.port, grant.ticket)
-            leg = await dial(door, attempt.answer_by)
+            grant = await link.reserve(
+                wanted.call, wanted.route.settings, attempt.reserve_by, hold, held=attempt.held
+            )
+            if not isinstance(grant, Granted):
+                if not grant.full:
+                    self._links.bad(attempt.row, Demerit.SILENT)
+                return grant
+            slow = clock() - began > SLOW_SECONDS
+            if dialling.failed:  # perhaps it let nobody wait so long
+                dialling = Dialling(warm_address(wanted.route, link.host, link.port))
+            leg = await dialling.ask(warm_door(wanted, grant.ticket), attempt.answer_by)
         finally:
             if not isinstance(leg, Leg):
-                link.release(grant.ticket)
+                dialling.drop()
+                if isinstance(grant, Granted):
+                    link.release(grant.ticket)
         if isinstance(leg, Failed):
             avoid.add(attempt.row)
             self._links.bad(attempt.row, Demerit.REFUSED)
@@ -296,8 +311,8 @@ class Placer:
         self._cashier.began(asked.key)
         leg: Leg | Failed = Failed("")
         try:
-            door = burst_door(asked.wanted, session, self._burst.tls)
-            leg = await dial(door, attempt.answer_by)
+            address = burst_address(rung, self._burst.tls)
+            leg = await dial(address, burst_door(asked.wanted, session), attempt.answer_by)
         finally:
             if not isinstance(leg, Leg):
                 self._burst.end(session)
@@ -321,8 +336,9 @@ class Placer:
             if asked.hops >= MOST_HOPS:
                 found = Failed("the call has come from another gateway already", full=True)
             else:
-                door = upstream_door(asked.wanted, attempt.rung, asked.hops, self._burst.tls)
-                found = await dial(door, attempt.answer_by)
+                address = upstream_address(attempt.rung, self._burst.tls)
+                door = upstream_door(asked.wanted, attempt.rung, asked.hops)
+                found = await dial(address, door, attempt.answer_by)
         finally:
             self._told(agent, UPSTREAM, _outcome(found))
         return found

@@ -30,6 +30,7 @@ from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.renewal import Renewal
 from trunkline_runtime.gateway.routes_file import RoutesFile
+from trunkline_runtime.gateway.sockets import notice_dead_peer
 from trunkline_runtime.gateway.workers import WorkerLinks
 from trunkline_runtime.process import QUIET, answer, listening, serving_health
 from trunkline_runtime.tls import MountedIdentity
@@ -171,8 +172,10 @@ async def _answering(gateway: Gateway, config: GatewayConfig) -> AsyncIterator[i
         server = await loop.create_server(
             lambda: Intake(gateway), config.host, config.port, backlog=BACKLOG
         )
+    bound = next(iter(server.sockets))
+    notice_dead_peer(bound)
     try:
-        yield next(iter(server.sockets)).getsockname()[1]
+        yield bound.getsockname()[1]
     finally:
         server.close()
 

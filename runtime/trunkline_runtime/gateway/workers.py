@@ -21,8 +21,9 @@ from trunkline_runtime.contract import (
     Settings,
 )
 from trunkline_runtime.gateway.access.wish import bearers
+from trunkline_runtime.gateway.dialling import Failed
 from trunkline_runtime.gateway.ladder import Patience
-from trunkline_runtime.gateway.leg import Failed, Leg
+from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.outliers import LATE_SHARE, Demerit, Outliers
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Row, Table

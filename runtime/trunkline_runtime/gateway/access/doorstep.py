@@ -4,6 +4,7 @@ It bounds what a stranger costs before a word is read. Behind a load balancer th
 from one: the bounds are wide enough for that, and can be switched off.
 """
 
+import functools
 from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address
@@ -93,6 +94,7 @@ class Doorstep:
                 del self._addresses[idle]
 
 
+@functools.lru_cache(maxsize=1024)
 def _network(peer: str) -> str:
     """What counts as one address: IPv4's own, and of IPv6 the network."""
     try:
