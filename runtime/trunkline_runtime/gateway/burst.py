@@ -18,6 +18,7 @@ import httpx
 import jwt
 
 from trunkline_runtime.contract import START_HEADER
+from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, is_short
 from trunkline_runtime.gateway.dialling import Failed
 from trunkline_runtime.gateway.routes import BurstRung
 
@@ -110,6 +111,8 @@ class BurstSessions:
         try:
             response = await self._post_twice(rung.url + START_PATH, headers)
         except httpx.HTTPError as error:
+            if is_short(error):
+                return Failed(NO_DESCRIPTOR, ours=True)
             return Failed(f"cannot be reached: {error or type(error).__name__}")
         if response.status_code != 200:
             status = response.status_code

@@ -5,6 +5,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Final
 
+from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, is_short
 from trunkline_runtime.gateway.handshake import Address, Door
 from trunkline_runtime.gateway.leg import Leg
 
@@ -17,6 +18,7 @@ class Failed:
 
     why: str
     full: bool = False  # there was no room, or the caller left: nobody's fault
+    ours: bool = False  # it is this gateway that lacks something: nobody else is worth asking
     limited: bool = False  # Modal said that the workspace may have no more
 
 
@@ -58,7 +60,7 @@ class Dialling:
         if not why:
             return leg
         self.drop()
-        return Failed(why, full=why in NO_ROOM)
+        return Failed(why, full=why in NO_ROOM, ours=why == NO_DESCRIPTOR)
 
     def drop(self) -> None:
         """The connection is not wanted any more."""
@@ -78,6 +80,9 @@ class Dialling:
         except ssl.SSLCertVerificationError as error:
             self._leg.fail(f"could not prove who it is: {error.verify_message}")
         except OSError as error:
+            if is_short(error):
+                self._leg.fail(NO_DESCRIPTOR)
+                return
             self._leg.fail(f"cannot be reached: {error.strerror or error}")
 
 

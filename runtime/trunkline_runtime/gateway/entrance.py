@@ -16,6 +16,7 @@ from typing import Final
 from trunkline_runtime.gateway.access.answers import Away
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.proxy_header import More, ProxyHeaderError, Source, read
+from trunkline_runtime.gateway.descriptors import At, is_short
 from trunkline_runtime.gateway.intake import HEAD_SECONDS, TOO_MANY, Desk, Intake
 from trunkline_runtime.gateway.sockets import LINGER_SECONDS, notice_dead_peer
 
@@ -72,8 +73,11 @@ class Entrance:
                 caller, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # no file descriptor is free: others must end first
-                log.error("callers cannot be accepted now", extra={"why": str(error.strerror)})
+            except OSError as error:
+                if is_short(error):  # others must end first, and the backlog waits for that
+                    self._desk.short_of_descriptors(At.ACCEPT)
+                else:
+                    log.error("callers cannot be accepted now", extra={"why": str(error.strerror)})
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(FULL_SECONDS, self._open)
                 return

@@ -39,6 +39,7 @@ from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.closes import MOVED
+from trunkline_runtime.gateway.descriptors import At, Descriptors
 from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES
 from trunkline_runtime.gateway.holdings import Holdings
@@ -89,6 +90,7 @@ class Terms:
     proxies: Proxies = field(default_factory=Proxies)
     pulse: Pulse = field(default_factory=Pulse)
     audio_times_real: float = MOST_TIMES_REAL
+    descriptors: int = 1024  # that the process may have open
     keep: Keep = to_log  # takes the ledger's records
 
 
@@ -118,6 +120,7 @@ class Gateway:
             counted=self._ledger.unopened,
         )
         self._burst = BurstSessions()
+        self.descriptors = Descriptors(registry, terms.descriptors)
         self._cashier = Cashier(registry, steady_clock(), lambda: self._routes.share)
         self.workers = WorkerLinks(
             self._table, self._routes.by_agent, self._changed, terms.patience
@@ -133,6 +136,7 @@ class Gateway:
             breakers=self._breakers,
             cashier=self._cashier,
             patience=terms.patience,
+            descriptors=self.descriptors,
             changed=self._changed,
         )
 
@@ -237,6 +241,12 @@ class Gateway:
 
     def trusts(self, peer: str) -> bool:
         return self._reception.trusts(peer)
+
+    def has_descriptors(self, number: int) -> bool:
+        return self.descriptors.are_for(number, self._reception.waiting)
+
+    def short_of_descriptors(self, at: At) -> None:
+        self.descriptors.short(at)
 
     def turned_away(self, away: Away) -> None:
         self._ledger.turned_away(away)

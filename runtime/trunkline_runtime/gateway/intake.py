@@ -17,6 +17,7 @@ from trunkline_runtime.gateway.access.caller_tls import name_in
 from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
 from trunkline_runtime.gateway.call import Again, Call, Ended, Facts
+from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, At
 from trunkline_runtime.gateway.handshake import HEAD_END, MAX_HEAD_BYTES
 from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.sockets import finish
@@ -31,6 +32,12 @@ MAX_TLS_BUFFER_BYTES: Final = (
 )  # each way, as plain sockets have; uvloop's own are 512 and 256 KiB
 PARTING_SECONDS: Final = 1.0  # for a plain answer to be read: who gets one has nothing more to say
 TURN_AWAY_SECONDS: Final = 1.0  # from a caller that is turned away and says nothing
+NO_ROOM: Final = Denied(
+    status=503,
+    text=f"{NO_DESCRIPTOR}: call again after a while\n",
+    outcome="unready",
+    headers=(("Retry-After", "5"),),
+)
 TOO_MANY: Final = Denied(
     status=429,
     text="too many connections from your address: come back in a second\n",
@@ -68,6 +75,10 @@ class Desk(Protocol):
 
     def trusts(self, peer: str) -> bool: ...
 
+    def has_descriptors(self, number: int) -> bool: ...
+
+    def short_of_descriptors(self, at: At) -> None: ...
+
     def turned_away(self, away: Away) -> None: ...
 
     def opened(self, connection: "Intake | Call") -> None: ...
@@ -90,7 +101,7 @@ class Intake(asyncio.Protocol):
         self._holder = ""  # of the certificate that the caller has shown
         self._buffer = b""
         self._order: OrderReader | None = None  # instead of a call
-        self._turned_away = False
+        self._turned_away: Denied | None = None  # with this, once it has said a word
         self._answered = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -102,26 +113,28 @@ class Intake(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._desk.opened(self)
         self.begun = True
+        arrival = Arrival.WELCOME
         if self._peer is not None:
             self._secure()
+        else:
+            self._peer = _address(transport)
+            arrival = self._desk.arrives(self._peer)
+        if arrival is Arrival.CROWDED:
+            self._answered = True
+            self._transport.abort()
+        elif arrival is Arrival.TOO_MANY:
+            self._turn_away(TOO_MANY)
+        elif not self._desk.has_descriptors(transport.get_extra_info("socket").fileno()):
+            self._desk.short_of_descriptors(At.ARRIVAL)
+            self._turn_away(NO_ROOM)
+        else:
             self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
-            return
-        self._peer = _address(transport)
-        match self._desk.arrives(self._peer):
-            case Arrival.WELCOME:
-                self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
-            case Arrival.TOO_MANY:
-                self._turned_away = True
-                self._timer = self._loop.call_later(TURN_AWAY_SECONDS, self._deny, TOO_MANY)
-            case Arrival.CROWDED:
-                self._answered = True
-                self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._answered:
             return
-        if self._turned_away:  # clients cannot read an answer to what they have not asked yet
-            self._deny(TOO_MANY)
+        if self._turned_away is not None:
+            self._deny(self._turned_away)
             return
         if self._order is not None and self._task is None:
             self._read_order(self._order, data)
@@ -140,6 +153,11 @@ class Intake(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
+
+    def _turn_away(self, denied: Denied) -> None:
+        """Clients cannot read an answer to what they have not asked yet."""
+        self._turned_away = denied
+        self._timer = self._loop.call_later(TURN_AWAY_SECONDS, self._deny, denied)
 
     def _secure(self) -> None:
         """Bounds what TLS holds, and looks who the caller has proved to be by it."""

@@ -12,6 +12,7 @@ from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.cashier import Cashier
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
 from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
+from trunkline_runtime.gateway.descriptors import At, Descriptors
 from trunkline_runtime.gateway.dialling import Dialling, Failed, dial
 from trunkline_runtime.gateway.doors import (
     Wanted,
@@ -91,6 +92,7 @@ class Placer:
         breakers: Breakers,
         cashier: Cashier,
         patience: Patience,
+        descriptors: Descriptors,
         changed: Callable[[str], None],
     ) -> None:
         self._table = table
@@ -100,6 +102,7 @@ class Placer:
         self._breakers = breakers
         self._cashier = cashier
         self._patience = patience
+        self._descriptors = descriptors
         self._changed = changed
         self.lines = Lines()
         table.risen = self.serve
@@ -150,6 +153,10 @@ class Placer:
                 placement = ladder.answered(clock())
                 return found, replace(placement, warm=warm, start=found.start)
             ladder.failed(clock(), found.why)
+            if found.ours:
+                self._descriptors.short(At.DIAL)
+                rejected = ladder.rejected(Rejected(found.why), clock())
+                return None, replace(rejected, warm=warm)
 
     def serve(self, agent: str) -> None:
         """Gives free slots to those who wait. The table calls it whenever there is one more."""
@@ -256,7 +263,8 @@ class Placer:
                     link.release(grant.ticket)
         if isinstance(leg, Failed):
             avoid.add(attempt.row)
-            self._links.bad(attempt.row, Demerit.REFUSED)
+            if not leg.ours:
+                self._links.bad(attempt.row, Demerit.REFUSED)
             return leg
         if slow:
             self._links.bad(attempt.row, Demerit.SLOW)
@@ -293,11 +301,11 @@ class Placer:
                 self._cashier.end(key)
                 tally.burst -= 1
                 self._changed(agent)
-        if isinstance(found, Failed):
+        if isinstance(found, Leg):
+            tally.burst_error = ""
+        elif not found.ours:
             why = f"Modal in {attempt.rung.name} {found.why}"
             self._ledger.burst_failed(agent, why, limited=found.limited)
-        else:
-            tally.burst_error = ""
         return found
 
     async def _session(self, attempt: TryBurst, asked: Asked) -> Leg | Failed:
@@ -347,7 +355,7 @@ class Placer:
 def _outcome(found: Leg | Failed) -> Outcome:
     if isinstance(found, Leg):
         return Outcome.GOOD
-    return Outcome.NEITHER if found.full else Outcome.FAULT
+    return Outcome.NEITHER if found.full or found.ours else Outcome.FAULT
 
 
 def _nobody(row: Row) -> None:

@@ -23,6 +23,7 @@ from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
 from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.accounts.books import Books, keeping
 from trunkline_runtime.gateway.breaker import Terms as Breaking
+from trunkline_runtime.gateway.descriptors import raised
 from trunkline_runtime.gateway.entrance import Before, Entrance, listener
 from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
 from trunkline_runtime.gateway.intake import Intake
@@ -121,6 +122,7 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
             proxies=config.proxies,
             pulse=config.pulse,
             audio_times_real=config.audio_times_real,
+            descriptors=raised(),
             keep=keep,
         )
         gateway = Gateway(identity, registry, terms)
@@ -134,7 +136,8 @@ async def serving(config: GatewayConfig) -> AsyncIterator[Running]:
             gateway=gateway, port=port, control_port=control_port, health_port=health_port
         )
         ports = {"calls": port, "control": control_port, "health": health_port}
-        log.info("listening", extra={"gateway": config.name, "ports": ports})
+        most = {"files": gateway.descriptors.limit, "calls_at_most": gateway.descriptors.calls}
+        log.info("listening", extra={"gateway": config.name, "ports": ports, **most})
         yield running
 
 

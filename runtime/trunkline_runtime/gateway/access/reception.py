@@ -60,6 +60,11 @@ class Reception:
 
     # --- connections ---
 
+    @property
+    def waiting(self) -> int:
+        """How many connections have no answer yet."""
+        return self._doorstep.waiting
+
     def arrives(self, peer: str) -> Arrival:
         """What becomes of a connection from this address; `leaves` must follow."""
         return self._doorstep.arrives(self._counted_as(peer), self._clock())

@@ -1,0 +1,204 @@
+"""A gateway that runs out of file descriptors: live calls go on, callers are told, and it is over when it is over."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_rig import AGENT, KEY, SECONDS, a_route, http, on_uvloop, routes_text
+from process_rig import Process, a_worker_of
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from trunkline_runtime.contract import REALTIME_PATH
+from trunkline_runtime.gateway.descriptors import Descriptors, is_short
+
+FILES = 96
+SLOTS = 64  # more than so few descriptors allow
+UPDATE = json.dumps({"type": "session.update", "session": {"type": "realtime"}})
+HEAD = (
+    f"GET {REALTIME_PATH}?model={AGENT} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+)
+
+
+@contextlib.asynccontextmanager
+async def a_process(folder: Path, files: tuple[int, int]) -> AsyncIterator[Process]:
+    path = folder / "routes.json"
+    path.write_text(routes_text(a_route()))
+    process = Process(path, files=files)
+    # The gateway goes first, and takes what calls there are along.
+    async with a_worker_of(process, slots=SLOTS), process.running(grace=0):
+        await process.ready()
+        yield process
+
+
+async def ended(process: Process) -> list[dict[str, Any]]:
+    """The lines of its log, once it has been told to go."""
+    assert process.child is not None
+    process.child.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(SECONDS):
+        said, _ = await process.child.communicate()
+    return [json.loads(line) for line in said.splitlines()]
+
+
+async def answer(process: Process) -> ClientConnection | int | None:
+    """A call, the status of the plain answer instead, or None where the connection was just closed."""
+    try:
+        return await process.dial()
+    except InvalidStatus as error:
+        return error.response.status_code if "Retry-After" in error.response.headers else None
+    except (InvalidHandshake, ConnectionClosed, OSError, EOFError):
+        return None
+
+
+async def talks(caller: ClientConnection) -> None:
+    """Whether a call is alive: it says something and is answered."""
+    await caller.send(UPDATE)
+    async with asyncio.timeout(SECONDS):
+        while json.loads(await caller.recv())["type"] != "session.updated":
+            pass
+
+
+async def shortages(process: Process, at: str) -> float:
+    _, text = await http(process.health, "/metrics")
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "trunkline_descriptor_shortages_total" and sample.labels["at"] == at
+    )
+
+
+def processor_seconds(process: Process) -> float:
+    assert process.child is not None
+    fields = Path(f"/proc/{process.child.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def files(process: Process) -> int:
+    assert process.child is not None
+    return len(os.listdir(f"/proc/{process.child.pid}/fd"))
+
+
+def idle(port: int) -> socket.socket:
+    """Somebody who connects and says nothing."""
+    return socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.timeout(120)
+@on_uvloop
+async def test_callers_are_told_when_descriptors_run_out_and_calls_go_on(tmp_path: Path) -> None:
+    async with a_process(tmp_path, (FILES, FILES)) as process:
+        live: list[ClientConnection] = []
+        while not isinstance(found := await answer(process), int):
+            assert found is not None, "an end without an answer"
+            live.append(found)
+        assert found == 503
+        assert 20 < len(live) < FILES // 2
+        assert await shortages(process, "arrival") == 1
+        # Now the spare ones go, too: whoever comes is cut off, and those who talk notice nothing.
+        with contextlib.ExitStack() as strangers:
+            for _ in range(FILES):
+                strangers.enter_context(idle(process.calls))
+            before = processor_seconds(process)
+            await asyncio.sleep(1.0)
+            assert processor_seconds(process) - before < 0.5, "it does not turn in circles"
+            await asyncio.gather(*map(talks, live))
+        # It is over when others go: as many as before have room.
+        gone = [live.pop() for _ in range(5)]
+        await asyncio.gather(*(each.close() for each in gone))
+        async with asyncio.timeout(SECONDS):
+            for _ in gone:
+                while not isinstance(again := await answer(process), ClientConnection):
+                    await asyncio.sleep(0.05)
+                live.append(again)
+        await asyncio.gather(*map(talks, live))
+        lines = await ended(process)
+    assert sum("no file descriptor" in line["message"] for line in lines) == 1
+    assert not any(line["level"] == "CRITICAL" or "exc_info" in line for line in lines)
+
+
+async def was_cut_off(connection: socket.socket) -> bool:
+    """Whether it was accepted and closed at once."""
+    connection.setblocking(False)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.02):
+            return not await asyncio.get_running_loop().sock_recv(connection, 1)
+    return False
+
+
+async def asked_with_none_left(process: Process) -> bytes:
+    """The head of the answer to a caller who was accepted while there were descriptors, and asked when there were none."""
+    while files(process) > FILES // 2:
+        await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection("127.0.0.1", process.calls)
+    await http(process.health, "/readyz")  # who is answered there came later
+    try:
+        with contextlib.ExitStack() as strangers:
+            probe = strangers.enter_context(idle(process.health))
+            while not await was_cut_off(probe):  # probes come without number
+                probe = strangers.enter_context(idle(process.health))
+            writer.write(HEAD.encode())
+            return await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+
+
+@pytest.mark.timeout(120)
+@on_uvloop
+async def test_a_worker_that_cannot_be_dialled_for_want_of_one_is_not_to_blame(
+    tmp_path: Path,
+) -> None:
+    async with a_process(tmp_path, (FILES, FILES)) as process:
+        async with asyncio.timeout(SECONDS):
+            while not (head := await asked_with_none_left(process)).startswith(b"HTTP/1.1 503 "):
+                pass  # some of what took them all was let go of in between
+        assert b"Retry-After" in head
+        async with asyncio.timeout(SECONDS):
+            while not isinstance(found := await answer(process), ClientConnection):
+                await asyncio.sleep(0.05)
+        await talks(found)
+        assert await shortages(process, "dial") >= 1
+        lines = await ended(process)
+    assert not any("set aside" in line["message"] for line in lines)
+    refused = next(line for line in lines if line["message"] == "refused")
+    assert "file descriptor" in refused["passed_over"][-1]["why"]
+
+
+@on_uvloop
+async def test_it_takes_all_that_it_may_have_and_says_how_many_calls_that_is(
+    tmp_path: Path,
+) -> None:
+    async with a_process(tmp_path, (64, 640)) as process:
+        (line,) = (line for line in await ended(process) if line["message"] == "listening")
+    assert line["files"] == 640
+    assert 250 < line["calls_at_most"] < 310
+
+
+def test_a_number_near_the_limit_is_for_telling_so() -> None:
+    descriptors = Descriptors(CollectorRegistry(), limit=1024)
+    assert descriptors.are_for(100, waiting=1)
+    assert descriptors.are_for(1024 - descriptors.spare - 2, waiting=1)
+    assert not descriptors.are_for(1024 - descriptors.spare - 1, waiting=1)
+    assert not descriptors.are_for(500, waiting=500), "each who waits will need one for its worker"
+
+
+def test_what_an_error_came_of_tells_whether_one_was_missing() -> None:
+    def of(outer: OSError, inner: OSError) -> OSError:
+        outer.__cause__ = inner
+        return outer
+
+    assert is_short(OSError(24, "Too many open files"))
+    assert is_short(of(ConnectionError("failed"), OSError(23, "in the whole system")))
+    assert not is_short(OSError(111, "Connection refused"))
+    assert not is_short(of(ConnectionError("failed"), OSError(111, "refused")))
+    assert not is_short(None)
