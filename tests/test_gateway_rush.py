@@ -20,6 +20,7 @@ from gateway_rig import (
     a_route,
     call,
     closed,
+    events,
     give,
     http,
     on_uvloop,
@@ -30,7 +31,7 @@ from gateway_rig import (
 from process_rig import Process, a_worker_of, worker_environment
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
@@ -40,6 +41,8 @@ from trunkline_runtime.contract import (
     WarmRung,
 )
 from trunkline_runtime.engine.loopback import LoopbackEngine
+from trunkline_runtime.gateway.call import MOST_MOVES
+from trunkline_runtime.gateway.closes import NOBODY_ELSE, WORKER_LOST
 from trunkline_runtime.gateway.process import Running
 from trunkline_runtime.worker.config import WorkerConfig
 from trunkline_runtime.worker.host import WorkerHost
@@ -51,12 +54,16 @@ ANSWER_SECONDS = 20.0  # of the route: generous, for all of them share a machine
 DYING, RUSH_SECONDS = 6, 0.5  # workers that die, and the time in which they do
 
 
-async def outcome(caller: connect) -> ClientConnection | int:
-    """The call, or the status of the plain answer instead."""
+async def outcome(caller: connect, *, speaks: bool = False) -> ClientConnection | int:
+    """The call, or the status of the plain answer instead. `speaks`: it says a word, which its worker says back."""
     try:
-        return await caller
+        answered = await caller
     except InvalidStatus as error:
         return error.response.status_code
+    if speaks:
+        with contextlib.suppress(ConnectionClosed):
+            await answered.send("first")
+    return answered
 
 
 async def rush(log: SlotLog, *gateways: Running) -> list[ClientConnection]:
@@ -116,6 +123,9 @@ def waiting(gateway: Running) -> int:
     return gateway.gateway.load()["agents"][AGENT].get("waiting", 0)
 
 
+Records = list[dict[str, Any]]
+
+
 class Mortal(FakeWorker):
     """A worker that may be killed: from then on not a byte comes from it, and its port is closed."""
 
@@ -151,49 +161,76 @@ def test_workers_that_die_in_the_rush_take_their_own_calls_along_and_no_others(s
             workers = [Mortal(f"echo-{number}", log) for number in range(WORKERS)]
             for worker in workers:
                 await stack.enter_async_context(worker.serving(*gateways))
+            records = stack.enter_context(events("trunkline.calls"))
             loop = asyncio.get_running_loop()
             for worker in chance.sample(workers, DYING):
                 loop.call_later(chance.uniform(0, RUSH_SECONDS), worker.kill)
             async with asyncio.timeout(ANSWER_SECONDS):
                 outcomes = await asyncio.gather(
-                    *(outcome(call(gateways[number % 2])) for number in range(CALLERS))
+                    *(
+                        outcome(call(gateways[number % 2]), speaks=number % 4 < 2)
+                        for number in range(CALLERS)
+                    )
                 )
             await until(lambda: sum(worker.dead for worker in workers) == DYING)
             answered = [each for each in outcomes if not isinstance(each, int)]
             assert {each for each in outcomes if isinstance(each, int)} <= {503}
             assert len(answered) <= WORKERS * SLOTS
-            await each_call_is_where_it_was_booked(answered, workers, log)
+            await each_call_is_where_it_was_booked(answered, workers, log, records)
 
     run()
 
 
-ENDS_OF_THE_LOST = (
-    (1011, "worker lost: call again"),
-    (1013, "worker lost, and no other has room: call again after a while"),
-)
-"""What a caller is told whose worker has died: the second where it had heard nothing and no slot was free."""
-
-
 async def each_call_is_where_it_was_booked(
-    answered: list[ClientConnection], workers: list[Mortal], log: SlotLog
+    answered: list[ClientConnection], workers: list[Mortal], log: SlotLog, records: Records
 ) -> None:
-    """Whoever was answered had a slot; it lives where its worker lives, and is told where that died."""
+    """Whoever was answered had a slot; it lives where its worker lives, and is told where that died.
+
+    What it is told depends on whether its worker had said a word. That is known here: a gateway writes the word before
+    the Close, to the same socket.
+    """
     # A call whose worker died before its first word may have been given another, which is the one that counts.
     living_last = sorted(workers, key=lambda worker: not worker.dead)
     at = {call: worker for worker in living_last for call in worker.calls.values()}
     dead = {worker.name for worker in workers if worker.dead}
     for caller in answered:
-        assert caller.response is not None
-        worker = at[caller.response.headers[CALL_HEADER]]
-        if worker.dead:
-            assert await closed(caller) in ENDS_OF_THE_LOST
+        name = call_id(caller)
+        if at[name].dead:
+            heard, end = await to_the_end(caller)
+            if heard or moves(records, name) == MOST_MOVES:
+                assert end == (WORKER_LOST.code, WORKER_LOST.reason)
+            else:
+                assert end == (NOBODY_ELSE.code, NOBODY_ELSE.reason)
         else:
-            await caller.send("hi")
+            await caller.send("last")
             async with asyncio.timeout(SECONDS):
-                assert await caller.recv() == "hi"
-    ids = {each.response.headers[CALL_HEADER] for each in answered if each.response}
+                while await caller.recv() != "last":
+                    pass
     held = {call for (name, _), call in log._holders.items() if name not in dead}
-    assert held == {call for call in ids if not at[call].dead}, "and no slot is held for nobody"
+    living = {name for name in map(call_id, answered) if not at[name].dead}
+    assert held == living, "and no slot is held for nobody"
+
+
+def call_id(caller: ClientConnection) -> str:
+    assert caller.response is not None
+    return caller.response.headers[CALL_HEADER]
+
+
+async def to_the_end(caller: ClientConnection) -> tuple[bool, tuple[int | None, str]]:
+    """Whether its worker said a word before the end, and the Close."""
+    heard = False
+    async with asyncio.timeout(SECONDS):
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await caller.recv()
+                heard = True
+    return heard, (caller.close_code, caller.close_reason or "")
+
+
+def moves(records: Records, name: str) -> int:
+    """How many workers were lost to a call before their first word, and replaced."""
+    (record,) = (each for each in records if each["message"] == "ended" and each["call"] == name)
+    return sum(step["why"].endswith("before its first word") for step in record["passed_over"])
 
 
 def knows(gateway: Running, worker: str) -> bool:
