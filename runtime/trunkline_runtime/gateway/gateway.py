@@ -51,7 +51,7 @@ from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
 from trunkline_runtime.gateway.reports import agent_load
 from trunkline_runtime.gateway.routebook import RouteBook, Source
-from trunkline_runtime.gateway.routes import Routes, Runway, WarmRung
+from trunkline_runtime.gateway.routes import Route, Routes, Runway, WarmRung
 from trunkline_runtime.gateway.runway import Coming, Prospects
 from trunkline_runtime.gateway.table import Table
 from trunkline_runtime.gateway.workers import WorkerLinks
@@ -353,11 +353,9 @@ class Gateway:
             return self._refuse(party, placement)
         self.holdings.hold(leg)
         self._reception.answered(guest, warm=placement.rung == "warm")
-        self._ledger.placed(route, placement)
-        # A line of the log takes as long as a tenth of an admission: the caller has its 101 first.
-        tell = partial(self._ledger.tell_placed, call, route.agent, placement)
         loop = asyncio.get_running_loop()
-        loop.call_soon(tell)
+        # Metrics and a line of the log take as long as a tenth of an admission: the caller has its 101 first.
+        loop.call_soon(self._placed, call, route, placement)
         price = price_of(route, placement)
         asked.bill.placed(price, loop.time(), warm=placement.rung == "warm")
         facts = Facts(
@@ -374,6 +372,10 @@ class Gateway:
         )
         again = partial(self._again, guest, asked, leg.subprotocol)
         return Answered(leg, facts, partial(self._ended, guest, asked.bill), again)
+
+    def _placed(self, call: str, route: Route, placement: Placement) -> None:
+        self._ledger.placed(route, placement)
+        self._ledger.tell_placed(call, route.agent, placement)
 
     async def _again(
         self, guest: Guest, asked: Asked, subprotocol: str | None, facts: Facts, why: str

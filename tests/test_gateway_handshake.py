@@ -1,0 +1,174 @@
+"""A leg's handshake, held against that of `websockets`: what it asks is understood, and it believes no more."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from trunkline_runtime.contract import ACCOUNT_HEADER, START_HEADER
+from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES, Address, Door, Handshake
+
+PLACE = Address(host="10.0.0.7", port=8080)
+REALTIME = Subprotocol("realtime")
+
+
+def door(subprotocol: str | None = "realtime") -> Door:
+    headers = (("Trunkline-Ticket", "t-1"), ("Trunkline-Call", "c-1"))
+    return Door(target="/v1/realtime?model=a", subprotocol=subprotocol, headers=headers)
+
+
+def answered(ours: Handshake, subprotocol: bool = True) -> bytes:
+    """What a server of `websockets` says to it."""
+    server = ServerProtocol(subprotocols=[REALTIME] if subprotocol else None)
+    server.receive_data(ours.request)
+    (request,) = server.events_received()
+    assert isinstance(request, Request)
+    response = server.accept(request)
+    response.headers[ACCOUNT_HEADER] = "1"
+    response.headers[START_HEADER] = "cold 1.250"
+    return response.serialize()
+
+
+@pytest.mark.parametrize("subprotocol", [None, "realtime"])
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        (PLACE, "10.0.0.7:8080"),
+        (Address(host="fd00::7", port=8080), "[fd00::7]:8080"),
+        (Address(host="modal.example", port=80), "modal.example"),
+    ],
+)
+def test_a_server_of_websockets_understands_it(
+    address: Address, host: str, subprotocol: str | None
+) -> None:
+    ours = Handshake(address, door(subprotocol))
+    server = ServerProtocol(subprotocols=[REALTIME] if subprotocol else None)
+    server.receive_data(ours.request)
+    (request,) = server.events_received()
+    assert isinstance(request, Request)
+    assert request.path == "/v1/realtime?model=a"
+    assert request.headers["Host"] == host
+    assert request.headers["Trunkline-Ticket"] == "t-1"
+    assert request.headers.get("Sec-WebSocket-Protocol") == subprotocol
+    response = server.accept(request)
+    assert response.status_code == 101
+    whole = response.serialize() + b"early"
+    for cut in range(len(whole)):
+        ours = Handshake(address, door(subprotocol))
+        ours._accept = response.headers["Sec-WebSocket-Accept"]
+        rest = ours.receive(whole[:cut])
+        rest = ours.receive(whole[cut:]) if rest is None else rest + whole[cut:]
+        assert rest == b"early"
+        assert ours.refusal is None
+        assert ours.subprotocol == subprotocol
+
+
+def test_what_a_worker_says_of_itself_is_read() -> None:
+    ours = Handshake(PLACE, door())
+    assert ours.receive(answered(ours)) == b""
+    assert ours.refusal is None
+    assert (ours.tells, ours.started) == (True, ("cold", 1.25))
+    theirs = Handshake(PLACE, Door(target="/", subprotocol=None, headers=(), ours=False))
+    assert theirs.receive(answered(theirs, subprotocol=False)) == b""
+    assert not theirs.tells, "an upstream is not believed"
+
+
+def test_a_ticket_cannot_add_a_line() -> None:
+    for ticket in ("a\r\nX: y", "a\nX: y", "a\x00", "ä"):
+        with pytest.raises(ValueError, match="printable"):
+            Handshake(PLACE, Door(target="/", subprotocol=None, headers=(("T", ticket),)))
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refused its data link with HTTP 403"),
+        (b"HTTP/1.1 503 no\r\nRetry-After: 1\r\n\r\n", "refused its data link with HTTP 503"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "that is no WebSocket handshake"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "that is no WebSocket handshake"),
+        (b"\r\n\r\n", "that is no WebSocket handshake"),
+        (bytes(MAX_HEAD_BYTES + 1), "that is no WebSocket handshake"),
+    ],
+)
+def test_an_answer_that_is_no_101_is_told(said: bytes, why: str) -> None:
+    ours = Handshake(PLACE, door())
+    assert ours.receive(said) is not None
+    assert ours.refusal is not None
+    assert ours.refusal.endswith(why)
+
+
+def mutants(draw: random.Random, good: bytes) -> Iterator[bytes]:
+    """Responses with a line changed, doubled, cut out or broken."""
+    head = good.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    for _ in range(20):
+        lines = list(head)
+        at = draw.randrange(len(lines))
+        match draw.randrange(6):
+            case 0:
+                del lines[at]
+            case 1:
+                lines.insert(at, lines[at])
+            case 2:
+                line = bytearray(lines[at])
+                line[draw.randrange(len(line))] = draw.randrange(256)
+                lines[at] = bytes(line)
+            case 3:
+                lines[at] = lines[at].swapcase()
+            case 4:
+                lines.insert(at, draw.choice(EXTRA))
+            case 5:
+                name, _, value = lines[at].partition(b":")
+                lines[at] = name + b":  " + value + b"\t "
+        yield b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+EXTRA = [
+    b"Sec-WebSocket-Extensions: permessage-deflate",
+    b"Sec-WebSocket-Protocol: other",
+    b"Connection: keep-alive",
+    b"Upgrade: h2c",
+    b"Transfer-Encoding: chunked",
+    b"Content-Length: 3",
+    b" folded: line",
+    b"no field",
+    b": nameless",
+    b"X: \x00",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
+    draw = random.Random(seed)
+    ours = Handshake(PLACE, door())
+    for said in mutants(draw, answered(ours)):
+        again = Handshake(PLACE, door())
+        again._accept = ours._accept
+        rest = again.receive(said)
+        if rest is None or again.refusal is not None:
+            continue
+        theirs = ClientProtocol(parse_uri("ws://10.0.0.7:8080/"), subprotocols=[REALTIME])
+        request = theirs.connect()
+        theirs.send_request(request)
+        theirs.key = key_of(ours)
+        theirs.receive_data(said)
+        (response,) = theirs.events_received()
+        assert isinstance(response, Response)
+        assert theirs.state is State.OPEN, said
+        assert theirs.subprotocol == again.subprotocol
+        assert rest == b""
+
+
+def key_of(ours: Handshake) -> str:
+    (line,) = (
+        line for line in ours.request.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key")
+    )
+    return line.partition(b": ")[2].decode()
