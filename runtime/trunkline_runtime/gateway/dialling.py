@@ -33,6 +33,8 @@ class Dialling:
         self._address = address
         self._loop = asyncio.get_running_loop()
         self._leg = Leg(self._loop)
+        assert self._leg.answered is not None
+        self._answered = self._leg.answered
         self._connecting = self._loop.create_task(self._connect())
 
     def __repr__(self) -> str:
@@ -41,7 +43,7 @@ class Dialling:
     @property
     def failed(self) -> bool:
         """Before it has asked: the worker cannot be reached, or has hung up."""
-        return self._leg.answered.done()
+        return self._answered.done()
 
     async def ask(self, door: Door, by: float) -> Leg | Failed:
         """A leg whose worker has answered 101, or why there is none. `by` is a time of the loop's clock."""
@@ -49,7 +51,7 @@ class Dialling:
         leg.ask(self._address, door)
         try:
             async with asyncio.timeout_at(by):
-                why = await leg.answered or ""
+                why = await self._answered or ""
         except TimeoutError:
             why = "did not answer its data link in time"
         except BaseException:

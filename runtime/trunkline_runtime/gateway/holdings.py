@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 
 from trunkline_runtime.gateway.call import Call
 from trunkline_runtime.gateway.intake import Intake
@@ -48,7 +47,7 @@ class Holdings:
     def hold(self, leg: Leg) -> None:
         """Until it says itself that it is gone."""
         self.legs.add(leg)
-        leg.when_gone(partial(self._leg_gone, leg))
+        leg.when_gone(self._leg_gone)
 
     async def quiet(self) -> None:
         """Returns when no call is live or being placed. Callers that are turned away do not count."""

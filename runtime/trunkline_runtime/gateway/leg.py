@@ -1,7 +1,7 @@
 """The data link to a worker for one call: dialled before the caller's 101, then half of the relay."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
@@ -45,6 +45,7 @@ class Leg(asyncio.Protocol):
         "_transport",
         "account",
         "answered",
+        "home",
         "over",
         "passed",
         "start",
@@ -53,7 +54,8 @@ class Leg(asyncio.Protocol):
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answered: asyncio.Future[str | None] = loop.create_future()  # why not, or None
+        self.answered: asyncio.Future[str | None] | None = loop.create_future()
+        """Why the worker does not take the call, or None where it does; None itself once that is known."""
         self.subprotocol: str | None = None  # that the worker selected
         self.started: tuple[str, float] | None = None  # what its worker says of its container
         self.start = ""  # what that means for the call: warm, cold or restored
@@ -61,20 +63,22 @@ class Leg(asyncio.Protocol):
         self.passed = 0
         self.account: bytes | None = None  # what the worker tells of its call at the end
         self._tells = False  # whether it will
-        self._awaited: list[Callable[[], None]] = []  # those who wait for that
+        self._awaited: tuple[Callable[[], None], ...] = ()  # those who wait for that
         self._loop = loop
         self._handshake: Handshake | None = None  # while the worker is asked
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self._call: Call | None = None
-        self._early: list[bytes] = []  # came in one chunk with the worker's 101
+        early: list[bytes] = []
+        self._early: Sequence[bytes] = early  # came in one chunk with the worker's 101
         self._stop: Stop | None = None  # likewise
-        self._emit: Callable[[bytes], object] = self._early.append
+        self._emit: Callable[[bytes], object] = early.append
         self._feed: Callable[[bytes], bytes] = self._unasked
         self._jammed = False  # the worker does not read as fast as the caller speaks
         self._ping_due: bytes | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._gone: list[Callable[[], None]] = []
+        self._gone: tuple[Callable[[Leg], object], ...] = ()
+        self.home: object = None  # whose leg it is, for whoever keeps it
 
     def __repr__(self) -> str:
         return f"<Leg over={self.over} attached={self._call is not None} passed={self.passed}>"
@@ -126,9 +130,9 @@ class Leg(asyncio.Protocol):
         if call is not None:
             call.worker_lost()
         self._account_settled()
-        for callback in self._gone:
-            callback()
-        self._gone.clear()
+        gone, self._gone = self._gone, ()
+        for callback in gone:
+            callback(self)
 
     # --- what its dialling asks for ---
 
@@ -144,8 +148,7 @@ class Leg(asyncio.Protocol):
 
     def fail(self, why: str) -> None:
         """It could not be connected."""
-        if not self.answered.done():
-            self.answered.set_result(why)
+        self._tell(why)
 
     # --- what the call asks for ---
 
@@ -162,7 +165,7 @@ class Leg(asyncio.Protocol):
             call.pause()
         for chunk in self._early:
             emit(chunk)
-        self._early.clear()
+        self._early = ()
         resume(self._transport)
         if self._stop is not None:
             self._stopped(self._stop)
@@ -189,7 +192,7 @@ class Leg(asyncio.Protocol):
             return
         resume(transport)  # to read the worker's own Close, and to see it go
         if self._tells and self.account is None:
-            self._awaited.append(partial(self._part, close))
+            self._awaited += (partial(self._part, close),)
             transport.write(ping_frame(END_PING, masked=True))
             self._linger = self._loop.call_later(ACCOUNT_SECONDS, self._account_settled)
         else:
@@ -200,14 +203,14 @@ class Leg(asyncio.Protocol):
         if self.over or self.account is not None or not self._tells:
             callback()
         else:
-            self._awaited.append(callback)
+            self._awaited += (callback,)
 
-    def when_gone(self, callback: Callable[[], None]) -> None:
-        """Calls back once when the connection is gone."""
+    def when_gone(self, callback: "Callable[[Leg], object]") -> None:
+        """Calls back once with this leg when the connection is gone."""
         if self.over:
-            callback()
+            callback(self)
         else:
-            self._gone.append(callback)
+            self._gone += (callback,)
 
     def abort(self) -> None:
         self._aborted = True
@@ -221,6 +224,11 @@ class Leg(asyncio.Protocol):
         self.abort()
         return b""
 
+    def _tell(self, why: str | None) -> None:
+        answered, self.answered = self.answered, None
+        if answered is not None and not answered.done():
+            answered.set_result(why)
+
     def _part(self, close: Close) -> None:
         """Our Close, after which nothing of the worker counts."""
         self._feed = drop
@@ -232,7 +240,7 @@ class Leg(asyncio.Protocol):
             self._linger = self._loop.call_later(LINGER_SECONDS, transport.abort)
 
     def _account_settled(self) -> None:
-        awaited, self._awaited = self._awaited, []
+        awaited, self._awaited = self._awaited, ()
         for callback in awaited:
             callback()
 
@@ -249,8 +257,7 @@ class Leg(asyncio.Protocol):
         if handshake.refusal is None:
             self._transport.write(handshake.opening)
             self._transport.pause_reading()  # until the call takes it: what is early stays small
-        if not self.answered.done():
-            self.answered.set_result(handshake.refusal)
+        self._tell(handshake.refusal)
         if rest and handshake.refusal is None:
             self.data_received(rest)
 

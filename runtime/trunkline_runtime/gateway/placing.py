@@ -334,8 +334,8 @@ class Placer:
         return leg
 
     def _ends_with(self, leg: Leg, session: Session, key: str) -> None:
-        leg.when_gone(partial(self._burst.end, session))
-        leg.when_gone(partial(self._cashier.end, key))
+        leg.when_gone(lambda _: self._burst.end(session))
+        leg.when_gone(lambda _: self._cashier.end(key))
 
     async def _try_upstream(self, attempt: TryUpstream, asked: Asked) -> Leg | Failed:
         agent = asked.route.agent

@@ -6,8 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
@@ -225,7 +224,8 @@ class WorkerLinks:
     def hold(self, row: Row, leg: Leg) -> None:
         """A data link to the worker, which dies with it."""
         self._legs.setdefault(_process(row), set()).add(leg)
-        leg.when_gone(partial(self._let_go, row, leg))
+        leg.home = row
+        leg.when_gone(self._let_go)
 
     def refusal(self, request: Request) -> Response | None:
         """The plain answer instead of a link; None when the worker may dial in."""
@@ -353,11 +353,12 @@ class WorkerLinks:
             )
             self._changed(link.row.agent)
 
-    def _let_go(self, row: Row, leg: Leg) -> None:
-        legs = self._legs[_process(row)]
+    def _let_go(self, leg: Leg) -> None:
+        process = _process(cast(Row, leg.home))
+        legs = self._legs[process]
         legs.discard(leg)
         if not legs:
-            del self._legs[_process(row)]
+            del self._legs[process]
 
     def _drop(self, link: WorkerLink, why: str) -> None:
         task = asyncio.get_running_loop().create_task(link.connection.close(Close.POLICY, why))

@@ -4,7 +4,7 @@ A call whose worker is lost before its first word is placed again, so it may hav
 slots, which are paid for while the call has them, and in sessions at Modal, which the cashier reckons.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trunkline_runtime.gateway.accounts.budget import Price
 
@@ -14,7 +14,7 @@ class Bill:
     """One call's, in dollars. Every `now` is seconds of one clock."""
 
     dollars: float = 0.0
-    open: set[str] = field(default_factory=set)  # its sessions that are not over, by their keys
+    open: tuple[str, ...] = ()  # its sessions that are not over, by their keys
     _unpriced: bool = False  # one of its places has no known price
     _rate: float = 0.0  # dollars a second, of the warm slot that it has
     _since: float = 0.0  # when it got that

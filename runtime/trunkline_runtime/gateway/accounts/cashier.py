@@ -59,7 +59,7 @@ class Cashier:
             )
         if isinstance(held, Hold):
             self._held[key] = held, bill
-            bill.open.add(key)
+            bill.open += (key,)
             return None
         self._refused.labels(route.agent).inc()
         return held
@@ -75,13 +75,13 @@ class Cashier:
             return
         held, bill = self._held.pop(key)
         cost = self._purses.end(held, self._clock())
-        bill.open.discard(key)
+        bill.open = tuple(each for each in bill.open if each != key)
         bill.dollars += cost
         self._paid.labels(held.agent).inc(cost)
 
     def total(self, bill: Bill) -> float | None:
         """What a call that is over has cost, in all its sessions; None where no price was known."""
-        for key in tuple(bill.open):  # of a worker that was lost, too: its link may linger
+        for key in bill.open:  # of a worker that was lost, too: its link may linger
             self.end(key)
         return bill.total
 
