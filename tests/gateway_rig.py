@@ -116,7 +116,7 @@ async def a_gateway(*routes: Route, **changes: Any) -> AsyncIterator[Running]:
 
 def give(running: Running, *routes: Route, epoch: int = 1) -> None:
     """Routes, as if from the operator's link."""
-    from trunkline_runtime.gateway.routes import parse_routes
+    from trunkline_runtime.gateway.routes_reader import parse_routes
 
     running.gateway.take(parse_routes(routes_text(*routes, epoch=epoch)), "operator")
 

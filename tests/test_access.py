@@ -17,7 +17,8 @@ from trunkline_runtime.gateway.access.answers import Admitted, Denied
 from trunkline_runtime.gateway.access.caller import Via, Why
 from trunkline_runtime.gateway.access.door import Door
 from trunkline_runtime.gateway.access.issuers import Pulse
-from trunkline_runtime.gateway.routes import BurstRung, RouteError, Routes, WarmRung, parse_routes
+from trunkline_runtime.gateway.routes import BurstRung, Routes, WarmRung
+from trunkline_runtime.gateway.routes_reader import RouteError, parse_routes
 
 PATH = f"{REALTIME_PATH}?model=echo"
 BURST = {

@@ -55,7 +55,7 @@ from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.order import MAX_BODY_BYTES
 from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.process import Running
-from trunkline_runtime.gateway.routes import routes_from
+from trunkline_runtime.gateway.routes_reader import routes_from
 
 QUICK = Pulse(refresh=30, retry=(0.02, 0.1), refetch=0.3, fetch=5)
 KEYS = a_route()["access"]["apiKeys"]

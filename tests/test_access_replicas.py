@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
 from trunkline_runtime.gateway.process import Running
-from trunkline_runtime.gateway.routes import routes_from
+from trunkline_runtime.gateway.routes_reader import routes_from
 
 GATEWAYS = 3
 

@@ -26,7 +26,7 @@ from trunkline_runtime.gateway.access.caller import Why
 from trunkline_runtime.gateway.access.door import Door
 from trunkline_runtime.gateway.access.issuers import Pulse
 from trunkline_runtime.gateway.access.jwks import parse_jwks
-from trunkline_runtime.gateway.routes import parse_routes
+from trunkline_runtime.gateway.routes_reader import parse_routes
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/gateway.md").read_text()

@@ -28,7 +28,8 @@ from trunkline_runtime.gateway.ladder import (
     Upstream,
     Warm,
 )
-from trunkline_runtime.gateway.routes import Route, parse_routes
+from trunkline_runtime.gateway.routes import Route
+from trunkline_runtime.gateway.routes_reader import parse_routes
 from trunkline_runtime.gateway.table import Row, Table
 
 NAMES = [f"echo-{number}" for number in range(5)]

@@ -15,7 +15,8 @@ from trunkline_operator.decisions.routes import Keys, _signature, route
 from trunkline_runtime.contract import BurstRung, Route
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
-from trunkline_runtime.gateway.routes import JwtAccess, UpstreamRung, WaitRung, routes_from
+from trunkline_runtime.gateway.routes import JwtAccess, UpstreamRung, WaitRung
+from trunkline_runtime.gateway.routes_reader import routes_from
 from trunkline_runtime.worker.orders import settings_from
 
 KEYS = Keys(

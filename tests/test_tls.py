@@ -46,7 +46,7 @@ from trunkline_runtime.contract import (
 )
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.gateway.process import Running
-from trunkline_runtime.gateway.routes import RouteError, routes_from
+from trunkline_runtime.gateway.routes_reader import RouteError, routes_from
 from trunkline_runtime.tls import MountedIdentity, TlsError, WorkerTls, proving, trusting
 from trunkline_runtime.worker.config import ConfigError, WorkerConfig
 from trunkline_runtime.worker.control import Endpoint

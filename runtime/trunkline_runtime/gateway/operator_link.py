@@ -19,10 +19,9 @@ from trunkline_runtime.contract import (
     Load,
 )
 from trunkline_runtime.gateway.access.wish import bearers
-from trunkline_runtime.gateway.routes import (
+from trunkline_runtime.gateway.routes import Routes, Runway
+from trunkline_runtime.gateway.routes_reader import (
     RouteError,
-    Routes,
-    Runway,
     allowances_from,
     routes_from,
     runway_from,

@@ -40,7 +40,8 @@ from trunkline_runtime.gateway.line import Lines, Nothing, Waiter
 from trunkline_runtime.gateway.outliers import SLOW_SECONDS, Demerit
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Census, Row, Table
-from trunkline_runtime.gateway.workers import Granted, WorkerLinks
+from trunkline_runtime.gateway.worker_link import Granted
+from trunkline_runtime.gateway.workers import WorkerLinks
 
 HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
 MOST_HOPS: Final = (

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from trunkline_runtime.gateway.routes import RouteError, Routes, parse_routes
+from trunkline_runtime.gateway.routes import Routes
+from trunkline_runtime.gateway.routes_reader import RouteError, parse_routes
 
 log = logging.getLogger("trunkline.gateway")
 
