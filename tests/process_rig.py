@@ -97,11 +97,11 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def a_worker_of(process: Process, slots: int = 4) -> AsyncIterator[None]:
+async def a_worker_of(
+    process: Process, slots: int = 4, name: str = "real-0"
+) -> AsyncIterator[None]:
     """A real worker in this process, linked to a gateway in another."""
-    config = WorkerConfig.from_environment(
-        worker_environment("real-0", process.control, slots=slots)
-    )
+    config = WorkerConfig.from_environment(worker_environment(name, process.control, slots=slots))
     engine = LoopbackEngine(slots=slots)
     engine.load()
     engine.resume()

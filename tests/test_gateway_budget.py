@@ -270,4 +270,6 @@ async def test_a_call_that_left_a_pod_for_a_session_costs_what_it_had_of_both() 
             await until(lambda: spend(gateway)["reserved"] == 0)
             in_session = spend(gateway)["spent"]
             at_pod = ended["cost"] - in_session
-            assert 0 < at_pod < 1_000.0 * ended["seconds"], "not for the whole of the call"
+            assert 0.1 < at_pod < 1_000.0 * ended["seconds"], (
+                "a tenth of a millisecond, not the whole call"
+            )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -76,6 +77,12 @@ async def shortages(process: Process, at: str) -> float:
         for sample in family.samples
         if sample.name == "trunkline_descriptor_shortages_total" and sample.labels["at"] == at
     )
+
+
+async def workers(process: Process) -> int:
+    """How many the gateway knows."""
+    _, text = await http(process.health, "/state")
+    return len(json.loads(text)["agents"][AGENT]["workers"])
 
 
 def processor_seconds(process: Process) -> float:
@@ -158,7 +165,10 @@ async def asked_with_none_left(process: Process) -> bytes:
 async def test_a_worker_that_cannot_be_dialled_for_want_of_one_is_not_to_blame(
     tmp_path: Path,
 ) -> None:
-    async with a_process(tmp_path, (FILES, FILES)) as process:
+    # Of two, one would be set aside.
+    async with a_process(tmp_path, (FILES, FILES)) as process, a_worker_of(process, name="real-1"):
+        while await workers(process) < 2:
+            await asyncio.sleep(0.02)
         async with asyncio.timeout(SECONDS):
             while not (head := await asked_with_none_left(process)).startswith(b"HTTP/1.1 503 "):
                 pass  # some of what took them all was let go of in between
@@ -179,7 +189,10 @@ async def test_it_takes_all_that_it_may_have_and_says_how_many_calls_that_is(
     tmp_path: Path,
 ) -> None:
     async with a_process(tmp_path, (64, 640)) as process:
+        assert process.child is not None
+        limits = Path(f"/proc/{process.child.pid}/limits").read_text()
         (line,) = (line for line in await ended(process) if line["message"] == "listening")
+    assert re.search(r"^Max open files +640 ", limits, re.MULTILINE)
     assert line["files"] == 640
     assert 250 < line["calls_at_most"] < 310
 
