@@ -1,6 +1,6 @@
 """The gateway: what a relayed message, a live call and an admission cost, beside what else relays calls.
 
-    python bench/gateway.py [--quick] [--json FILE]
+    python bench/gateway.py [--quick] [--only admission|memory] [--json FILE]
     python bench/gateway.py --soak MINUTES [--calls N] [--lasting SECONDS] [--rate N] [--json FILE]
 
 All on loopback. What is measured has one core; a load generator in C (bench/load/load.c), which is the callers and
@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -437,7 +437,8 @@ def _admission_rows(found: Mapping[str, Sequence[Admission]]) -> list[report.Row
 # --- all of it ---
 
 
-def measure(quick: bool) -> list[report.Row]:
+@contextlib.contextmanager
+def _bench(quick: bool) -> Iterator[Bench]:
     effort = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -446,7 +447,11 @@ def measure(quick: bool) -> list[report.Row]:
             places=Places.of_this_machine(urgent=not quick),
             worker_port=free_ports(1)[0],
         )
-        bench = Bench(stand, relays.Callers(folder), build(folder), effort)
+        yield Bench(stand, relays.Callers(folder), build(folder), effort)
+
+
+def measure(quick: bool) -> list[report.Row]:
+    with _bench(quick) as bench:
         plain = _messages(bench)
         rows = _message_rows(
             bench,
@@ -461,6 +466,19 @@ def measure(quick: bool) -> list[report.Row]:
         rows += _memory_rows(bench)
         rows += _admission_rows(_admissions(bench))
         return [*rows, _generator_row(plain)]
+
+
+def _measure_admission(quick: bool) -> list[report.Row]:
+    with _bench(quick) as bench:
+        return _admission_rows(_admissions(bench))
+
+
+def _measure_memory(quick: bool) -> list[report.Row]:
+    with _bench(quick) as bench:
+        return _memory_rows(bench)
+
+
+ONLY: Final = {"admission": _measure_admission, "memory": _measure_memory}
 
 
 def _with_tls(bench: Bench) -> list[report.Row]:
@@ -487,9 +505,14 @@ def main() -> None:
     parser.add_argument("--lasting", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--rate", type=float, default=12.5, metavar="N")  # messages a second
     parser.add_argument("--json", type=Path, metavar="FILE")
-    options, _ = parser.parse_known_args()
+    parser.add_argument("--only", choices=ONLY, help="measure nothing else")
+    options, others = parser.parse_known_args()
     try:
-        if options.soak is None:
+        if options.only:
+            others += ["--json", str(options.json)] if options.json else []
+            given = f" --only {options.only}"
+            report.main("gateway", ONLY[options.only], arguments=others, given=given)
+        elif options.soak is None:
             report.main("gateway", measure)
         else:
             calls = Churn(calls=options.calls, lasting=options.lasting, rate=options.rate)

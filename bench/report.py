@@ -75,16 +75,25 @@ def rounds(
     return found
 
 
-def main(name: str, measure: Callable[[bool], Sequence[Row]]) -> None:
-    """The command line of a benchmark. `measure` is told whether to be quick."""
+def main(
+    name: str,
+    measure: Callable[[bool], Sequence[Row]],
+    *,
+    arguments: Sequence[str] | None = None,
+    given: str = "",
+) -> None:
+    """The command line of a benchmark. `measure` is told whether to be quick.
+
+    A benchmark with options of its own passes the other `arguments`, and says in `given` what it has read.
+    """
     parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     before = os.getloadavg()[0]
     rows = [row.as_json() for row in measure(options.quick)]
     if options.json is not None:
-        command = f"python bench/{name}.py" + (" --quick" if options.quick else "")
+        command = f"python bench/{name}.py" + given + (" --quick" if options.quick else "")
         found = {"machine": machine() | {"load_before": before}, "command": command, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(rows))

@@ -48,6 +48,19 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 @needs_a_compiler
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("only", "what"), [("admission", "admission by API key, p99"), ("memory", "memory a call")]
+)
+def test_a_part_is_measured_alone(tmp_path: Path, only: str, what: str) -> None:
+    status, _, found = benchmark(tmp_path / "rows.json", "--only", only, "--quick")
+    assert status == 0
+    assert found["command"] == f"python bench/gateway.py --only {only} --quick"
+    assert all(only in row["what"] for row in found["rows"])
+    assert any(what in row["what"] and row["ours"] > 0 for row in found["rows"])
+
+
+@needs_a_compiler
+@pytest.mark.timeout(120)
 def test_a_soak_with_churn_loses_no_call_and_no_message(tmp_path: Path) -> None:
     options = ("--soak", "0.1", "--calls", "20", "--lasting", "1")
     status, _, found = benchmark(tmp_path / "soak.json", *options)

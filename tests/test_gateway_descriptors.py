@@ -158,6 +158,8 @@ async def asked_with_none_left(process: Process) -> bytes:
             return await reader.readuntil(b"\r\n\r\n")
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.mark.timeout(120)
