@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fake_gateway import agent_load, worker_load
+from node_cast import Nodes
 from operator_rig import NAME, World
 
 from trunkline_dev.kube import ApiError, is_true
@@ -12,8 +13,8 @@ from trunkline_runtime.contract import LABEL_AGENT
 
 
 @contextlib.asynccontextmanager
-async def played(world: World) -> AsyncIterator[None]:
-    """The node makes each pod ready; the gateway tells of a worker on each, without calls."""
+async def played(world: World, nodes: Nodes | None = None) -> AsyncIterator[None]:
+    """The nodes make each pod ready, or one that has no name; the gateway tells of a worker on each, without calls."""
     pods: set[str] = set()
     told: list[int] = [0]
 
@@ -29,8 +30,10 @@ async def played(world: World) -> AsyncIterator[None]:
             async for found in changes:
                 here = {pod["metadata"]["name"]: pod for pod in found.values()}
                 for name, pod in here.items():
-                    if not is_true(pod, "Ready"):
-                        with contextlib.suppress(ApiError):  # it went meanwhile
+                    with contextlib.suppress(ApiError):  # it went meanwhile
+                        if nodes:
+                            await nodes.serve(pod)
+                        elif not is_true(pod, "Ready"):
                             await world.make_ready(name)
                 if here.keys() != pods:
                     pods.clear()

@@ -1,11 +1,11 @@
 """Pods leave a node that is to go, and those on a node that is not ready count as none."""
 
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from node_cast import Node, a_node, bind
 from operator_rig import NAME, SPEC, World, operated
 from worlds import INSTALLATION, NOW, a_pod, a_world, an_agent, pending
 
@@ -28,7 +28,7 @@ CORDONED = NodeFacts(leaving="it is cordoned")
 LOST = NodeFacts(lost=True)
 
 
-def node(*taints: str, ready: str | None = "True", **spec: Any) -> Json:
+def a_body(*taints: str, ready: str | None = "True", **spec: Any) -> Json:
     kinds = [] if ready is None else [{"type": "Ready", "status": ready}]
     return {
         "metadata": {"name": "n"},
@@ -42,16 +42,16 @@ def node(*taints: str, ready: str | None = "True", **spec: Any) -> Json:
 
 @pytest.mark.parametrize("taint", sorted(GOING))
 def test_a_taint_of_an_autoscaler_says_that_its_node_goes(taint: str) -> None:
-    assert NodeFacts.of(node("nvidia.com/gpu", taint)).leaving == GOING[taint]
+    assert NodeFacts.of(a_body("nvidia.com/gpu", taint)).leaving == GOING[taint]
 
 
 def test_a_node_is_taken_for_fine_unless_it_says_otherwise() -> None:
-    assert NodeFacts.of(node("nvidia.com/gpu")) == FINE
-    assert NodeFacts.of(node(ready=None)) == FINE
+    assert NodeFacts.of(a_body("nvidia.com/gpu")) == FINE
+    assert NodeFacts.of(a_body(ready=None)) == FINE
     assert NodeFacts.of({"metadata": {"name": "n"}}) == FINE
-    assert NodeFacts.of(node(unschedulable=True)) == CORDONED
-    assert NodeFacts.of(node(ready="False")) == LOST
-    assert NodeFacts.of(node(ready="Unknown")) == LOST
+    assert NodeFacts.of(a_body(unschedulable=True)) == CORDONED
+    assert NodeFacts.of(a_body(ready="False")) == LOST
+    assert NodeFacts.of(a_body(ready="Unknown")) == LOST
 
 
 # --- what follows -----------------------------------------------------------------------------------------
@@ -133,35 +133,10 @@ async def world(
         yield world
 
 
-@contextlib.asynccontextmanager
-async def a_node(world: World) -> AsyncIterator[str]:
-    """A node with a ready kubelet; its path."""
-    name = f"node-of-{world.namespace}"
-    await world.api.create("/api/v1/nodes", {"metadata": {"name": name}})
-    try:
-        await says(world, "True")
-        yield f"/api/v1/nodes/{name}"
-    finally:
-        await world.api.delete(f"/api/v1/nodes/{name}")
-
-
-async def says(world: World, ready: str) -> None:
-    conditions = [{"type": "Ready", "status": ready}]
-    path = f"/api/v1/nodes/node-of-{world.namespace}/status"
-    await world.api.patch(path, {"status": {"conditions": conditions}})
-
-
-async def bind(world: World, pod: str) -> None:
-    """What the scheduler does."""
-    target = {"kind": "Node", "name": f"node-of-{world.namespace}"}
-    body = {"metadata": {"name": pod}, "target": target}
-    await world.api.create(f"{world.pods}/{pod}/binding", body)
-
-
-async def one_pod_on_it(world: World, spec: Json) -> None:
+async def one_pod_on(node: Node, world: World, spec: Json) -> None:
     await world.apply(spec)
     await world.pod_count(1)
-    await bind(world, f"{NAME}-0")
+    await bind(world, f"{NAME}-0", node.name)
     await world.make_ready(f"{NAME}-0")
     await world.serve_calls(1)
     await world.agent(lambda it: is_true(it, "WarmReady"))
@@ -179,13 +154,13 @@ async def test_a_cordon_drains_and_its_end_takes_the_drain_back(
     async with world.charted({**values, "watchNodes": True}, "rbac.yaml", "operator.yaml"):
         file = await world.kubeconfig_of("trunkline-operator", tmp_path)
         await world.start(everywhere=not namespaced, env={"KUBECONFIG": str(file)})
-        async with a_node(world) as path:
+        async with a_node(world) as node:
             # Of one pod at most, so that no other stands in its place.
-            await one_pod_on_it(world, {**SPEC, "warm": {**SPEC["warm"], "maxPods": 1}})
-            await world.api.patch(path, {"spec": {"unschedulable": True}})
+            await one_pod_on(node, world, {**SPEC, "warm": {**SPEC["warm"], "maxPods": 1}})
+            await node.cordon()
             await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [f"{NAME}-0"])
             await world.api.wait_for(world.pods, drains)
-            await world.api.patch(path, {"spec": {"unschedulable": None}})
+            await node.cordon(on=False)
             await world.gateway.until(lambda it: it.routes[world.key]["draining"] == [])
             await world.api.wait_for(world.pods, lambda pods: not drains(pods))
         assert [line for line in world.log if line["level"] in ("WARNING", "ERROR")] == []
@@ -193,11 +168,11 @@ async def test_a_cordon_drains_and_its_end_takes_the_drain_back(
 
 async def test_a_pod_on_a_node_that_is_not_ready_is_replaced(world: World) -> None:
     await world.start()
-    async with a_node(world):
-        await one_pod_on_it(world, {**SPEC, "warm": {**SPEC["warm"], "maxPods": 1}})
-        await says(world, "Unknown")
+    async with a_node(world) as node:
+        await one_pod_on(node, world, {**SPEC, "warm": {**SPEC["warm"], "maxPods": 1}})
+        await node.say("Unknown")
         told = await world.condition("WarmReady", "NodeNotReady")
-        assert f"its node node-of-{world.namespace} is not ready" in told["message"]
+        assert f"its node {node.name} is not ready" in told["message"]
         pods = await world.pod_count(2)
         assert not drains(pods)
 
@@ -208,9 +183,9 @@ async def test_without_the_right_to_see_nodes_all_else_goes_on(
     async with world.charted({}, "rbac.yaml", "operator.yaml"):
         file = await world.kubeconfig_of("trunkline-operator", tmp_path)
         await world.start(everywhere=True, env={"KUBECONFIG": str(file)})
-        async with a_node(world) as path:
-            await one_pod_on_it(world, SPEC)
-            await world.api.patch(path, {"spec": {"unschedulable": True}})
+        async with a_node(world) as node:
+            await one_pod_on(node, world, SPEC)
+            await node.cordon()
             await world.serve_calls(4)  # the next that happens: a second pod is wanted
             pods = await world.pod_count(2)
             assert not drains(pods)

@@ -14,6 +14,7 @@ from api_relay import ApiRelay, Request, let_pass
 from forked_operator import Nursery
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from node_cast import Nodes
 from operator_cast import played
 from operator_rig import NAME, SPEC, Json, operated
 from operator_ward import Ward, leaving
@@ -48,17 +49,22 @@ faults = st.tuples(
 )
 crashes = st.tuples(st.just("kill the operator"))
 deletes = st.tuples(st.just("delete and make anew"))
+nodes = st.tuples(
+    st.just("node"), st.sampled_from(["cordon", "uncordon", "is not ready", "is gone", "is well"])
+)
 pauses = st.tuples(st.just("wait"), st.sampled_from([0.05, 0.2, 0.5]))
 acts = st.lists(
-    st.one_of(edits, scales, kills, faults, crashes, deletes, pauses), min_size=4, max_size=12
+    st.one_of(edits, scales, kills, faults, crashes, deletes, nodes, pauses),
+    min_size=4,
+    max_size=12,
 )
 
 
 class Trial:
     """One world, and what was last asked of it."""
 
-    def __init__(self, ward: Ward) -> None:
-        self.ward, self.world = ward, ward.world
+    def __init__(self, ward: Ward, nodes: Nodes) -> None:
+        self.ward, self.world, self.nodes = ward, ward.world, nodes
         self.warm: Json = {**SPEC["warm"], "minPods": 1, "maxPods": 4, "autoscaling": "internal"}
 
     async def apply(self) -> None:
@@ -92,9 +98,20 @@ class Trial:
                 self.ward.kill()
                 await self.ward.next()
             case ("delete and make anew",):
+                await self.nodes.heal()  # else it waits for a pod that may have calls, as it should
                 await self.world.api.delete(self.world.agent_path)
                 await self.world.api.wait_gone(self.world.agent_path)
                 await self.apply()
+            case ("node", "cordon"):
+                await self.nodes.cordon(on=True)
+            case ("node", "uncordon"):
+                await self.nodes.cordon(on=False)
+            case ("node", "is not ready"):
+                await self.nodes.silence()
+            case ("node", "is gone"):
+                await self.nodes.lose()
+            case ("node", "is well"):
+                await self.nodes.heal()
             case ("wait", seconds):
                 await asyncio.sleep(seconds)
             case _:
@@ -128,8 +145,12 @@ class Trial:
         self.ward.relay.before, self.ward.relay.after = before, after
 
     async def ends_as_declared(self) -> None:
-        """So many ready pods of the latest template, none leaving; one Secret; a route and a status of that."""
+        """So many ready pods of the latest template, none leaving; one Secret; a route and a status of that.
+
+        Where a node was lost, its pods are there until it comes back, so it does.
+        """
         self.ward.relay.before = let_pass
+        await self.nodes.heal()
         image = self.warm.get("image") or "trunkline/worker:test"
 
         def whole(pods: list[Json]) -> bool:
@@ -188,11 +209,15 @@ async def one_life(plane: ControlPlane, nursery: Nursery, folder: Path, done: li
     namespace = f"random-{os.getpid()}-{next(_numbers)}"
     async with Api(plane.kubeconfig) as api, ApiRelay(api).serving() as relay:
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-        async with operated(api, plane, namespace, folder) as world, played(world):
+        async with (
+            operated(api, plane, namespace, folder) as world,
+            Nodes.of(world) as nodes,
+            played(world, nodes),
+        ):
             ward = Ward(world, relay, nursery)
             try:
                 await ward.started()
-                trial = Trial(ward)
+                trial = Trial(ward, nodes)
                 await trial.apply()
                 for act in done:
                     await trial.take(act)
