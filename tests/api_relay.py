@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ class Request:
     number: int
     method: str
     path: str
+    selector: str = ""  # of labels, of a list or a watch
 
     def __str__(self) -> str:
         return f"{self.number}: {self.method} {self.path}"
@@ -57,7 +58,9 @@ class ApiRelay:
         self.seen: list[Request] = []  # without watches
         self.answered: list[tuple[Request, int]] = []
         self.watches: dict[str, int] = {}  # open ones, by path
+        self.watched: list[Request] = []  # whenever one began
         self.told: dict[str, int] = {}  # events that went through watches, by path
+        self.read: dict[str, int] = {}  # bytes of answers that are no watch, by path
         self.port = 0
         self.passing: set[asyncio.Task[web.Response]] = set()  # requests at the API server
         self.muted = False  # watches say nothing any more, and nobody is told so
@@ -71,7 +74,7 @@ class ApiRelay:
 
     def forget(self) -> None:
         """Numbers begin at 1 again."""
-        self.seen, self.answered = [], []
+        self.seen, self.answered, self.watched, self.read = [], [], [], {}
 
     def away(self) -> None:
         """The API server ends all watches, and answers nobody, as while it restarts."""
@@ -134,14 +137,17 @@ class ApiRelay:
             await asyncio.gather(*self.passing, return_exceptions=True)
 
     async def _relay(self, arrived: web.Request) -> web.StreamResponse:
+        selector = arrived.query.get("labelSelector", "")
+        request = Request(len(self.seen) + 1, arrived.method, arrived.path, selector)
         if self._away:
-            self.seen.append(Request(len(self.seen) + 1, arrived.method, arrived.path))
+            self.seen.append(request)
+            await self._tell()
             assert arrived.transport
             arrived.transport.abort()
             return web.Response()
         if "watch" in arrived.query:
+            self.watched.append(replace(request, number=0))
             return await self._watch(arrived)
-        request = Request(len(self.seen) + 1, arrived.method, arrived.path)
         self.seen.append(request)
         body = await arrived.read()
         await self._tell()
@@ -165,6 +171,8 @@ class ApiRelay:
                     status=told.status, body=await told.read(), content_type=told.content_type
                 )
             self.answered.append((request, answer.status))
+            size = len(answer.body) if isinstance(answer.body, bytes) else 0
+            self.read[request.path] = self.read.get(request.path, 0) + size
             return answer
         finally:
             task = asyncio.current_task()
