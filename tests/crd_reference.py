@@ -39,6 +39,7 @@ agent at most 25 at once and then one a minute.
 | `BudgetTooSmall` | the budget is less than one call, or what stands by, may cost |
 | `PriceUnknown` | a budget is set and no price is known, so no call goes to burst |
 | `PodUnschedulable` | no node has room |
+| `VolumeMissing` | a volume of `warm.template` is not there, or cannot be mounted |
 | `PodsRefused` | the Kubernetes API does not let a pod be made: a quota, a policy of the cluster |
 | `TemplateRejected` | the Kubernetes API takes no such pod as `warm` asks for |
 | `RolloutBlocked` | pods of an older template stay, because they have calls and there is no room for others |

@@ -277,6 +277,33 @@ def lost_node() -> Case:
     return agent, a_world([lost], {"desk-0": 2}, burst=DEPLOYED), None
 
 
+def missing_claim() -> Case:
+    volumes = [{"name": "weights", "persistentVolumeClaim": {"claimName": "weights"}}]
+    agent = an_agent(**BURST, warm__template={"volumes": volumes})
+    message = (
+        '0/3 nodes are available: persistentvolumeclaim "weights" not found. preemption: 0/3 nodes are '
+        "available: 3 Preemption is not helpful for scheduling."
+    )
+    scheduled = {"status": "False", "reason": "Unschedulable", "message": message}
+    facts = pod(agent, None, not_ready(), PodScheduled=scheduled)
+    return agent, a_world([facts], burst=DEPLOYED), None
+
+
+def missing_config_map() -> Case:
+    volumes = [{"name": "phrases", "configMap": {"name": "phrases"}}]
+    agent = an_agent(warm__template={"volumes": volumes})
+    scheduled = {"status": "True", "lastTransitionTime": STARTED}
+    facts = pod(
+        agent,
+        {"state": {"waiting": {"reason": "ContainerCreating"}}},
+        not_ready(),
+        PodScheduled=scheduled,
+    )
+    assert facts.mounting is not None
+    words = 'MountVolume.SetUp failed for volume "phrases" : configmap "phrases" not found'
+    return agent, a_world([replace(facts, unmounted=words)]), None
+
+
 def cordoned_node() -> Case:
     agent = an_agent(**BURST)
     node = NodeFacts(leaving=GOING["ToBeDeletedByClusterAutoscaler"])
@@ -301,6 +328,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "terminating-namespace": terminating_namespace,
     "lost-node": lost_node,
     "cordoned-node": cordoned_node,
+    "missing-claim": missing_claim,
+    "missing-config-map": missing_config_map,
     "template-rejected": template_rejected,
     "shortfall": shortfall,
     "infeasible": infeasible,

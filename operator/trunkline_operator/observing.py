@@ -14,6 +14,7 @@ from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.burst.limit import current
 from trunkline_operator.cluster.authority import Authority, why_issue
 from trunkline_operator.cluster.client import ApiError, path
+from trunkline_operator.cluster.complaints import Complaints
 from trunkline_operator.cluster.credentials import (
     account_of,
     caller_keys_missing,
@@ -97,6 +98,7 @@ class Observer:
         self._treasury = treasury
         self._installation = installation
         self._authority = authority
+        self._complaints = Complaints(mirror.cluster)
         self._read: dict[str, dict[str, _Read]] = {}  # Secrets, by agent and name
 
     async def observe(self, obj: Json, agent: VoiceAgent, now: float) -> Seen:
@@ -115,12 +117,13 @@ class Observer:
             asyncio.gather(*(self._secret(agent, name) for name in named)),
         )
         callers, account, hook, hub, upstream, twilio = found
+        pods = await self._complaints.added(agent, self._mirror.pods(agent.key), now)
         no_hub = hub_token_missing(agent, hub)
         traffic = self._traffic(agent.key)
         burst = self._burst_facts(obj, agent, (account, no_hub), now)
         entries = own.entries or {}
         world = World(
-            pods=self._mirror.pods(agent.key),
+            pods=pods,
             traffic=traffic,
             secret_exists=own.entries is not None,
             certificate=own.certificate or "",
@@ -155,9 +158,11 @@ class Observer:
     # --- Secrets --------------------------------------------------------------------------------------
 
     def stale_in(self, key: str) -> float:
-        """Seconds until something that was read of this agent's Secrets must be read again."""
+        """Seconds until something that was read for this agent must be read again."""
         read = min((it.at for it in self._read.get(key, {}).values()), default=time.monotonic())
-        return max(read + SECRETS_SECONDS - time.monotonic(), 0.0)
+        secrets = max(read + SECRETS_SECONDS - time.monotonic(), 0.0)
+        events = self._complaints.look_in(key, time.time())
+        return secrets if events is None else min(secrets, events)
 
     def wrote_secret(self, agent: VoiceAgent, made: Json) -> None:
         """Takes in what the API made of our write of the agent's own Secret."""
@@ -165,6 +170,7 @@ class Observer:
 
     def forget(self, key: str) -> None:
         self._read.pop(key, None)
+        self._complaints.forget(key)
 
     async def _own(self, agent: VoiceAgent, now: float) -> _Read:
         """The agent's own Secret, and whether its certificate is good."""

@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -153,6 +153,14 @@ class Cluster:
             "GET", path, params={"labelSelector": selector} if selector else {}
         )
         items: list[Json] = answer["items"]
+        return items
+
+    async def some(self, path: str, fields: Mapping[str, str], most: int) -> Sequence[Json]:
+        """At most so many objects that have these fields."""
+        selector = ",".join(f"{name}={value}" for name, value in fields.items())
+        params = {"fieldSelector": selector, "limit": str(most)}
+        answer = await self._request("GET", path, params=params)
+        items: Sequence[Json] = answer["items"]
         return items
 
     async def pages(self, path: str, size: int, label: str = "") -> AsyncIterator[Page]:

@@ -97,6 +97,7 @@ WARNINGS: Final = frozenset(
         Reason.TOKEN_MISSING,
         Reason.POD_UNSCHEDULABLE,
         Reason.POD_FAILING,
+        Reason.VOLUME_MISSING,
         Reason.NODE_NOT_READY,
         Reason.POD_UNREADY,
         Reason.PODS_REFUSED,

@@ -44,7 +44,9 @@ def runway(
     starting = [
         pod.created
         for pod in pods
-        if pod.active and not (pod.ready or pod.started or pod.unschedulable or pod.trouble)
+        if pod.active
+        and not (pod.ready or pod.started)
+        and not (pod.unschedulable or pod.trouble or pod.unmounted)
     ]
     times = sorted([created + took for created in starting] + [now + took] * made)
     return tuple(Coming(slots, at) for at in times)

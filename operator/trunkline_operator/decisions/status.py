@@ -39,6 +39,7 @@ class Reason(StrEnum):
     NOT_SERVED_HERE = "NotServedHere"  # the agent's regions or its policy leave this cluster out
     PODS_STARTING = "PodsStarting"
     POD_UNSCHEDULABLE = "PodUnschedulable"
+    VOLUME_MISSING = "VolumeMissing"  # a volume of the template is not there, or cannot be mounted
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
     NODE_NOT_READY = "NodeNotReady"  # a pod's node is silent, so the pod counts as none
     POD_UNREADY = "PodUnready"  # its worker runs, and is not ready any more
@@ -67,6 +68,9 @@ LONGEST_MESSAGE: Final = 1024
 
 # How long free slots last is told in these steps, so that it is not another number at every look.
 RUNWAYS: Final = (3600, 1800, 600, 300, 120, 60, 30, 10)
+
+# The scheduler, of claims that are not there, not bound, or going.
+CLAIM: Final = "persistentvolumeclaim"
 
 # `burst.BurstReason.CREDENTIALS_REFUSED`, which would bring the SDK with it.
 REFUSED_CREDENTIALS: Final = "CredentialsRefused"
@@ -303,6 +307,10 @@ def _pod_trouble(agent: VoiceAgent, pod: PodFacts) -> tuple[Reason, str, str] | 
     """What keeps a pod from taking calls: the reason, the words of Kubernetes, and what happens next."""
     if pod.unschedulable:
         next_ = "It starts once a node has room: add one, or free what the message names"
+    # Of a claim that is not there the scheduler tells, of all other volumes the kubelet.
+    if words := pod.unmounted or (pod.unschedulable if CLAIM in pod.unschedulable.lower() else ""):
+        next_ = "It starts once that is there: see warm.template.volumes"
+        return Reason.VOLUME_MISSING, words.rstrip("."), next_
         # The scheduler's words for a label that no node has name neither the label nor its value.
         if SELECTOR_MISSED in pod.unschedulable and (wanted := node_selector(agent)):
             labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))

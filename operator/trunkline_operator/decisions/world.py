@@ -59,6 +59,8 @@ class PodFacts:
         ""  # its worker runs and was ready before: since when it is not, and the kubelet's words
     )
     restarts: int = 0
+    mounting: float | None = None  # since when it is on a node and no container of it has begun
+    unmounted: str = ""  # the kubelet's words, where that is for a volume
     created: float = 0.0  # seconds since the epoch
     start_seconds: float | None = None  # from its creation until it was ready, where that is known
     node: str = ""  # where it runs
@@ -121,6 +123,7 @@ class PodFacts:
             start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
             node=(pod.get("spec") or {}).get("nodeName", ""),
         )
+            mounting=_mounting(state, status, scheduled),
 
 
 def _start_seconds(metadata: Json, ready: Json, worker: Json) -> float | None:
@@ -147,6 +150,15 @@ def _trouble(worker: Json, status: Json) -> str:
     waiting = state.get("waiting") or {}
     if waiting.get("reason", "") not in ORDINARY_WAITS:
         words = _sentence(waiting["reason"], waiting.get("message", ""))
+def _mounting(state: Json, status: Json, scheduled: Json) -> float | None:
+    """Since when a kubelet makes ready what a pod needs before its first container."""
+    begun = state.keys() - {"waiting"} or status.get("phase", Phase.PENDING) != Phase.PENDING
+    wait = (state.get("waiting") or {}).get("reason", "")
+    if begun or scheduled.get("status") != "True" or wait not in ORDINARY_WAITS:
+        return None
+    return epoch(scheduled.get("lastTransitionTime")) or 0.0
+
+
         return f"{words}; it ended with {_ended(before)}" if before else words
     if terminated := state.get("terminated"):
         return _ended(terminated)
