@@ -219,7 +219,7 @@ def shortfall() -> Case:
         warm={"minPods": 1, "maxPods": 3, "slotsPerPod": 2},
         slo={"callsAtOnce": 200},
     )
-    return agent, a_world([healthy(agent)], burst=DEPLOYED), None
+    return agent, a_world([healthy(agent)], burst=DEPLOYED, slots=2), None
 
 
 def infeasible() -> Case:
@@ -304,6 +304,11 @@ def missing_config_map() -> Case:
     return agent, a_world([replace(facts, unmounted=words)]), None
 
 
+def few_slots() -> Case:
+    agent = an_agent(warm__minPods=1)
+    return agent, a_world([healthy(agent)], {"desk-0": 2}, slots=3), None
+
+
 def cordoned_node() -> Case:
     agent = an_agent(**BURST)
     node = NodeFacts(leaving=GOING["ToBeDeletedByClusterAutoscaler"])
@@ -328,6 +333,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "terminating-namespace": terminating_namespace,
     "lost-node": lost_node,
     "cordoned-node": cordoned_node,
+    "few-slots": few_slots,
     "missing-claim": missing_claim,
     "missing-config-map": missing_config_map,
     "template-rejected": template_rejected,
@@ -369,7 +375,8 @@ def described(case: str) -> str:
     if case in MISTAKES:
         return mistaken(case)
     agent, world, refusal = CASES[case]()
-    well = a_world([healthy(agent)], burst=DEPLOYED if world.burst.app else BurstFacts())
+    burst = DEPLOYED if world.burst.app else BurstFacts()
+    well = a_world([healthy(agent)], burst=burst, slots=agent.warm.slots_per_pod)
     earlier = planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION)
     before = reported(agent, well, earlier, {}, NOW - 600)
     plan = planned(agent, world, NOW, earlier.memory, INSTALLATION)

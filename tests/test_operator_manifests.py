@@ -21,7 +21,8 @@ from trunkline_operator.decisions.manifests import (
     template_hash,
     worker_pod,
 )
-from trunkline_operator.decisions.world import Phase, PodFacts, Traffic, WorkerFacts, measured
+from trunkline_operator.decisions.offers import measured
+from trunkline_operator.decisions.world import Phase, PodFacts, Traffic, WorkerFacts
 from trunkline_runtime import contract
 
 

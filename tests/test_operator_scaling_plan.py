@@ -58,7 +58,8 @@ def test_the_middle_of_the_measured_starts_is_believed() -> None:
     wanted = []
     for starts in ((None,), (100.0,), (100.0, 100.0, 3000.0), (400.0,)):
         pods = [a_pod(agent, n, start_seconds=start) for n, start in enumerate(starts)]
-        plan = planned(agent, a_world([*pods, pending(agent, 9)]), NOW, memory, INSTALLATION)
+        world = a_world([*pods, pending(agent, 9)], slots=1)
+        plan = planned(agent, world, NOW, memory, INSTALLATION)
         assert plan.scaling is not None
         wanted.append(plan.scaling.pods)
     assert wanted == [15, 20, 20, 40]  # 2 x sqrt(2 x 0.5 x T), of the hint of 60 s first

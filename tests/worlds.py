@@ -79,11 +79,12 @@ def a_world(
     secret_exists: bool = True,
     **traffic: Any,
 ) -> World:
-    """Pods, and the calls on them by name; a worker drains if its pod does, unless it is not in `busy`."""
+    """Pods, and the calls on them by name; a worker drains if its pod does, unless it is not in `busy`; each has `slots`."""
     busy = {pod.name: 0 for pod in pods if pod.ready} if busy is None else busy
+    slots: int = 4,
     draining = {pod.name for pod in pods if pod.draining}
     workers = {
-        name: WorkerFacts(slots=4, busy=calls, draining=name in draining)
+        name: WorkerFacts(slots=slots, busy=calls, draining=name in draining)
         for name, calls in busy.items()
     }
     facts: Json = {"known": True, "acknowledged": True, "workers": workers} | traffic

@@ -27,6 +27,7 @@ from trunkline_operator.decisions import events
 from trunkline_operator.decisions.manifests import (
     Installation,
 )
+from trunkline_operator.decisions.offers import measured
 from trunkline_operator.decisions.plan import Plan, planned
 from trunkline_operator.decisions.routes import Keys, route
 from trunkline_operator.decisions.runway import runway
@@ -38,7 +39,6 @@ from trunkline_operator.decisions.steps import (
     RemoveFinalizer,
     Requeue,
 )
-from trunkline_operator.decisions.world import measured
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.observing import Observer, Seen
 from trunkline_operator.scaling.decision import Memory
@@ -208,7 +208,7 @@ class Reconciler:
         )
         self._fleet.set_route(seen.agent.key, made)
         new = sum(isinstance(step, CreatePod) for step in plan.steps)
-        coming = runway(seen.agent, seen.world.pods, new, seen.now)
+        coming = runway(seen.agent, seen.world.pods, new, seen.now, plan.usual)
         self._fleet.set_runway(
             seen.agent.key, [(each.slots, each.at - seen.now) for each in coming]
         )

@@ -15,7 +15,7 @@ from typing import Final
 
 from trunkline_operator.agent.spec import Json, VoiceAgent
 from trunkline_operator.decisions.manifests import Installation
-from trunkline_operator.decisions.plan import Plan, View, rfc3339
+from trunkline_operator.decisions.plan import Plan, rfc3339
 from trunkline_operator.decisions.status import LONGEST_MESSAGE, Condition, Reason
 from trunkline_operator.decisions.steps import (
     DeletePod,
@@ -25,6 +25,7 @@ from trunkline_operator.decisions.steps import (
     Step,
     Undrain,
 )
+from trunkline_operator.decisions.view import View
 from trunkline_operator.decisions.world import PodFacts, World
 from trunkline_runtime.contract import GROUP, KIND, VERSION
 
@@ -96,8 +97,8 @@ WARNINGS: Final = frozenset(
         Reason.KEYS_MISSING,
         Reason.TOKEN_MISSING,
         Reason.POD_UNSCHEDULABLE,
-        Reason.POD_FAILING,
         Reason.VOLUME_MISSING,
+        Reason.POD_FAILING,
         Reason.NODE_NOT_READY,
         Reason.POD_UNREADY,
         Reason.PODS_REFUSED,

@@ -20,13 +20,12 @@ from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
 from trunkline_operator.burst.limit import within
 from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
+from trunkline_operator.decisions import offers
 from trunkline_operator.decisions.manifests import (
-    GRACE_BEYOND_LAST_CALL,
     Installation,
     burst_app,
     burst_hash,
     secret_name,
-    template_hash,
     worker_pod,
 )
 from trunkline_operator.decisions.runway import measured_start
@@ -46,7 +45,8 @@ from trunkline_operator.decisions.steps import (
     Undrain,
     WatchBurst,
 )
-from trunkline_operator.decisions.world import BurstFacts, Phase, PodFacts, World
+from trunkline_operator.decisions.view import View
+from trunkline_operator.decisions.world import BurstFacts, PodFacts, World
 from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
 from trunkline_operator.scaling.prices import stakes
 from trunkline_runtime.contract import FINALIZER
@@ -78,6 +78,8 @@ class Plan:
     draining: tuple[str, ...]  # the route's drain list once the steps are taken
     outdated: int = 0  # pods of an older template that are still there
     blocked: bool = False  # they stay until a call ends or somebody makes room
+    usual: int = 1  # slots that the next pod is expected to offer
+    short: str = ""  # which pod offers fewer slots than it was told, in words; "" = none does
 
 
 def planned(
@@ -95,7 +97,7 @@ def planned(
     return _plan(view, steps, scaling, scaling.memory)
 
 
-def _plan(view: "View", steps: list[Step], scaling: Decision | None, memory: Memory) -> Plan:
+def _plan(view: View, steps: list[Step], scaling: Decision | None, memory: Memory) -> Plan:
     waits = [step.after for step in steps if isinstance(step, Requeue)]
     acts = [step for step in steps if not isinstance(step, Requeue)]
     pods = [pod for pod in view.pods if not pod.finished]
@@ -112,65 +114,9 @@ def _plan(view: "View", steps: list[Step], scaling: Decision | None, memory: Mem
         draining=tuple(sorted(drain)),
         outdated=len(outdated),
         blocked=bool(outdated) and not moving,
+        usual=offers.usual_slots(view),
+        short=offers.short(view),
     )
-
-
-class View:
-    """What every rule below looks at."""
-
-    __slots__ = ("agent", "installation", "now", "pods", "template", "world")
-
-    def __init__(
-        self, agent: VoiceAgent, world: World, now: float, installation: Installation
-    ) -> None:
-        self.agent, self.world, self.now, self.installation = agent, world, now, installation
-        self.template = template_hash(agent, installation)
-        # A pod of somebody else, or of an agent that had this name before, is not ours to touch.
-        own = (pod for pod in world.pods if pod.owner == agent.uid)
-        self.pods = sorted(own, key=lambda pod: pod.ordinal)
-
-    def current(self, pod: PodFacts) -> bool:
-        return pod.template == self.template and pod.ca == self.installation.ca
-
-    def busy(self, pod: PodFacts) -> int | None:
-        """The pod's calls; None = unknown. A worker that was never ready has none."""
-        worker = self.world.traffic.workers.get(pod.name)
-        if worker is None:
-            return None if pod.started else 0
-        return worker.busy
-
-    def unborn(self, pod: PodFacts) -> bool:
-        """It never had a worker."""
-        return pod.phase is Phase.PENDING and self.busy(pod) == 0
-
-    def broken(self, pod: PodFacts) -> bool:
-        """Of an older template and not running: it holds no call and nobody waits for it."""
-        return not self.current(pod) and not pod.started and self.busy(pod) == 0
-
-    def stranded(self, pod: PodFacts) -> bool:
-        """Of another CA than the gateways that report: it can link to none of them, and gets no new call."""
-        return self.world.traffic.known and pod.ca != self.installation.ca
-
-    def must_go(self, pod: PodFacts) -> bool:
-        """It cannot stay where it is, whatever is wanted."""
-        return self.stranded(pod) or bool(pod.node_leaving)
-
-    def drained(self, pod: PodFacts) -> bool:
-        """It was told to drain, and no call is left on it."""
-        if pod.draining_since is None:
-            return False
-        if worker := self.world.traffic.workers.get(pod.name):
-            return worker.drained
-        return not pod.started or self.now >= self.last_call(pod.draining_since)
-
-    def last_call(self, since: float) -> float:
-        """When every call that was there at a time has ended: none outlives maxSeconds."""
-        return since + self.agent.session.max_seconds + GRACE_BEYOND_LAST_CALL
-
-    def burst_silent(self) -> bool:
-        """No call is on burst, and no gateway would start one."""
-        traffic = self.world.traffic
-        return traffic.known and traffic.acknowledged and traffic.burst == 0
 
 
 def _demand(view: View) -> Demand:
@@ -186,6 +132,8 @@ def _demand(view: View) -> Demand:
         known=traffic.known and all(pod.name in traffic.workers for pod in serving),
         active=len(active),
         serving=len(serving),
+        offers=offers.of(view, active),
+        usual=offers.usual_slots(view),
         start_seconds=measured_start(view.pods),
         stakes=stakes(view.agent.warm, ladder(view.agent).burst, view.installation.prices),
     )
@@ -249,18 +197,12 @@ def _removal(view: View, pod: PodFacts) -> Step:
     return Drain(pod.name, pod.uid, rfc3339(view.now))
 
 
-def _loss(view: View, pod: PodFacts) -> tuple[bool, bool, float, int]:
-    """How much is lost with a pod, least first: not ready, older template, few calls, high ordinal."""
-    busy = view.busy(pod)
-    return pod.ready, view.current(pod), math.inf if busy is None else busy, -pod.ordinal
-
-
 def _excess(view: View, active: list[PodFacts], wanted: int) -> list[PodFacts]:
     """The pods above the wanted number. A new one that starts to replace an old one is not too many."""
     old = any(not view.current(pod) for pod in active)
     starting = any(view.current(pod) and not pod.ready for pod in active)
     count = len(active) - wanted - (1 if old and starting else 0)
-    victims = sorted(active, key=lambda pod: _loss(view, pod))[: max(count, 0)]
+    victims = sorted(active, key=lambda pod: view.loss(pod))[: max(count, 0)]
     if view.agent.warm.scale_down_mode is ScaleDown.WAIT:
         return [pod for pod in victims if view.busy(pod) == 0]
     return victims
@@ -281,9 +223,8 @@ def _roll(view: View, active: list[PodFacts], draining: list[PodFacts]) -> Itera
     if not starting and len(active) + len(draining) < view.agent.warm.max_pods:
         yield from _creations(view, 1)
     elif not leaving and all(pod.unschedulable for pod in starting):
-        victim = min(old, key=lambda pod: _loss(view, pod))
-        overflow = ladder(view.agent).burst is not None and bool(view.world.burst.url)
-        if overflow or view.busy(victim) == 0:
+        victim = min(old, key=lambda pod: view.loss(pod))
+        if view.overflows() or view.busy(victim) == 0:
             yield _removal(view, victim)
 
 

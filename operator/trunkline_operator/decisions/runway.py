@@ -33,14 +33,14 @@ def start_seconds(agent: VoiceAgent, pods: Iterable[PodFacts]) -> float:
 
 
 def runway(
-    agent: VoiceAgent, pods: Iterable[PodFacts], made: int, now: float
+    agent: VoiceAgent, pods: Iterable[PodFacts], made: int, now: float, slots: int
 ) -> tuple[Coming, ...]:
-    """The slots on their way, the next first. `made` pods were created at this very look.
+    """The slots on their way, `slots` a pod, the next first. `made` pods were created at this very look.
 
     A pod that cannot be scheduled, or whose container is in trouble, is expected by nobody.
     """
     pods = tuple(pods)
-    took, slots = start_seconds(agent, pods), agent.warm.slots_per_pod
+    took = start_seconds(agent, pods)
     starting = [
         pod.created
         for pod in pods

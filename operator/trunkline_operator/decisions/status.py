@@ -263,6 +263,8 @@ def _warm(
     wanted = plan.scaling.pods
     ready = sum(pod.active and pod.ready for pod in pods)
     count = f"{ready} of {wanted} pods are ready"
+    if plan.short:
+        count += f"; {plan.short}"
     if ready >= wanted:
         if refused and plan.outdated:
             reason, said = _refused(refused)
@@ -305,12 +307,12 @@ def _refused(refused: Refusal) -> tuple[Reason, str]:
 
 def _pod_trouble(agent: VoiceAgent, pod: PodFacts) -> tuple[Reason, str, str] | None:
     """What keeps a pod from taking calls: the reason, the words of Kubernetes, and what happens next."""
-    if pod.unschedulable:
-        next_ = "It starts once a node has room: add one, or free what the message names"
     # Of a claim that is not there the scheduler tells, of all other volumes the kubelet.
     if words := pod.unmounted or (pod.unschedulable if CLAIM in pod.unschedulable.lower() else ""):
         next_ = "It starts once that is there: see warm.template.volumes"
         return Reason.VOLUME_MISSING, words.rstrip("."), next_
+    if pod.unschedulable:
+        next_ = "It starts once a node has room: add one, or free what the message names"
         # The scheduler's words for a label that no node has name neither the label nor its value.
         if SELECTOR_MISSED in pod.unschedulable and (wanted := node_selector(agent)):
             labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from trunkline_operator.agent.spec import Json, VoiceAgent, epoch
+from trunkline_operator.agent.spec import Json, epoch
 from trunkline_operator.burst.breaker import Breaker
 from trunkline_operator.burst.limit import Limit, recalled
 from trunkline_operator.burst.standby import Standing
@@ -286,15 +286,6 @@ class BurstFacts:
             first_boot=burst.get("firstBootSeconds", 0.0),
             limit=recalled(burst.get("limit") or {}),
         )
-
-
-def measured(agent: VoiceAgent, traffic: Traffic) -> VoiceAgent:
-    """The agent with the slots of its pods as its workers tell them, where it leaves that to them."""
-    workers = traffic.workers.values()
-    if not agent.warm.slots_auto or not workers:
-        return agent
-    mean = sum(worker.slots for worker in workers) // len(workers)
-    return replace(agent, warm=replace(agent.warm, slots_per_pod=max(mean, 1)))
 
 
 @dataclass(frozen=True, slots=True)

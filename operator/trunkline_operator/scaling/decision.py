@@ -10,6 +10,7 @@ has been lower for `warm.scaleDown.delaySeconds`. What must be known for that is
 comes out (`Memory`), so the decision is a function.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +33,9 @@ class Demand:
     known: bool  # False: some worker's load is unknown, so nothing is taken away
     active: int  # pods that count as capacity, now or soon
     serving: int  # of them, those that are ready
+    offers: tuple[int, ...] = ()  # slots of each of them, the last to be taken away first; () = all
+    # have the usual number
+    usual: int | None = None  # slots that one more pod is expected to have; None = `slotsPerPod`
     start_seconds: float | None = None  # of a pod until it was ready, measured; None = not yet
     stakes: Stakes = field(default_factory=Stakes)
 
@@ -168,12 +172,28 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
     # Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever.
     if (need := math.floor(reserve(flow, start, demand.stakes.z) + 0.5)) > free:
         free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
-    wish = -(-(demand.calls + free) // warm.slots_per_pod)
+    usual = warm.slots_per_pod if demand.usual is None else demand.usual
+    wish = pods_for(demand.calls + free, demand.offers, usual)
     waiting = f"and {demand.waiting} who wait " if demand.waiting else ""
+    each = f"at {usual} a pod"
+    if demand.offers:
+        each = (
+            f"with {sum(demand.offers)} slots in {len(demand.offers)} pods and {usual} in each more"
+        )
     return wish, (
         f"{demand.busy} warm and {demand.burst} burst calls {waiting}and {free} {why} "
-        f"at {warm.slots_per_pod} a pod need {wish}"
+        f"{each} need {wish}"
     )
+
+
+def pods_for(slots: int, offers: tuple[int, ...], usual: int) -> int:
+    """The fewest pods that have so many slots: of those with `offers`, in that order, and then `usual` ones."""
+    if slots <= 0:
+        return 0
+    for count, total in enumerate(itertools.accumulate(offers), 1):
+        if total >= slots:
+            return count
+    return len(offers) - (sum(offers) - slots) // usual
 
 
 def _peaks(warm: Warm, demand: Demand, wish: int, now: float, memory: Memory) -> tuple[Peak, ...]:
