@@ -140,6 +140,7 @@ SWITCHES: Final[dict[str, dict[str, Any]]] = {
     },
     "open network": {"networkPolicy": {"enabled": False}},
     "nodes are seen": {"watchNodes": True},
+    "no pod is ever evicted": {"evictIdleSeconds": 0},
     "closed network": {
         "networkPolicy": {
             "callers": [PEER],

@@ -376,6 +376,11 @@ def test_nobody_may_do_more_than_they_do(switch: str) -> None:
             assert (kind == "ClusterRole") <= (switch == "defaults"), name
 
 
+def test_the_operator_is_told_when_an_idle_pod_may_be_evicted() -> None:
+    for values, seconds in ({}, 600), ({"evictIdleSeconds": 0}, 0):
+        assert f"--evict-idle-seconds={seconds}" in container(rendered(values), "operator")["args"]
+
+
 def test_the_operator_is_told_its_region() -> None:
     args = container(rendered({"region": "eu-central-1"}), "operator")["args"]
     assert "--region=eu-central-1" in args

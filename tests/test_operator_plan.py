@@ -18,11 +18,13 @@ from trunkline_operator.decisions.plan import Plan, planned, rfc3339
 from trunkline_operator.decisions.routes import Keys, route
 from trunkline_operator.decisions.steps import (
     AddFinalizer,
+    AllowEviction,
     CreatePod,
     DeletePod,
     DeployBurst,
     Drain,
     EnsureSecret,
+    ForbidEviction,
     IssueCertificate,
     RemoveFinalizer,
     Requeue,
@@ -571,6 +573,7 @@ class SimPod:
     calls: int = 0
     silent: bool = False  # no gateway has word of it
     ca: str = ""  # with which it was made
+    protected: bool = True
 
     @property
     def takes_calls(self) -> bool:
@@ -588,6 +591,7 @@ class SimPod:
             draining_since=self.draining_since,
             template=self.template,
             ca=self.ca,
+            protected=self.protected,
         )
 
 
@@ -752,7 +756,7 @@ class Cluster(RuleBasedStateMachine):
 
     @property
     def installation(self) -> Installation:
-        return replace(INSTALLATION, ca=self.ca)
+        return replace(INSTALLATION, ca=self.ca, idle_seconds=30)
 
     def planned(self) -> Plan:
         if self.gone:
@@ -812,6 +816,11 @@ class Cluster(RuleBasedStateMachine):
             case Undrain(name, uid):
                 assert self.pods[name].uid == uid
                 self.pods[name].draining_since = None
+            case AllowEviction(name, _):
+                assert self.pods[name].calls == 0
+                self.pods[name].protected = False
+            case ForbidEviction(name, _):
+                self.pods[name].protected = True
             case DeletePod(name, uid):
                 self.delete(self.pods[name], uid)
             case DeployBurst(_, goal):
@@ -881,6 +890,7 @@ class Cluster(RuleBasedStateMachine):
         talking = {pod.uid: pod.calls for pod in self.reachable.values() if pod.calls}
         self.calm()
         assert talking == {pod.uid: pod.calls for pod in self.pods.values() if pod.calls}
+        assert all(pod.protected for pod in self.pods.values() if pod.calls)
 
     def calls_gone(self) -> None:
         """Without calls, exactly the declared pods are there, all of the declared template."""

@@ -19,7 +19,10 @@ from trunkline_runtime.contract import FINALIZER
 
 Json = dict[str, Any]
 
-INSTALLATION = Installation(worker_image="worker:1", gateways="gateway:8081", build="1.0")
+# Pods stay protected, unless a test is about that.
+INSTALLATION = Installation(
+    worker_image="worker:1", gateways="gateway:8081", build="1.0", idle_seconds=0
+)
 NOW = 1_800_000_000.0
 BURST: Json = {"burst__modal__credentialsSecretRef__name": "modal"}
 REST = Scaling(minimum=0, buffer=0, maximum=10, window=60)
@@ -59,6 +62,7 @@ def a_pod(agent: VoiceAgent, ordinal: int, **changes: Any) -> PodFacts:
         "phase": Phase.RUNNING,
         "ready": True,
         "started": True,
+        "protected": True,
         "template": template_hash(agent, INSTALLATION),
     }
     return PodFacts(**facts | changes)
@@ -77,11 +81,11 @@ def a_world(
     access: str = "",
     tokens: str = "",
     secret_exists: bool = True,
+    slots: int = 4,
     **traffic: Any,
 ) -> World:
     """Pods, and the calls on them by name; a worker drains if its pod does, unless it is not in `busy`; each has `slots`."""
     busy = {pod.name: 0 for pod in pods if pod.ready} if busy is None else busy
-    slots: int = 4,
     draining = {pod.name for pod in pods if pod.draining}
     workers = {
         name: WorkerFacts(slots=slots, busy=calls, draining=name in draining)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trunkline_operator.config import (
+    EVICT_IDLE_SECONDS,
     STATUS_SECONDS,
     ConfigError,
     OperatorConfig,
@@ -84,6 +85,7 @@ def configured(arguments: Sequence[str], env: Mapping[str, str]) -> OperatorConf
         region=parse_region(flags.region),
         status_seconds=flags.status_seconds,
         ca_dir=flags.ca_dir,
+        evict_idle_seconds=flags.evict_idle_seconds,
         prices=prices_of(flags.prices, env),
     )
 
@@ -134,6 +136,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=STATUS_SECONDS,
         help="live numbers are written into a status at most this often",
+    )
+    add(
+        "--evict-idle-seconds",
+        type=float,
+        default=EVICT_IDLE_SECONDS,
+        help="autoscalers of nodes may evict a pod that had no call for so long; 0: never",
     )
     return flags
 

@@ -5,6 +5,7 @@ A step that the API refuses (a quota, a name that is taken) does not keep the ot
 
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,15 +16,18 @@ from trunkline_operator.cluster.authority import Authority, new_certificate
 from trunkline_operator.cluster.client import ApiError, path
 from trunkline_operator.cluster.custody import Custody, Entry
 from trunkline_operator.cluster.mirror import Mirror
+from trunkline_operator.decisions.eviction import EVICTABLE, PROTECTED
 from trunkline_operator.decisions.manifests import encoded, secret
 from trunkline_operator.decisions.plan import Plan
 from trunkline_operator.decisions.steps import (
     AddFinalizer,
+    AllowEviction,
     CreatePod,
     DeletePod,
     DeployBurst,
     Drain,
     EnsureSecret,
+    ForbidEviction,
     IssueCertificate,
     RemoveFinalizer,
     Requeue,
@@ -39,6 +43,9 @@ from trunkline_operator.observing import Observer, Seen
 from trunkline_runtime.contract import ANNOTATION_DRAINING, FINALIZER
 
 KEY_BYTES: Final = 32
+
+Mark = Drain | Undrain | AllowEviction | ForbidEviction
+"""Steps that annotate a pod."""
 
 log = logging.getLogger("trunkline.reconcile")
 
@@ -159,9 +166,13 @@ class Actor:
             case IssueCertificate():
                 await self._issue(seen, step.name)
             case Drain():
-                await self._annotate(seen, step.name, step.uid, step.since)
+                await self._annotate(seen, step, {ANNOTATION_DRAINING: step.since})
             case Undrain():
-                await self._annotate(seen, step.name, step.uid, None)
+                await self._annotate(seen, step, {ANNOTATION_DRAINING: None})
+            case AllowEviction():
+                await self._annotate(seen, step, EVICTABLE)
+            case ForbidEviction():
+                await self._annotate(seen, step, PROTECTED)
             case DeletePod():
                 where = path("Pod", agent.namespace, step.name)
                 if await self._cluster.delete(where, step.uid):
@@ -186,14 +197,14 @@ class Actor:
         made = await self._cluster.patch(seen.path, body)
         self._mirror.wrote_agent(made, seen.agent.generation)
 
-    async def _annotate(self, seen: Seen, name: str, uid: str, since: str | None) -> None:
-        body = {"metadata": {"uid": uid, "annotations": {ANNOTATION_DRAINING: since}}}
+    async def _annotate(self, seen: Seen, step: Mark, notes: Mapping[str, str | None]) -> None:
+        body = {"metadata": {"uid": step.uid, "annotations": dict(notes)}}
         try:
-            marked = await self._cluster.patch(path("Pod", seen.agent.namespace, name), body)
+            marked = await self._cluster.patch(path("Pod", seen.agent.namespace, step.name), body)
         except ApiError as error:
             if error.status not in (404, 409):  # gone, or another has its name
                 raise
-            self._mirror.missing(uid)
+            self._mirror.missing(step.uid)
         else:
             self._mirror.marked_pod(marked)
 

@@ -202,6 +202,7 @@ def settings(config: OperatorConfig, authority: Authority | None) -> Settings:
             region=config.region,
             build=version("trunkline"),
             ca=authority.identity if authority else "",
+            idle_seconds=config.evict_idle_seconds,
             prices=known_prices(config.prices),
         ),
         authority=authority,

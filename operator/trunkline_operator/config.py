@@ -8,6 +8,8 @@ from typing import Final
 from trunkline_runtime.contract import CONTROL_PORT, HEALTH_PORT
 
 STATUS_SECONDS: Final = 15.0
+# As long as the cluster autoscaler looks on before it removes a node (`--scale-down-unneeded-time`).
+EVICT_IDLE_SECONDS: Final = 600.0
 
 
 class ConfigError(Exception):
@@ -37,6 +39,9 @@ class OperatorConfig:
     region: str = ""  # of `warm.regions` and `policy.residency`; "" = not told
     status_seconds: float = STATUS_SECONDS
     ca_dir: Path | None = None  # None: plain links
+    evict_idle_seconds: float = (
+        EVICT_IDLE_SECONDS  # until a pod without calls may be evicted; 0 = never
+    )
     prices: str = ""  # YAML over the prices that come with Trunkline
 
     def __post_init__(self) -> None:

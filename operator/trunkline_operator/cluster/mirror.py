@@ -162,12 +162,12 @@ class Mirror:
         self._held.get(_owner(obj["metadata"]), set()).discard(_version(obj["metadata"]))
 
     def marked_pod(self, obj: Json) -> None:
-        """Takes in a pod whose drain we have just begun or ended."""
+        """Takes in a pod that we have just annotated: its drain, or whether it may be evicted."""
         before = self._pods.get(obj["metadata"]["uid"])
         seen = before.facts if before else None
         if agent := self._put_pod(obj):  # else a watch was faster, and what it told is held
             after = self._pods[obj["metadata"]["uid"]].facts
-            if seen is None or replace(after, draining_since=seen.draining_since) != seen:
+            if seen is None or _but_for_marks(after, seen) != seen:
                 self._changed(agent)  # it says more than the look has seen
 
     def asked_to_go(self, uid: str) -> None:
@@ -308,6 +308,11 @@ class Mirror:
         self._of[agent].discard(uid)
         if not self._of[agent]:
             del self._of[agent]
+
+
+def _but_for_marks(after: PodFacts, seen: PodFacts) -> PodFacts:
+    """The pod, with what we write on it as it was seen."""
+    return replace(after, draining_since=seen.draining_since, protected=seen.protected)
 
 
 def _key(metadata: Json) -> str:

@@ -20,8 +20,9 @@ from trunkline_operator.agent.spec import (
     Snapshot,
     VoiceAgent,
 )
+from trunkline_operator.config import EVICT_IDLE_SECONDS
 from trunkline_operator.decisions.template import container_fields, pod_fields
-from trunkline_operator.decisions.world import CONTAINER
+from trunkline_operator.decisions.world import CONTAINER, DO_NOT_DISRUPT, SAFE_TO_EVICT
 from trunkline_operator.scaling.prices import Prices
 from trunkline_runtime.contract import (
     ANNOTATION_CA,
@@ -77,6 +78,8 @@ TMP: Final = "/tmp"
 TMP_VOLUME: Final = "trunkline-tmp"
 TMP_LIMITS: Final[Mapping[EngineType, str]] = {EngineType.MOSHI: "64Gi"}
 TMP_LIMIT: Final = "1Gi"  # of all others
+# By it the cluster autoscaler passes over an emptyDir, which else keeps a pod where it is.
+LOCAL_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
 # Modal's own limit for an app's name is 64 characters.
 LONGEST_APP_NAME: Final = 63
 
@@ -91,6 +94,7 @@ class Installation:
     build: str  # version of this distribution; a new one redeploys burst
     region: str = ""  # its own, of `warm.regions`; "" = it was told none
     ca: str = ""  # identity of the CA of all links; "" = plain links
+    idle_seconds: float = EVICT_IDLE_SECONDS  # until a pod without calls may be evicted; 0 = never
     prices: Prices = field(
         default_factory=Prices
     )  # of pods and of burst; none = the autoscaler does without
@@ -134,9 +138,7 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
     metadata = _metadata(agent, f"{agent.name}-{ordinal}")
     metadata["annotations"] = {
         ANNOTATION_TEMPLATE: template_hash(agent, installation),
-        # Nobody may move a pod to save money while it talks; the drain does that.
-        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-        "karpenter.sh/do-not-disrupt": "true",
+        **protection(agent),
     }
     if installation.ca:
         metadata["annotations"][ANNOTATION_CA] = installation.ca
@@ -160,6 +162,16 @@ def worker_pod(agent: VoiceAgent, ordinal: int, installation: Installation) -> J
             },
         },
     }
+
+
+def protection(agent: VoiceAgent) -> dict[str, str]:
+    """Annotations by which no autoscaler of nodes evicts the pod (`eviction` takes them away), nor, once it may, is
+    kept from it by folders that are gone with every pod.
+    """
+    volumes = [*agent.warm.template.volumes, *_tmp(agent)]
+    folders = ",".join(volume["name"] for volume in volumes if "emptyDir" in volume)
+    local = {LOCAL_VOLUMES: folders} if folders else {}
+    return {SAFE_TO_EVICT: "false", DO_NOT_DISRUPT: "true", **local}
 
 
 def _tmp(agent: VoiceAgent) -> list[Json]:

@@ -11,7 +11,7 @@ Rules
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -20,7 +20,7 @@ from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
 from trunkline_operator.burst.limit import within
 from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
-from trunkline_operator.decisions import offers
+from trunkline_operator.decisions import eviction, offers
 from trunkline_operator.decisions.manifests import (
     Installation,
     burst_app,
@@ -47,7 +47,7 @@ from trunkline_operator.decisions.steps import (
 )
 from trunkline_operator.decisions.view import View
 from trunkline_operator.decisions.world import BurstFacts, PodFacts, World
-from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
+from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided, spare
 from trunkline_operator.scaling.prices import stakes
 from trunkline_runtime.contract import FINALIZER
 
@@ -89,12 +89,16 @@ def planned(
     view = View(agent=agent, world=world, now=now, installation=installation)
     if agent.deleted_at is not None:
         return _plan(view, list(_farewell(view, agent.deleted_at)), None, memory)
-    scaling = decided(agent.warm, _demand(view), now, memory)
+    demand = _demand(view)
+    scaling = decided(agent.warm, demand, now, memory)
     steps = [*_foundation(view), *_pods(view, scaling.pods)]
+    going = {step.uid for step in steps if isinstance(step, Drain | DeletePod)}
+    marks = eviction.marks(view, spare(agent.warm, demand.calls), memory.idle, going)
+    steps += marks.steps
     steps += _burst(view, scaling.memory.flow.growth)
     if scaling.look_again is not None:
         steps.append(Requeue(scaling.look_again))
-    return _plan(view, steps, scaling, scaling.memory)
+    return _plan(view, steps, scaling, replace(scaling.memory, idle=marks.idle))
 
 
 def _plan(view: View, steps: list[Step], scaling: Decision | None, memory: Memory) -> Plan:

@@ -62,6 +62,22 @@ class Undrain:
 
 
 @dataclass(frozen=True, slots=True)
+class AllowEviction:
+    """Tell autoscalers of nodes that they may evict the pod (`eviction.EVICTABLE`)."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForbidEviction:
+    """Tell them that they may not (`eviction.PROTECTED`)."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     """With the uid as precondition; the pod's own grace period stays."""
 
@@ -112,6 +128,8 @@ Step = (
     | CreatePod
     | Drain
     | Undrain
+    | AllowEviction
+    | ForbidEviction
     | DeletePod
     | DeployBurst
     | WatchBurst

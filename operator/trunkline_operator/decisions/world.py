@@ -20,6 +20,10 @@ from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOT
 CONTAINER: Final = "worker"
 """The pod's container that is the worker."""
 
+SAFE_TO_EVICT: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+DO_NOT_DISRUPT: Final = "karpenter.sh/do-not-disrupt"
+"""Annotations by which a pod tells the cluster autoscaler and Karpenter whether they may evict it."""
+
 
 class Phase(StrEnum):
     PENDING = "Pending"
@@ -51,16 +55,17 @@ class PodFacts:
     started: bool = False  # its worker runs and has been ready once; so it may hold calls
     terminating: bool = False
     draining_since: float | None = None
+    protected: bool = False  # it tells autoscalers of nodes not to evict it
     template: str = ""
     ca: str = ""  # the CA of its links; "" = plain
     unschedulable: str = ""  # the scheduler's words
+    mounting: float | None = None  # since when it is on a node and no container of it has begun
+    unmounted: str = ""  # the kubelet's words, where that is for a volume
     trouble: str = ""  # the kubelet's words: image pull, crash loop, wrong configuration
     unready: str = (
         ""  # its worker runs and was ready before: since when it is not, and the kubelet's words
     )
     restarts: int = 0
-    mounting: float | None = None  # since when it is on a node and no container of it has begun
-    unmounted: str = ""  # the kubelet's words, where that is for a volume
     created: float = 0.0  # seconds since the epoch
     start_seconds: float | None = None  # from its creation until it was ready, where that is known
     node: str = ""  # where it runs
@@ -111,11 +116,14 @@ class PodFacts:
             started="running" in state and worker.get("started") is not False,
             terminating="deletionTimestamp" in metadata,
             draining_since=_moment(annotations.get(ANNOTATION_DRAINING)),
+            protected=(annotations.get(SAFE_TO_EVICT), annotations.get(DO_NOT_DISRUPT))
+            == ("false", "true"),
             template=annotations.get(ANNOTATION_TEMPLATE, ""),
             ca=annotations.get(ANNOTATION_CA, ""),
             unschedulable=scheduled.get("message", "")
             if scheduled.get("status") == "False"
             else "",
+            mounting=_mounting(state, status, scheduled),
             trouble=_trouble(worker, status),
             unready=_unready(state, conditions.get("Ready", {})),
             restarts=worker.get("restartCount", 0),
@@ -123,7 +131,6 @@ class PodFacts:
             start_seconds=_start_seconds(metadata, conditions.get("Ready", {}), worker),
             node=(pod.get("spec") or {}).get("nodeName", ""),
         )
-            mounting=_mounting(state, status, scheduled),
 
 
 def _start_seconds(metadata: Json, ready: Json, worker: Json) -> float | None:
@@ -143,13 +150,6 @@ def _moment(stamp: str | None) -> float | None:
         return None
 
 
-def _trouble(worker: Json, status: Json) -> str:
-    """Why the worker's container does not run, in the kubelet's words and its own last ones, or ""."""
-    state = worker.get("state") or {}
-    before = (worker.get("lastState") or {}).get("terminated")
-    waiting = state.get("waiting") or {}
-    if waiting.get("reason", "") not in ORDINARY_WAITS:
-        words = _sentence(waiting["reason"], waiting.get("message", ""))
 def _mounting(state: Json, status: Json, scheduled: Json) -> float | None:
     """Since when a kubelet makes ready what a pod needs before its first container."""
     begun = state.keys() - {"waiting"} or status.get("phase", Phase.PENDING) != Phase.PENDING
@@ -159,6 +159,13 @@ def _mounting(state: Json, status: Json, scheduled: Json) -> float | None:
     return epoch(scheduled.get("lastTransitionTime")) or 0.0
 
 
+def _trouble(worker: Json, status: Json) -> str:
+    """Why the worker's container does not run, in the kubelet's words and its own last ones, or ""."""
+    state = worker.get("state") or {}
+    before = (worker.get("lastState") or {}).get("terminated")
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason", "") not in ORDINARY_WAITS:
+        words = _sentence(waiting["reason"], waiting.get("message", ""))
         return f"{words}; it ended with {_ended(before)}" if before else words
     if terminated := state.get("terminated"):
         return _ended(terminated)

@@ -12,6 +12,7 @@ comes out (`Memory`), so the decision is a function.
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from trunkline_operator.agent.spec import Autoscaling, Percent, Warm
@@ -62,6 +63,7 @@ class Memory:
     peaks: tuple[Peak, ...] = ()  # all above the wish; pods fall, times rise: at most maxPods
     flow: Flow = field(default_factory=Flow)
     day: Day = field(default_factory=Day)
+    idle: Mapping[str, float] | None = None  # see `decisions.eviction`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
