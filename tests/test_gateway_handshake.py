@@ -25,10 +25,16 @@ def door(subprotocol: str | None = "realtime") -> Door:
     return Door(target="/v1/realtime?model=a", subprotocol=subprotocol, headers=headers)
 
 
-def answered(ours: Handshake, subprotocol: bool = True) -> bytes:
+def asked(door: Door, address: Address = PLACE) -> tuple[Handshake, bytes]:
+    """A handshake and its request."""
+    ours = Handshake(address)
+    return ours, ours.request(door)
+
+
+def answered(written: bytes, subprotocol: bool = True) -> bytes:
     """What a server of `websockets` says to it."""
     server = ServerProtocol(subprotocols=[REALTIME] if subprotocol else None)
-    server.receive_data(ours.request)
+    server.receive_data(written)
     (request,) = server.events_received()
     assert isinstance(request, Request)
     response = server.accept(request)
@@ -49,9 +55,9 @@ def answered(ours: Handshake, subprotocol: bool = True) -> bytes:
 def test_a_server_of_websockets_understands_it(
     address: Address, host: str, subprotocol: str | None
 ) -> None:
-    ours = Handshake(address, door(subprotocol))
+    ours, written = asked(door(subprotocol), address)
     server = ServerProtocol(subprotocols=[REALTIME] if subprotocol else None)
-    server.receive_data(ours.request)
+    server.receive_data(written)
     (request,) = server.events_received()
     assert isinstance(request, Request)
     assert request.path == "/v1/realtime?model=a"
@@ -62,7 +68,7 @@ def test_a_server_of_websockets_understands_it(
     assert response.status_code == 101
     whole = response.serialize() + b"early"
     for cut in range(len(whole)):
-        ours = Handshake(address, door(subprotocol))
+        ours, _ = asked(door(subprotocol), address)
         ours._accept = response.headers["Sec-WebSocket-Accept"]
         rest = ours.receive(whole[:cut])
         rest = ours.receive(whole[cut:]) if rest is None else rest + whole[cut:]
@@ -72,19 +78,19 @@ def test_a_server_of_websockets_understands_it(
 
 
 def test_what_a_worker_says_of_itself_is_read() -> None:
-    ours = Handshake(PLACE, door())
-    assert ours.receive(answered(ours)) == b""
+    ours, written = asked(door())
+    assert ours.receive(answered(written)) == b""
     assert ours.refusal is None
     assert (ours.tells, ours.started) == (True, ("cold", 1.25))
-    theirs = Handshake(PLACE, Door(target="/", subprotocol=None, headers=(), ours=False))
-    assert theirs.receive(answered(theirs, subprotocol=False)) == b""
+    theirs, written = asked(Door(target="/", subprotocol=None, headers=(), ours=False))
+    assert theirs.receive(answered(written, subprotocol=False)) == b""
     assert not theirs.tells, "an upstream is not believed"
 
 
 def test_a_ticket_cannot_add_a_line() -> None:
     for ticket in ("a\r\nX: y", "a\nX: y", "a\x00", "ä"):
         with pytest.raises(ValueError, match="printable"):
-            Handshake(PLACE, Door(target="/", subprotocol=None, headers=(("T", ticket),)))
+            asked(Door(target="/", subprotocol=None, headers=(("T", ticket),)))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_a_ticket_cannot_add_a_line() -> None:
     ],
 )
 def test_an_answer_that_is_no_101_is_told(said: bytes, why: str) -> None:
-    ours = Handshake(PLACE, door())
+    ours, _ = asked(door())
     assert ours.receive(said) is not None
     assert ours.refusal is not None
     assert ours.refusal.endswith(why)
@@ -148,9 +154,9 @@ EXTRA = [
 @given(seed=st.integers(0, 2**32))
 def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
     draw = random.Random(seed)
-    ours = Handshake(PLACE, door())
-    for said in mutants(draw, answered(ours)):
-        again = Handshake(PLACE, door())
+    ours, written = asked(door())
+    for said in mutants(draw, answered(written)):
+        again, _ = asked(door())
         again._accept = ours._accept
         rest = again.receive(said)
         if rest is None or again.refusal is not None:
@@ -158,7 +164,7 @@ def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
         theirs = ClientProtocol(parse_uri("ws://10.0.0.7:8080/"), subprotocols=[REALTIME])
         request = theirs.connect()
         theirs.send_request(request)
-        theirs.key = key_of(ours)
+        theirs.key = key_of(written)
         theirs.receive_data(said)
         (response,) = theirs.events_received()
         assert isinstance(response, Response)
@@ -167,8 +173,6 @@ def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
         assert rest == b""
 
 
-def key_of(ours: Handshake) -> str:
-    (line,) = (
-        line for line in ours.request.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key")
-    )
+def key_of(written: bytes) -> str:
+    (line,) = (line for line in written.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key"))
     return line.partition(b": ")[2].decode()

@@ -81,9 +81,8 @@ class WorkerEnd:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        self.leg = Leg(asyncio.get_running_loop())
-        door = Door(target="/", subprotocol=None, headers=())
-        self.leg.ask(Address(host="w", port=1), door)
+        self.leg = Leg(Address(host="w", port=1), asyncio.get_running_loop())
+        self.leg.ask(Door(target="/", subprotocol=None, headers=()))
         self.leg.connection_made(self.wire)
         self.server = ServerProtocol(max_size=None)
         self._read = 0

@@ -32,7 +32,7 @@ class Dialling:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._loop = asyncio.get_running_loop()
-        self._leg = Leg(self._loop)
+        self._leg = Leg(address, self._loop)
         assert self._leg.answered is not None
         self._answered = self._leg.answered
         self._connecting = self._loop.create_task(self._connect())
@@ -48,7 +48,7 @@ class Dialling:
     async def ask(self, door: Door, by: float) -> Leg | Failed:
         """A leg whose worker has answered 101, or why there is none. `by` is a time of the loop's clock."""
         leg, why = self._leg, ""
-        leg.ask(self._address, door)
+        leg.ask(door)
         try:
             async with asyncio.timeout_at(by):
                 why = await self._answered or ""

@@ -52,37 +52,43 @@ class Handshake:
     """Our half of the upgrade, RFC 6455 section 4.1.
 
     Written by hand, for a caller waits for it: `websockets` takes five times as long to write the request and to check
-    the response. A test holds the two against each other.
+    the response. What the door need not be known for is made before, while it is not. A test holds it against theirs.
     """
 
-    def __init__(self, address: Address, door: Door) -> None:
+    def __init__(self, address: Address) -> None:
         key = base64.b64encode(secrets.token_bytes(16)).decode()
-        fields = [
-            ("Host", build_host(address.host, address.port, address.tls is not None)),
-            ("User-Agent", USER_AGENT),
-            ("Upgrade", "websocket"),
-            ("Connection", "Upgrade"),
-            ("Sec-WebSocket-Key", key),
-            ("Sec-WebSocket-Version", "13"),
-        ]
-        if door.subprotocol:
-            fields.append(("Sec-WebSocket-Protocol", door.subprotocol))
-        lines = [f"GET {door.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in (*fields, *door.headers)]
-        if not all(map(ONE_LINE.fullmatch, lines)):
-            raise ValueError("a request's line may have printable characters alone")
-        self.request = "\r\n".join([*lines, "", ""]).encode("ascii")
-        self.opening = door.opening
+        host = build_host(address.host, address.port, address.tls is not None)
+        self._lines = (
+            f"Host: {host}",
+            f"User-Agent: {USER_AGENT}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key}",
+            "Sec-WebSocket-Version: 13",
+        )
         self._accept = accept_key(key)
-        self._offered = door.subprotocol
-        self._ours = door.ours
+        self._offered: str | None = None
+        self._ours = False
         self._response = b""
         self._status = b""
         self._switched = False
+        self.opening = b""
         self.subprotocol: str | None = None
         self.tells = False  # whether this worker gives an account of its calls
         self.started: tuple[str, float] | None = None
         """How a burst worker's container came up, and for how many seconds it has been; None = it does not say."""
+
+    def request(self, door: Door) -> bytes:
+        """What is said at a door, once. Raises ValueError for what would be more than a line."""
+        self._offered, self._ours, self.opening = door.subprotocol, door.ours, door.opening
+        fields = door.headers
+        if door.subprotocol:
+            fields = (*fields, ("Sec-WebSocket-Protocol", door.subprotocol))
+        said = [f"{name}: {value}" for name, value in fields]
+        lines = [f"GET {door.target} HTTP/1.1", *self._lines, *said]
+        if not all(map(ONE_LINE.fullmatch, lines)):
+            raise ValueError("a request's line may have printable characters alone")
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     def receive(self, data: bytes) -> bytes | None:
         """What came behind the response; None until all of it is there."""

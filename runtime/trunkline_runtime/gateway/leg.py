@@ -40,6 +40,7 @@ class Leg(asyncio.Protocol):
         "_linger",
         "_loop",
         "_ping_due",
+        "_request",
         "_stop",
         "_tells",
         "_transport",
@@ -53,7 +54,7 @@ class Leg(asyncio.Protocol):
         "subprotocol",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
         self.answered: asyncio.Future[str | None] | None = loop.create_future()
         """Why the worker does not take the call, or None where it does; None itself once that is known."""
         self.subprotocol: str | None = None  # that the worker selected
@@ -65,7 +66,8 @@ class Leg(asyncio.Protocol):
         self._tells = False  # whether it will
         self._awaited: tuple[Callable[[], None], ...] = ()  # those who wait for that
         self._loop = loop
-        self._handshake: Handshake | None = None  # while the worker is asked
+        self._handshake: Handshake | None = Handshake(address)  # until the worker has answered
+        self._request = b""  # waits for the connection
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self._call: Call | None = None
@@ -73,7 +75,8 @@ class Leg(asyncio.Protocol):
         self._early: Sequence[bytes] = early  # came in one chunk with the worker's 101
         self._stop: Stop | None = None  # likewise
         self._emit: Callable[[bytes], object] = early.append
-        self._feed: Callable[[bytes], bytes] = self._unasked
+        tracker = Tracker(masked=False, limit=MAX_CALL_MESSAGE_BYTES, pinged=self._pinged)
+        self._feed: Callable[[bytes], bytes] = tracker.feed
         self._jammed = False  # the worker does not read as fast as the caller speaks
         self._ping_due: bytes | None = None
         self._linger: asyncio.TimerHandle | None = None
@@ -90,13 +93,13 @@ class Leg(asyncio.Protocol):
         if self._aborted:
             self._transport.abort()
             return
-        if self._handshake is not None:
-            self._transport.write(self._handshake.request)
+        if self._request:
+            self._transport.write(self._request)
         notice_dead_peer(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         if self._handshake is not None:
-            self._answer(data)
+            self._answer(self._handshake, data)
             return
         try:
             out = self._feed(data)
@@ -136,15 +139,14 @@ class Leg(asyncio.Protocol):
 
     # --- what its dialling asks for ---
 
-    def ask(self, address: Address, door: Door) -> None:
+    def ask(self, door: Door) -> None:
         """Asks the worker to take a call, once it is connected; `answered` says how that went."""
         if self.over or self._aborted:
             return
-        tracker = Tracker(masked=False, limit=MAX_CALL_MESSAGE_BYTES, pinged=self._pinged)
-        self._feed = tracker.feed
-        self._handshake = Handshake(address, door)
+        assert self._handshake is not None
+        self._request = self._handshake.request(door)
         if self._transport is not None:
-            self._transport.write(self._handshake.request)
+            self._transport.write(self._request)
 
     def fail(self, why: str) -> None:
         """It could not be connected."""
@@ -219,11 +221,6 @@ class Leg(asyncio.Protocol):
 
     # --- inside ---
 
-    def _unasked(self, data: bytes) -> bytes:
-        """A worker that speaks first is none of ours."""
-        self.abort()
-        return b""
-
     def _tell(self, why: str | None) -> None:
         answered, self.answered = self.answered, None
         if answered is not None and not answered.done():
@@ -244,13 +241,15 @@ class Leg(asyncio.Protocol):
         for callback in awaited:
             callback()
 
-    def _answer(self, data: bytes) -> None:
-        assert self._handshake is not None
+    def _answer(self, handshake: Handshake, data: bytes) -> None:
         assert self._transport is not None
-        rest = self._handshake.receive(data)
+        if not self._request:  # a worker that speaks first is none of ours
+            self.abort()
+            return
+        rest = handshake.receive(data)
         if rest is None:
             return
-        handshake, self._handshake = self._handshake, None
+        self._handshake, self._request = None, b""
         self.subprotocol = handshake.subprotocol
         self._tells = handshake.tells
         self.started = handshake.started
