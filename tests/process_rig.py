@@ -47,8 +47,9 @@ def worker_environment(name: str, *gateways: int, slots: int = 4) -> dict[str, s
 class Process:
     """`trunkline gateway` as it is started in a cluster, and one of its workers beside it."""
 
-    def __init__(self, routes: Path, files: tuple[int, int] | None = None) -> None:
+    def __init__(self, routes: Path, *options: str, files: tuple[int, int] | None = None) -> None:
         """`files`: how many it may have open, soft and hard."""
+        self.options = options
         self.files = files
         self.calls, self.control, self.health = free_ports(3)
         self.routes = routes
@@ -62,6 +63,7 @@ class Process:
         self.child = await asyncio.create_subprocess_exec(
             *self._limited(),
             *(sys.executable, "-m", "trunkline_runtime", "gateway", *map(str, ports), *hosts, *tls),
+            *self.options,
             *("--routes-file", str(self.routes), "--grace-seconds", str(grace), "--name", "g"),
             env={**os.environ, ENV_OPERATOR_TOKEN: OPERATOR_TOKEN},
             stdout=asyncio.subprocess.PIPE,

@@ -32,10 +32,10 @@ HEAD = (
 
 
 @contextlib.asynccontextmanager
-async def a_process(folder: Path, files: tuple[int, int]) -> AsyncIterator[Process]:
+async def a_process(folder: Path, files: tuple[int, int], *options: str) -> AsyncIterator[Process]:
     path = folder / "routes.json"
     path.write_text(routes_text(a_route()))
-    process = Process(path, files=files)
+    process = Process(path, *options, files=files)
     # The gateway goes first, and takes what calls there are along.
     async with a_worker_of(process, slots=SLOTS), process.running(grace=0):
         await process.ready()
@@ -132,6 +132,32 @@ async def test_callers_are_told_when_descriptors_run_out_and_calls_go_on(tmp_pat
         lines = await ended(process)
     assert sum("no file descriptor" in line["message"] for line in lines) == 1
     assert not any(line["level"] == "CRITICAL" or "exc_info" in line for line in lines)
+
+
+@pytest.mark.timeout(120)
+@on_uvloop
+async def test_where_something_comes_first_callers_wait_in_the_backlog(tmp_path: Path) -> None:
+    ahead = ("--proxy-protocol", "--trusted-proxies=10.0.0.0/8")  # whom nobody here comes from
+    async with a_process(tmp_path, (FILES, FILES), *ahead) as process:
+        caller = await process.dial()
+        with contextlib.ExitStack() as strangers:
+            for _ in range(2 * FILES):
+                strangers.enter_context(idle(process.calls))
+            before = processor_seconds(process)
+            waits = [asyncio.create_task(answer(process)) for _ in range(4)]
+            await asyncio.sleep(0.5)
+            assert not any(each.done() for each in waits), "nobody is cut off"
+            assert processor_seconds(process) - before < 0.3, "it does not turn in circles"
+            await talks(caller)
+        found = await asyncio.gather(*waits)
+        assert None not in found, "each is told, or is let in"
+        async with asyncio.timeout(SECONDS):
+            while not isinstance(again := await answer(process), ClientConnection):
+                await asyncio.sleep(0.05)
+        await asyncio.gather(talks(caller), talks(again))
+        assert 1 <= await shortages(process, "accept") < 60, "it looks again once a second"
+        lines = await ended(process)
+    assert sum("no file descriptor" in line["message"] for line in lines) == 1
 
 
 async def was_cut_off(connection: socket.socket) -> bool:
