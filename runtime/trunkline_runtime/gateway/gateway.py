@@ -6,7 +6,7 @@ import logging
 import random
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -22,20 +22,14 @@ from trunkline_runtime.contract import (
     State,
 )
 from trunkline_runtime.gateway.access.answers import Away, Denied
-from trunkline_runtime.gateway.access.doorstep import Arrival, Bounds
-from trunkline_runtime.gateway.access.issuers import Pulse
+from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader, as_answer
-from trunkline_runtime.gateway.access.pace import MOST_TIMES_REAL
-from trunkline_runtime.gateway.access.proxies import Proxies
 from trunkline_runtime.gateway.access.reception import Guest, Reception, steady_clock
 from trunkline_runtime.gateway.accounts.bill import Bill
-from trunkline_runtime.gateway.accounts.books import Keep
 from trunkline_runtime.gateway.accounts.cashier import Cashier, price_of
-from trunkline_runtime.gateway.accounts.files import to_log
 from trunkline_runtime.gateway.accounts.record import Party, Told, caller_hash, told
 from trunkline_runtime.gateway.breaker import Breakers
-from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.burst import BurstSessions
 from trunkline_runtime.gateway.call import Call, Ending, Facts
 from trunkline_runtime.gateway.closes import MOVED
@@ -44,7 +38,7 @@ from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES
 from trunkline_runtime.gateway.holdings import Holdings
 from trunkline_runtime.gateway.intake import Answered, Intake
-from trunkline_runtime.gateway.ladder import LEFT, Patience, Placement, Rejected
+from trunkline_runtime.gateway.ladder import LEFT, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.operator_link import OperatorLink
@@ -54,6 +48,7 @@ from trunkline_runtime.gateway.routebook import RouteBook, Source
 from trunkline_runtime.gateway.routes import Route, Routes, Runway, WarmRung
 from trunkline_runtime.gateway.runway import Coming, Prospects
 from trunkline_runtime.gateway.table import Table
+from trunkline_runtime.gateway.terms import Identity, Terms
 from trunkline_runtime.gateway.workers import WorkerLinks
 
 log = logging.getLogger("trunkline.gateway")
@@ -69,29 +64,6 @@ STALL_SECONDS: Final = 0.5  # a loop that was this late cannot say who was silen
 NO_ROUTES: Final = "no routes yet: neither the operator nor the routes file has brought any"
 SETTLING: Final = "routes have just come: workers are dialling in"
 DRAINING: Final = "this gateway is leaving: it keeps its calls and takes no new ones"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which gateway this is."""
-
-    name: str
-    default_namespace: str
-    operator_token: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """On what terms a gateway deals with others; the defaults are for a cluster."""
-
-    patience: Patience = field(default_factory=Patience)
-    breaker: Breaking = field(default_factory=Breaking)
-    bounds: Bounds = field(default_factory=Bounds)
-    proxies: Proxies = field(default_factory=Proxies)
-    pulse: Pulse = field(default_factory=Pulse)
-    audio_times_real: float = MOST_TIMES_REAL
-    descriptors: int = 1024  # that the process may have open
-    keep: Keep = to_log  # takes the ledger's records
 
 
 class Gateway:

@@ -25,13 +25,14 @@ from trunkline_runtime.gateway.accounts.books import Books, keeping
 from trunkline_runtime.gateway.breaker import Terms as Breaking
 from trunkline_runtime.gateway.descriptors import raised
 from trunkline_runtime.gateway.entrance import Before, Entrance, listener
-from trunkline_runtime.gateway.gateway import Gateway, Identity, Terms
+from trunkline_runtime.gateway.gateway import Gateway
 from trunkline_runtime.gateway.intake import Intake
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.renewal import Renewal
 from trunkline_runtime.gateway.routes_file import RoutesFile
 from trunkline_runtime.gateway.sockets import notice_dead_peer
+from trunkline_runtime.gateway.terms import Identity, Terms
 from trunkline_runtime.gateway.workers import WorkerLinks
 from trunkline_runtime.process import QUIET, answer, listening, serving_health
 from trunkline_runtime.tls import MountedIdentity
