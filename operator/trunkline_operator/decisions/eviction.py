@@ -5,8 +5,9 @@ end: it had no call, and without it callers still find a slot, on burst or in th
 free in pods that stay. It comes back as soon as one of the two is no longer so, for which nobody looks oftener than
 the gateways tell of calls anyway.
 
-So a pod costs at most two writes in `idle_seconds`, however many calls come and go. A call that comes in the moment
-between an eviction and its protection is safe none the less: whoever is evicted drains, and goes after its last call.
+So a pod costs at most two writes in `idle_seconds`, however many calls come and go. A pod that is evicted in the moment
+between its first call and its protection drains as any other, and goes after its last call; how long for, is up to
+whoever evicts.
 
 Unknown counts as busy. Only a new operator leaves the marks as it finds them until gateways have told it of calls, or
 each restart would write to every pod.
