@@ -179,7 +179,7 @@ def modal_limit() -> Case:
 def modal_full() -> Case:
     """Calls go on in the containers that there are; a gateway was refused for one more, twice in a row."""
     limit = Limit(containers=6, since=NOW - 1500, at=NOW - 60, refusals=2)
-    facts = replace(DEPLOYED, containers=6, limit=limit)
+    facts = replace(DEPLOYED, running={"us-east": 6}, limit=limit)
     agent = an_agent(**BURST)
     return agent, a_world([healthy(agent)], {"desk-0": 4}, burst=facts), None
 
@@ -194,7 +194,7 @@ def budget_spent() -> Case:
     assert agreed is not None
     held = 20 * agreed.call_worst
     gateway = Gateway(spent=21.5, reserved=held, granted=21.5 + held, starts=412, heard=NOW)
-    account = Account(at=NOW, day=53.3, containers=10, gateways={"g0": gateway})
+    account = Account(at=NOW, day=55.9, containers=10, gateways={"g0": gateway})
     assert shut(account, agreed, NOW, before=False)
     facts = replace(DEPLOYED, account=account, terms=agreed, capped=True)
     world = a_world([healthy(agent)], {"desk-0": 4}, burst=facts)

@@ -4,6 +4,7 @@ The model is the worst that Modal may be: each session gets a container of its o
 container lives to the end of its last session and its scaledown window.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -28,6 +29,7 @@ TERMS = Terms(
     linger_seconds=60.0,
     most=6,
     budget=Budget(per_hour=2.0, per_day=3.0),
+    rates={"near": 0.0005, "far": 0.0003},
 )
 
 
@@ -114,6 +116,20 @@ def test_a_charge_that_spans_the_hour_is_split() -> None:
     late = spend.counted(Account(at=hour_end - 15, hour=1.0, day=2.0), TERMS, 4, hour_end + 5)
     assert late.hour == pytest.approx(dollars / 4)
     assert late.paid == pytest.approx(dollars)
+
+
+def test_containers_are_charged_by_their_region() -> None:
+    there = {"near": 1, "far": 3}
+    share = TERMS.share(there)
+    assert share == pytest.approx((0.0005 + 3 * 0.0003) / (4 * 0.0005))
+    account = spend.counted(Account(at=BEGIN), TERMS, 4, BEGIN + 10, share)
+    assert account.hour == pytest.approx(10 * (0.0005 + 3 * 0.0003))
+    # What is told meanwhile and what is spent a second are of the same containers.
+    assert spend.upto(account, TERMS, 16, BEGIN + 20).hour == pytest.approx(2 * account.hour)
+    assert spend.rate(account, TERMS, 16) == pytest.approx(0.0014)
+    # What may come is reckoned with the dearest, and so is a region that nobody knows.
+    assert spend.bound(account, TERMS) == pytest.approx(4 * 0.0005 * (TERMS.after))
+    assert TERMS.share({"elsewhere": 2}) == TERMS.share({}) == 1.0
 
 
 def test_a_budget_that_cannot_be_reached_limits_nobody() -> None:
@@ -216,6 +232,7 @@ def test_it_says_what_a_budget_is_too_small_for() -> None:
 
 @dataclass(eq=False)
 class Container:
+    region: str
     calls: int = 0
     idle_since: float = 0.0
 
@@ -266,13 +283,16 @@ class World:
 
     def start(self, which: int, seconds: float, alone: bool) -> None:
         gateway = self.gateways[which % len(self.gateways)]
-        hold = gateway.purses.reserve(wish(self.terms), self.now)
+        region = "near" if which % 2 else "far"
+        rate = self.terms.rates[region] / self.terms.slots
+        hold = gateway.purses.reserve(replace(wish(self.terms), rate=rate), self.now)
         if not isinstance(hold, Hold):
             self.refused += 1
             return
-        free = [each for each in self.containers if each.calls < self.terms.slots]
-        if len(self.containers) < self.terms.most and (alone or not free):
-            free = [Container()]
+        here = [each for each in self.containers if each.region == region]
+        free = [each for each in here if each.calls < self.terms.slots]
+        if len(here) < self.terms.most / 2 and (alone or not free):
+            free = [Container(region)]
             self.containers += free
         if not free:
             gateway.purses.end(hold, self.now)
@@ -323,7 +343,7 @@ class World:
     # --- inside ---
 
     def pay(self, seconds: float) -> None:
-        dollars = len(self.containers) * self.terms.container_second * seconds
+        dollars = sum(self.terms.rates[each.region] for each in self.containers) * seconds
         for name, length in ("hour", 3600), ("day", 86_400):
             key = name, int(self.now // length)
             self.paid[key] = self.paid.get(key, 0.0) + dollars
@@ -354,7 +374,9 @@ class World:
         self.hear()
         if self.now - self.counted_at >= COUNT_SECONDS:
             self.counted_at = self.now
-            self.account = spend.counted(self.account, self.terms, len(self.containers), self.now)
+            there = dict(Counter(each.region for each in self.containers))
+            whole, share = sum(there.values()), self.terms.share(there)
+            self.account = spend.counted(self.account, self.terms, whole, self.now, share)
         here = {gateway.boot: 1.0 for gateway in self.gateways if gateway.linked}
         self.account, ceilings = spend.dealt(self.account, self.terms, here, self.now)
         for gateway in self.gateways:

@@ -43,15 +43,15 @@ async def test_modal_tells_how_containers_started(monkeypatch: pytest.MonkeyPatc
         url = (await burst.deploy(ONE_CALL, GOOD)).urls[EAST]
         await burst.warm_up(place(), EAST, PATIENCE)
         starts, now = await seen(burst, APP, began)
-        assert starts == Starts(good=1, bad=0, alive=1)
+        assert starts == Starts(good=1, bad=0, there={"us-east": 1})
         # The one that is there is taken; the next is to be restored, and cannot.
         await local.inject(Rule(fault=Fault.RESTORE_CRASHES, seconds=0.0, nth=(1,)))
         await session(url)
         await session(url)
         assert [boot.kind for boot in local.boots] == [Kind.COLD, Kind.RESTORED, Kind.COLD]
         starts, now = await seen(burst, APP, now)
-        assert starts == Starts(good=0, bad=1, alive=3)
-        assert (await seen(burst, APP, now))[0] == Starts(good=0, bad=0, alive=2)
+        assert starts == Starts(good=0, bad=1, there={"us-east": 3})
+        assert (await seen(burst, APP, now))[0] == Starts(good=0, bad=0, there={"us-east": 2})
 
 
 async def test_crashing_restores_open_the_breaker_and_healthy_ones_close_it(
@@ -103,7 +103,7 @@ async def test_crashing_restores_open_the_breaker_and_healthy_ones_close_it(
             kinds = [boot.kind for boot in list(local.boots)[first:]]
             assert kinds == [Kind.RESTORED, Kind.RESTORED]  # and the one that was warmed up
             starts, now = await seen(burst, APP, now)
-            assert starts == Starts(good=3, bad=0, alive=7)
+            assert starts == Starts(good=3, bad=0, there={"us-east": 7})
             assert not noted(breaker, starts.good, starts.bad, now).fallen
             await link.ping()
             assert link.close_code is None

@@ -149,7 +149,7 @@ async def test_more_containers_stand_by_while_warm_slots_run_short(
 async def test_at_the_cap_of_its_budget_no_container_stands_by_until_there_is_room_again(
     world: World, modal: LocalModal
 ) -> None:
-    """On a live server, at the prices that come with Trunkline: $0.12 for a container's hour."""
+    """On a live server, at the prices that come with Trunkline: $0.08 for a container's hour."""
     await world.start()
     standing = {"minContainers": 1, "bufferContainers": 1, "maxContainers": 4}
     budget = {"budget": {"perHour": 0.5}}

@@ -174,7 +174,7 @@ async def test_the_operator_deals_ceilings_that_hold_the_budget_also_across_its_
             assert spend(gateway)["ceiling"] == round(2 * TERMS.call_worst, 6)  # whole calls
             async with call(gateway), call(gateway):
                 assert (await refused(call(gateway))).status_code == 503
-                kept.agree(AGENT, TERMS, None, Count(containers=2, until=clock.now), 2)
+                kept.agree(AGENT, TERMS, None, Count(containers={"us-east": 2}, until=clock.now), 2)
                 await ticked(kept, clock, lambda: (kept.account(AGENT) or Account(at=0)).reserved)
                 account = kept.account(AGENT)
                 assert account
@@ -206,13 +206,13 @@ async def test_an_operator_is_told_when_the_budget_is_used_up_and_when_it_is_not
         kept.agree(AGENT, TERMS, None, None, 0)
         await ticked(kept, clock, lambda: spend(gateway).get("ceiling"))
         assert not kept.shut(AGENT)
-        kept.agree(AGENT, TERMS, None, Count(containers=4, until=clock.now + 390.0), 0)
+        kept.agree(AGENT, TERMS, None, Count(containers={"us-east": 4}, until=clock.now + 390.0), 0)
         clock.now += 390.0
         await ticked(kept, clock, lambda: kept.shut(AGENT))
         await ticked(kept, clock, lambda: spend(gateway)["ceiling"] == 0.0)
         assert (await refused(call(gateway))).status_code == 503
         # The next hour, with nothing running.
-        kept.agree(AGENT, TERMS, None, Count(containers=0, until=clock.now + 1.0), 0)
+        kept.agree(AGENT, TERMS, None, Count(containers={}, until=clock.now + 1.0), 0)
         clock.now += 3600.0
         await ticked(kept, clock, lambda: not kept.shut(AGENT))
         await ticked(kept, clock, lambda: spend(gateway)["ceiling"] > 0.0)

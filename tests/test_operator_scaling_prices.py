@@ -7,12 +7,25 @@ import pytest
 from worlds import a_pod, a_world, an_agent
 
 from trunkline_operator.__main__ import configured
-from trunkline_operator.agent.spec import Burst, Gpu, Warm
+from trunkline_operator.agent.policy import front
+from trunkline_operator.agent.spec import Burst, Gpu, Policy, Region, Warm
 from trunkline_operator.assembly import known_prices
+from trunkline_operator.burst.standby import Standing
 from trunkline_operator.config import ConfigError
+from trunkline_operator.decisions.routes import Keys, route
+from trunkline_operator.decisions.spending import terms
 from trunkline_operator.scaling.advice import Day, advice, watched
 from trunkline_operator.scaling.decision import Decision, Memory
-from trunkline_operator.scaling.prices import GpuPrice, Prices, PricesError, Stakes, read, stakes
+from trunkline_operator.scaling.prices import (
+    GpuPrice,
+    Prices,
+    PricesError,
+    Stakes,
+    container_rate,
+    read,
+    stakes,
+)
+from trunkline_operator.simulation.settings import price_of
 
 L4 = Prices(gpus={"L4": GpuPrice(cluster=0.70, modal=0.80)})
 WARM = Warm(slots_per_pod=4, gpu=Gpu(count=1))
@@ -26,7 +39,50 @@ def test_the_shipped_prices_can_be_read_and_overridden() -> None:
     assert found.gpus["L4"] == GpuPrice(cluster=0.2, modal=0.5)
     assert found.gpus["Own"].modal == 2.0
     assert found.gpus["H100"] == shipped.gpus["H100"]
-    assert found.modal_region_factor == shipped.modal_region_factor
+    assert found.region_factors == shipped.region_factors
+
+
+def test_a_container_costs_by_where_it_is_bound() -> None:
+    """Anywhere, in a part of the world, in a region of it, and in a place that is named."""
+    prices = read("modalRegionFactors: {broad: 1.25, sa: 2.5}")
+    factors = [prices.factor(place) for place in ("", "eu", "eu-west", "sa", "sa-east")]
+    assert factors == [1.0, 1.25, 1.75, 2.5, 1.75]
+    assert Prices().factor("eu") == 1.0
+    free, bound = (container_rate(BURST, prices, place) for place in ("", "eu"))
+    assert free
+    assert bound
+    assert bound.second == pytest.approx(1.25 * free.second)
+    assert free.basis == (
+        "(1 L4 $0.800 + 1 cores $0.047 + 4 GiB $0.032) × 1 = $0.879 an hour / 4 slots"
+    )
+    assert "× 1.25 in eu = $1.099 an hour" in bound.basis
+
+
+def test_budgets_ledger_autoscaler_and_simulation_reckon_with_one_price() -> None:
+    """An agent whose residency binds one region to a part of the world, and the other to itself."""
+    burst = replace(
+        BURST, gpu=("L4", "A10"), regions=(Region.US_EAST, Region.EU_WEST), max_containers=3
+    )
+    policy = Policy(residency=("us", "eu-west"))
+    agent = replace(an_agent(), warm=WARM, burst=burst, policy=policy)
+    prices = read("modalEgressGib: 0.04")
+    near, far = (container_rate(burst, prices, place) for place in ("us", "eu-west"))
+    assert near
+    assert far
+    assert near.second < far.second
+    agreed = terms(agent, burst, prices, Standing())
+    assert agreed
+    assert agreed.rates == {"us-east": near.second, "eu-west": far.second}
+    assert agreed.container_second == far.second  # what may come is reckoned with the dearest
+    urls = {"us-east": "http://u", "eu-west": "http://e"}
+    made = route(agent, Keys(worker="w", ticket="t"), urls, (), prices=prices)
+    told = [rung["price"] for rung in made["rungs"] if rung["kind"] == "burst"]
+    assert [price["basis"] for price in told] == [near.basis, far.basis]
+    assert [price["callSecond"] for price in told] == [near.second / 4, far.second / 4]
+    simulated = price_of(agent, prices)
+    assert simulated
+    assert simulated.container == near.hour  # where calls are tried first
+    assert stakes(WARM, burst, prices, front(agent, burst)).container_hour == near.hour
 
 
 @pytest.mark.parametrize(
@@ -38,6 +94,12 @@ def test_the_shipped_prices_can_be_read_and_overridden() -> None:
         ("gpus: [L4]", "gpus must name GPUs"),
         ("warmAnswer: true", "warmAnswer must be a number"),
         ("modalRegion: 1", "prices have no entry modalRegion: remove it"),
+        (
+            "modalRegionFactors: 1.5",
+            "modalRegionFactors must name anywhere, broad, narrow or places",
+        ),
+        ("modalRegionFactors: {EU: 1.5}", "modalRegionFactors must name anywhere, broad"),
+        ("modalRegionFactors: {eu: dear}", "modalRegionFactors.eu must be a number from 0"),
         ("[1]", "prices must be a mapping"),
         ("a: b: c", "prices are no YAML"),
     ],
@@ -76,13 +138,15 @@ def test_the_dearer_an_overflow_the_larger_the_reserve_up_to_a_bound() -> None:
     found = [stakes(WARM, BURST, replace(L4, warm_answer=worth)).z for worth in (0, 0.05, 0.5, 50)]
     assert found == sorted(found)
     assert found[-1] == 3.0
-    assert stakes(WARM, BURST, replace(L4, modal_region_factor=1.75)).z > found[0]
+    assert stakes(WARM, BURST, replace(L4, region_factors={"eu": 1.75}), "eu").z > found[0]
+    assert stakes(WARM, BURST, replace(L4, region_factors={"eu": 1.75})).z == found[0]
+    assert stakes(WARM, BURST, replace(L4, container_cpu=2, modal_cpu_core=0.05)).z > found[0]
 
 
 def test_a_pod_that_costs_more_than_modal_does_not_pay() -> None:
     dear = Prices(gpus={"L4": GpuPrice(cluster=0.90, modal=0.80)})
     assert not stakes(WARM, BURST, dear).pays
-    assert stakes(WARM, BURST, replace(dear, modal_region_factor=1.5)).pays
+    assert stakes(WARM, BURST, replace(dear, region_factors={"anywhere": 1.5})).pays
     for cluster in (4.0, 90.0):  # a slot for 1 $/h, and for more than its call at Modal
         dearest = Prices(gpus={"L4": GpuPrice(cluster=cluster, modal=0.80)})
         assert stakes(WARM, BURST, dearest).z == 0

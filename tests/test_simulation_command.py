@@ -88,11 +88,14 @@ def test_only_settings_that_there_are_can_be_drawn(tmp_path: Path) -> None:
 
 def test_prices_are_the_users(tmp_path: Path) -> None:
     own, out = tmp_path / "prices.yaml", tmp_path / "out.json"
-    own.write_text("gpus: {L4: {cluster: 10, modal: 20}}\nmodalRegionFactor: 2")
+    own.write_text(
+        "gpus: {L4: {cluster: 10, modal: 20}}\nmodalRegionFactors: {anywhere: 2}\n"
+        "containerCpu: 2\nmodalCpuCore: 1\ncontainerMemoryGib: 0"
+    )
     invoked(tmp_path, "--prices", str(own), "--json", str(out))
     first, *others = json.loads(out.read_text())["settings"]
     assert first["warmDollars"] == pytest.approx(first["gpuHours"] * 10)
-    assert first["burstDollars"] == pytest.approx(first["burstHours"] * 40)
+    assert first["burstDollars"] == pytest.approx(first["burstHours"] * (20 + 2) * 2)
     assert all(setting["dollars"] is not None for setting in others)
 
 

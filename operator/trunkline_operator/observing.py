@@ -289,7 +289,7 @@ class Observer:
             return replace(facts, unpriced=unpriced(burst, prices), capped=limited)
         if facts.working:  # each region's first session has a container
             calls = max(calls, agreed.slots * len(burst.regions))
-        count = Count(containers=facts.containers, until=facts.counted_at)
+        count = Count(containers=facts.running, until=facts.counted_at)
         earlier = recalled(obj.get("status") or {})
         self._treasury.agree(agent.key, agreed, earlier, count, calls)
         return replace(

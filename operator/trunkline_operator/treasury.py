@@ -7,7 +7,7 @@ and the counts of containers, and write what is here into the status; a new oper
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -22,9 +22,9 @@ STALE_SECONDS: Final = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Containers that lived since the count before, and up to when."""
+    """Containers that lived since the count before, by region, and up to when."""
 
-    containers: int
+    containers: Mapping[str, int]
     until: float
 
 
@@ -73,7 +73,8 @@ class Treasury:
             book = self._books[agent] = _Book(earlier or Account(at=now), terms)
         book.terms, book.calls = terms, calls
         if count and count.until > book.account.at:
-            book.account = spend.counted(book.account, terms, count.containers, count.until)
+            whole, share = sum(count.containers.values()), terms.share(count.containers)
+            book.account = spend.counted(book.account, terms, whole, count.until, share)
             book.new = False
 
     def account(self, agent: str) -> Account | None:

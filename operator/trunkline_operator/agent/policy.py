@@ -97,6 +97,11 @@ def pins(agent: VoiceAgent, burst: Burst) -> dict[str, str]:
     return {region: place for region, place in bound.items() if place}
 
 
+def front(agent: VoiceAgent, burst: Burst | None) -> str:
+    """Where containers of the region must run in which calls are tried first; "" = anywhere."""
+    return pinned(burst.regions[0].value, agent.policy.residency) if burst else ""
+
+
 def pinned(region: str, residency: tuple[str, ...]) -> str:
     """Where containers for a region of burst must run, as Modal names places; "" = anywhere.
 

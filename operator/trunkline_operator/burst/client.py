@@ -123,7 +123,8 @@ class Burst:
         self, place: Place, regions: Iterable[str], since: float, until: float
     ) -> Starts:
         """How the containers of an app started between two moments, in seconds since the epoch."""
-        good = bad = alive = 0
+        good = bad = 0
+        there: dict[str, int] = {}
         async with self._failing(BurstReason.STATS_FAILED, place.credentials):
             client = await self._client(place.credentials)
             async with asyncio.timeout(self._call_seconds):
@@ -133,10 +134,10 @@ class Burst:
                         until=datetime.fromtimestamp(until, UTC),
                     )
                     bad += stats.container_error_count
-                    alive += stats.container_total_count
+                    there[region] = stats.container_total_count
                     # Modal boots anew what it could not restore, and that start says nothing of restores.
                     good += max(stats.container_started_count - stats.container_error_count, 0)
-        return Starts(good=good, bad=bad, alive=alive)
+        return Starts(good=good, bad=bad, there=there)
 
     async def find(
         self, environment: str, credentials: Credentials, prefix: str, known: Collection[str]

@@ -163,7 +163,7 @@ class Deployments:
             breaker=known.facts.breaker,
             first_boot=known.facts.first_boot,
             limit=known.facts.limit,
-            containers=len(app.regions),  # of the first sessions; they stay for a while
+            running=dict.fromkeys(app.regions, 1),  # of the first sessions; they stay for a while
             counted_at=known.counted,
         )
 
@@ -213,7 +213,7 @@ class Deployments:
             app.counted = now
             app.facts = replace(
                 app.facts,
-                containers=starts.alive,
+                running=starts.there,
                 counted_at=now,
                 limit=(limits.refused if told else limits.counted)(
                     app.facts.limit, starts.alive, now

@@ -66,4 +66,10 @@ class Starts:
 
     good: int
     bad: int
-    alive: int  # that were there at any moment, those that were starting included
+    there: Mapping[str, int] = field(default_factory=dict)
+    """By region, those that were there at any moment, those that were starting included."""
+
+    @property
+    def alive(self) -> int:
+        """Of all regions."""
+        return sum(self.there.values())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from trunkline_operator.agent.policy import ladder
+from trunkline_operator.agent.policy import front, ladder
 from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
 from trunkline_operator.burst.limit import within
@@ -127,6 +127,8 @@ def _demand(view: View) -> Demand:
     traffic = view.world.traffic
     active = [pod for pod in view.pods if pod.active and not view.must_go(pod)]
     serving = [pod for pod in active if pod.ready]
+    agent = view.agent
+    burst = ladder(agent).burst
     return Demand(
         busy=traffic.busy,
         burst=traffic.burst,
@@ -139,7 +141,7 @@ def _demand(view: View) -> Demand:
         offers=offers.of(view, active),
         usual=offers.usual_slots(view),
         start_seconds=measured_start(view.pods),
-        stakes=stakes(view.agent.warm, ladder(view.agent).burst, view.installation.prices),
+        stakes=stakes(agent.warm, burst, view.installation.prices, front(agent, burst)),
     )
 
 

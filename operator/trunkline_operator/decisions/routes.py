@@ -10,7 +10,7 @@ from typing import Final
 
 from trunkline_operator.agent import spec
 from trunkline_operator.agent.egress import allowed_hook
-from trunkline_operator.agent.policy import allowed_burst, ladder
+from trunkline_operator.agent.policy import allowed_burst, ladder, pinned
 from trunkline_operator.agent.spec import VoiceAgent
 from trunkline_operator.scaling.prices import Prices, Rate, container_rate, pod_rate
 from trunkline_runtime.contract import (
@@ -243,7 +243,6 @@ def _rungs(
             warm["price"] = _price(pod, agent.warm.slots_per_pod)
         rungs.append(warm)
     if burst := allowed.burst:
-        rate = container_rate(burst, prices)
         for region in (region for region in burst.regions if region in burst_urls):
             rung = BurstRung(
                 kind="burst",
@@ -255,7 +254,8 @@ def _rungs(
             )
             if slow_seconds:
                 rung["slowSeconds"] = slow_seconds
-            if rate:
+            place = pinned(region.value, agent.policy.residency)
+            if rate := container_rate(burst, prices, place):
                 rung["price"] = _price(rate, burst.slots_per_container)
             rungs.append(rung)
     # Without the token that it asks for, it would refuse every call.

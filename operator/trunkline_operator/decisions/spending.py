@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from trunkline_operator.agent.policy import allowed_burst
+from trunkline_operator.agent.policy import allowed_burst, pinned
 from trunkline_operator.agent.spec import Budget, Burst, Json, VoiceAgent, epoch
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.plan import rfc3339
@@ -17,12 +17,17 @@ KEPT_GATEWAYS: Final = 32  # in a status; more replicas than any installation ha
 
 def terms(agent: VoiceAgent, burst: Burst, prices: Prices, standing: Standing) -> Terms | None:
     """What the agent's burst costs and may cost; None where a price is not known."""
-    rate = container_rate(burst, prices)
-    if rate is None:
+    rates = {
+        region.value: container_rate(burst, prices, pinned(region.value, agent.policy.residency))
+        for region in burst.regions
+    }
+    known = {region: rate.second for region, rate in rates.items() if rate is not None}
+    if len(known) < len(rates):
         return None
     told = (standing.scalings or {}).values()
     return Terms(
-        container_second=rate.second,
+        container_second=max(known.values()),
+        rates=known,
         slots=burst.slots_per_container,
         call_seconds=worst_seconds(agent),
         linger_seconds=burst.scaledown_window_seconds,
@@ -77,7 +82,7 @@ def told(facts: BurstFacts, calls: int, previous: Json, now: float) -> Json:
     account, agreed = facts.account, facts.terms
     if account is None or agreed is None:
         return previous
-    rate = spend.presumed(account, agreed, calls) * agreed.container_second
+    rate = spend.rate(account, agreed, calls)
     hour, day = (
         round(_current(paid, account.at, now, length), DIGITS)
         for paid, length in ((account.hour, HOUR), (account.day, DAY))
@@ -123,8 +128,8 @@ def costs(agent: VoiceAgent, world: World, pods: int, prices: Prices) -> Json:
     if warm is not None:
         found["warmPerHour"] = round(warm.hour * pods, DIGITS)
     if burst is not None and (account := world.burst.account) and (agreed := world.burst.terms):
-        containers = spend.presumed(account, agreed, world.traffic.burst)
-        found["burstPerHour"] = round(containers * agreed.container_second * HOUR, DIGITS)
+        second = spend.rate(account, agreed, world.traffic.burst)
+        found["burstPerHour"] = round(second * HOUR, DIGITS)
     return found
 
 

@@ -263,12 +263,18 @@ class BurstFacts:
     unscaled_at: float = 0.0  # when Modal last refused another number of them; 0 = it did not
     limit: Limit | None = None  # of its workspace; None = Modal has refused nothing lately
     refused: bool = False  # a gateway was refused for a limit since the last count
-    containers: int = 0  # at the last count, those included that have gone since the one before
+    # Containers by region at the last count, those included that have gone since the one before.
+    running: Mapping[str, int] = field(default_factory=dict)
     counted_at: float = 0.0  # when that was; 0 = never
     capped: bool = False  # the budget is spent: none stands by
     account: Account | None = None  # what it costs; None = no price is known, or there is no burst
     terms: Terms | None = None
     unpriced: str = ""  # why no price is known
+
+    @property
+    def containers(self) -> int:
+        """At the last count, of all regions."""
+        return sum(self.running.values())
 
     @property
     def least(self) -> int:

@@ -6,6 +6,7 @@ wander as a normal distribution that is a number of standard deviations, z. And 
 while its slots cost less than the same slots at Modal.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -23,11 +24,14 @@ USUAL_CALL_SECONDS: Final = 180.0
 # One free slot more than 3 deviations is used in one of 700 pod starts.
 MOST_Z: Final = 3.0
 MOST_DOLLARS: Final = 10_000.0
+# What the factors of places that have none of their own are called. A part of the world ("eu") is broad, a region
+# in one ("eu-west") narrow: Modal asks more for that, because fewer machines will do.
+ANYWHERE, BROAD, NARROW = "anywhere", "broad", "narrow"
+PLACE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # The most that a call sends its caller in a second: PCM16 at 24 kHz, in base64.
 CALL_BYTES: Final = 64 * 2**10
 GIB: Final = 2**30
 NUMBERS: Final[Mapping[str, str]] = {
-    "modalRegionFactor": "modal_region_factor",
     "warmAnswer": "warm_answer",
     "modalCpuCore": "modal_cpu_core",
     "modalMemoryGib": "modal_memory_gib",
@@ -35,7 +39,8 @@ NUMBERS: Final[Mapping[str, str]] = {
     "containerCpu": "container_cpu",
     "containerMemoryGib": "container_memory_gib",
 }
-"""Entries of the file beside gpus, and their fields."""
+"""Entries of the file that are one number, and their fields."""
+GPUS, FACTORS = "gpus", "modalRegionFactors"
 
 
 class PricesError(ValueError):
@@ -53,13 +58,18 @@ class GpuPrice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     gpus: Mapping[str, GpuPrice] = field(default_factory=dict)
-    modal_region_factor: float = 1.0
+    region_factors: Mapping[str, float] = field(default_factory=dict)  # by place, or kind of it
     warm_answer: float = 0.0  # dollars a call
     modal_cpu_core: float = 0.0  # dollars an hour, as the next
     modal_memory_gib: float = 0.0
     modal_egress_gib: float = 0.0  # dollars
     container_cpu: float = 0.0  # cores that a container at Modal uses
     container_memory_gib: float = 0.0
+
+    def factor(self, place: str) -> float:
+        """What Modal multiplies a container's price with that is bound to a place; "" = it is not bound."""
+        kind = (NARROW if "-" in place else BROAD) if place else ANYWHERE
+        return self.region_factors.get(place, self.region_factors.get(kind, 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +96,22 @@ def _parsed(text: str, below: Prices) -> Prices:
     except yaml.YAMLError as error:
         raise PricesError(f"prices are no YAML: {error}") from error
     if not isinstance(found, dict):
-        raise PricesError("prices must be a mapping with gpus, " + ", ".join(NUMBERS))
-    if strange := sorted(map(str, found.keys() - {"gpus", *NUMBERS})):
+        raise PricesError("prices must be a mapping with " + ", ".join((GPUS, FACTORS, *NUMBERS)))
+    if strange := sorted(map(str, found.keys() - {GPUS, FACTORS, *NUMBERS})):
         raise PricesError(f"prices have no entry {strange[0]}: remove it")
-    gpus = found.get("gpus") or {}
+    gpus, factors = found.get(GPUS) or {}, found.get(FACTORS) or {}
     if not isinstance(gpus, dict):
         raise PricesError("gpus must name GPUs, each with cluster and modal")
+    if not isinstance(factors, dict) or not all(PLACE.fullmatch(str(place)) for place in factors):
+        words = f"{FACTORS} must name {ANYWHERE}, {BROAD}, {NARROW} or places such as eu-west"
+        raise PricesError(f"{words}, each with a number")
     return replace(
         below,
         gpus={**below.gpus, **{str(name): _gpu(str(name), price) for name, price in gpus.items()}},
+        region_factors={
+            **below.region_factors,
+            **{str(place): _dollars(factors, place, 1.0, f"{FACTORS}.") for place in factors},
+        },
         **{field: _dollars(found, name, getattr(below, field)) for name, field in NUMBERS.items()},
     )
 
@@ -131,9 +148,13 @@ class Rate:
         return self.second * HOUR
 
 
-def container_rate(burst: Burst, prices: Prices) -> Rate | None:
-    """A container at Modal with the dearest of the GPUs that it may get; None where a price is not known."""
-    kinds = [(name.partition(":")[0].rstrip("!+"), _count(name)) for name in burst.gpu]
+def container_rate(burst: Burst, prices: Prices, place: str) -> Rate | None:
+    """A container that Modal binds to a place ("" = to none), with the dearest of the GPUs that it may get.
+
+    The one price of a container: of budgets, the ledger, the autoscaler and `trunkline simulate`. None where the
+    price of a GPU is not known.
+    """
+    kinds = [(gpu_kind(name), _count(name)) for name in burst.gpu]
     if any(kind not in prices.gpus for kind, _ in kinds):
         return None
     hours = [(prices.gpus[kind].modal * count, kind, count) for kind, count in kinds]
@@ -143,17 +164,18 @@ def container_rate(burst: Burst, prices: Prices) -> Rate | None:
     memory = prices.container_memory_gib * prices.modal_memory_gib
     parts += [f"{prices.container_cpu:g} cores ${cpu:.3f}"] if cpu else []
     parts += [f"{prices.container_memory_gib:g} GiB ${memory:.3f}"] if memory else []
-    hour = (gpu + cpu + memory) * prices.modal_region_factor
+    factor = prices.factor(place)
     sent = CALL_BYTES * HOUR / GIB * prices.modal_egress_gib * burst.slots_per_container
+    total = (gpu + cpu + memory) * factor + sent
+    bound = f" in {place}" if place else ""
     egress = f" + egress ${sent:.3f}" if sent else ""
-    total = hour + sent
-    basis = f"({' + '.join(parts)}) × {prices.modal_region_factor:g}{egress} = ${total:.3f} an hour"
+    basis = f"({' + '.join(parts)}) × {factor:g}{bound}{egress} = ${total:.3f} an hour"
     return Rate(second=total / HOUR, basis=f"{basis} / {burst.slots_per_container} slots")
 
 
 def pod_rate(warm: Warm, burst: Burst | None, prices: Prices) -> Rate | None:
     """A warm pod, taken to have the GPU that burst names first; None where its price is not known."""
-    name = burst.gpu[0].partition(":")[0].rstrip("!+") if burst and burst.gpu else ""
+    name = gpu_kind(burst.gpu[0]) if burst and burst.gpu else ""
     price = prices.gpus.get(name)
     if price is None or not warm.gpu.count:
         return None
@@ -164,27 +186,27 @@ def pod_rate(warm: Warm, burst: Burst | None, prices: Prices) -> Rate | None:
     )
 
 
+def gpu_kind(gpu: str) -> str:
+    """The GPU that a name of Modal's means: "H100!" and "L4:2" are an H100 and an L4."""
+    return gpu.partition(":")[0].rstrip("!+")
+
+
 def _count(gpu: str) -> int:
     """How many of a kind: "L4:2" is two."""
     _, _, count = gpu.partition(":")
     return int(count) if count else 1
 
 
-def stakes(warm: Warm, burst: Burst | None, prices: Prices) -> Stakes:
+def stakes(warm: Warm, burst: Burst | None, prices: Prices, place: str = "") -> Stakes:
     """What is at stake for an agent whose overflow may go to this burst, if to any.
 
-    Warm pods are taken to have the GPU that burst names first, because nothing else says which they have.
+    `place` is where the containers of its first region are bound to, where calls are tried first.
     """
-    price = (
-        prices.gpus.get(burst.gpu[0].partition(":")[0].rstrip("!+"))
-        if burst and burst.gpu
-        else None
-    )
-    if burst is None or price is None or not warm.gpu.count:
+    pod = pod_rate(warm, burst, prices)
+    at_modal = container_rate(burst, prices, place) if burst else None
+    if burst is None or pod is None or at_modal is None:
         return Stakes()
-    pod = price.cluster * warm.gpu.count
-    container = price.modal * prices.modal_region_factor
-    slot = pod / warm.slots_per_pod
+    container, slot = at_modal.hour, pod.hour / warm.slots_per_pod
     # A container lingers after its last call, and that is paid too.
     linger = 1 + burst.scaledown_window_seconds / USUAL_CALL_SECONDS
     call = container * linger + prices.warm_answer * HOUR / USUAL_CALL_SECONDS
@@ -193,7 +215,7 @@ def stakes(warm: Warm, burst: Burst | None, prices: Prices) -> Stakes:
     return Stakes(
         z=_deviations(1 - chance),
         pays=slot <= full,
-        pod_hour=pod,
+        pod_hour=pod.hour,
         container_hour=container,
         slots_per_container=burst.slots_per_container,
         words=f"a warm slot costs ${slot:.2f} an hour, and its call at Modal would ${full:.2f}",

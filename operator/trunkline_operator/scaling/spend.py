@@ -45,7 +45,7 @@ class Budget:
 class Terms:
     """What an agent's burst costs, and may cost."""
 
-    container_second: float  # dollars
+    container_second: float  # dollars, in the dearest of its regions
     slots: int  # of a container
     call_seconds: float  # the longest that a session may last
     linger_seconds: float  # that a container stays without a call
@@ -53,6 +53,17 @@ class Terms:
     buffer: int = 0  # bufferContainers
     most: int = 1  # maxContainers
     budget: Budget = Budget()
+    rates: Mapping[str, float] = field(default_factory=dict)  # of a container's second, by region
+
+    def share(self, containers: Mapping[str, int]) -> float:
+        """What so many containers in these regions cost of as many in the dearest."""
+        dearest = self.container_second * sum(containers.values())
+        if not dearest:
+            return 1.0
+        each = self.rates
+        return (
+            sum(n * each.get(at, self.container_second) for at, n in containers.items()) / dearest
+        )
 
     @property
     def call_second(self) -> float:
@@ -111,6 +122,7 @@ class Account:
     paid: float = 0.0  # since the operator's start
     calls: float = 0.0  # of it by calls
     containers: int = 0  # at the last count
+    share: float = 1.0  # what they cost of as many in the dearest region
     starts: int = 0  # sessions since that count
     gateways: Mapping[str, Gateway] = field(default_factory=dict)  # by boot
 
@@ -166,10 +178,15 @@ def buried(account: Account, boot: str) -> Account:
     return replace(account, gateways=kept)
 
 
-def counted(account: Account, terms: Terms, containers: int, until: float) -> Account:
-    """Charges for so many containers since the last charge; sessions started since then have theirs among them."""
-    charged = _charged(account, terms, containers, until)
-    return replace(charged, containers=containers, starts=0)
+def counted(
+    account: Account, terms: Terms, containers: int, until: float, share: float = 1.0
+) -> Account:
+    """Charges for so many containers since the last charge; sessions started since then have theirs among them.
+
+    `share` is what they cost of as many in the dearest region.
+    """
+    charged = _charged(account, terms, containers * share, until)
+    return replace(charged, containers=containers, share=share, starts=0)
 
 
 def estimated(account: Account, terms: Terms, until: float) -> Account:
@@ -216,7 +233,12 @@ def _window(before: float, since: float, until: float, length: float, dollars: f
 
 def upto(account: Account, terms: Terms, calls: int, now: float) -> Account:
     """The account as it would be if containers were charged now, for people."""
-    return _charged(account, terms, presumed(account, terms, calls), now)
+    return _charged(account, terms, presumed(account, terms, calls) * account.share, now)
+
+
+def rate(account: Account, terms: Terms, calls: int) -> float:
+    """Dollars a second, now."""
+    return presumed(account, terms, calls) * account.share * terms.container_second
 
 
 # --- what is dealt -----------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from trunkline_operator.agent.policy import front
 from trunkline_operator.agent.spec import Autoscaling, Percent, VoiceAgent, Warm
-from trunkline_operator.scaling.prices import Prices, stakes
+from trunkline_operator.scaling.prices import Prices, container_rate, gpu_kind, stakes
 from trunkline_operator.simulation.model import (
     Conditions,
     Outcome,
@@ -67,7 +68,7 @@ def given(
         return Setting(name=name, agent=agent, scaler=Fixed(bounded))
     scaler = Trunkline(
         agent.warm,
-        stakes(agent.warm, agent.burst, prices),
+        stakes(agent.warm, agent.burst, prices, front(agent, agent.burst)),
         start_seconds=conditions.pod_start_seconds,
         began=trace.began,
     )
@@ -135,13 +136,21 @@ def billed(
 
 
 def price_of(agent: VoiceAgent, prices: Prices, gpu: str = "") -> Price | None:
-    """Of that GPU, or of the one that burst names first; warm pods are taken to have the same."""
-    names = agent.burst.gpu if agent.burst else ()
-    name = gpu or (names[0].partition(":")[0].rstrip("!+") if names else "")
-    found = prices.gpus.get(name)
-    if found is None:
+    """Of that GPU, or of those that burst names: warm pods are taken to have the first of them.
+
+    A container costs what budgets and the ledger reckon for it: the dearest of its GPUs, cores and memory, in the
+    region where calls are tried first.
+    """
+    burst = agent.burst
+    if burst and gpu:
+        burst = replace(burst, gpu=(gpu,))
+    name = gpu or (burst.gpu[0] if burst and burst.gpu else "")
+    found = prices.gpus.get(gpu_kind(name))
+    rate = container_rate(burst, prices, front(agent, burst)) if burst else None
+    if found is None or (burst and rate is None):
         return None
-    return Price(gpu=found.cluster, container=found.modal * prices.modal_region_factor)
+    # Without burst there is no container to pay for.
+    return Price(gpu=found.cluster, container=rate.hour if rate else 0.0)
 
 
 def floor_hours(trace: Trace, agent: VoiceAgent) -> float:
