@@ -37,6 +37,7 @@ agent at most 25 at once and then one a minute.
 | `NodeNotReady` | a pod's node is silent, so the pod counts as none |
 | `BudgetSpent` | burst reached its budget: no call goes there until calls end, or the hour or the day does |
 | `BudgetTooSmall` | the budget is less than one call, or what stands by, may cost |
+| `BillDiffers` | Modal bills more, or less, for a day than was reckoned |
 | `PriceUnknown` | a budget is set and no price is known, so no call goes to burst |
 | `PodUnschedulable` | no node has room |
 | `VolumeMissing` | a volume of `warm.template` is not there, or cannot be mounted |

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from websockets.exceptions import InvalidStatus
 from trunkline_dev.modal.server import LocalModal
 from trunkline_dev.modal.state import Config
 from trunkline_operator.agent.spec import Region
+from trunkline_operator.burst.bills import last_whole_day
 from trunkline_operator.burst.client import (
     Burst,
     BurstApp,
@@ -135,6 +136,13 @@ async def session(account: Modal, url: str) -> tuple[str, float]:
     return str(answer.json()["token"]), time.monotonic() - began
 
 
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Returns once it holds: asked at once, then each second at Modal itself and 50 times a second at the local one."""
+    async with asyncio.timeout(60):
+        while not await holds():
+            await asyncio.sleep(1.0 if LIVE else 0.02)
+
+
 async def terminated(account: Modal, url: str, token: str) -> int:
     headers = {**account.proxy, "x-modal-server-session-token": token}
     async with httpx.AsyncClient(timeout=60) as http:
@@ -209,11 +217,23 @@ async def test_an_app_from_its_deployment_to_its_end(account: Modal) -> None:
     assert await burst.stop(account.place())
     assert not await burst.stop(account.place())
     assert await burst.find(APP.environment, account.credentials, APP.name, ()) == []
-    # A restart of the queue may take Modal a moment; a stopped app gives no session.
-    async with asyncio.timeout(60), httpx.AsyncClient(timeout=60) as http:
-        url = f"{deployed.urls['us-east']}/_modal/sessions/start"
-        while (await http.post(url, headers=account.proxy)).status_code == 200:
-            await asyncio.sleep(1)
+    # A stopped app gives no session; what stands before it at Modal may hear of that a moment later.
+    async with httpx.AsyncClient(timeout=60) as http:
+
+        async def gone() -> bool:
+            url = f"{deployed.urls['us-east']}/_modal/sessions/start"
+            return (await http.post(url, headers=account.proxy)).status_code != 200
+
+        await until(gone)
+
+
+async def test_what_a_day_cost_is_told_or_the_plan_has_no_such_report(account: Modal) -> None:
+    day = last_whole_day(time.time())
+    found = await account.burst.billed(account.credentials, day)
+    if not LIVE:
+        assert found == {}
+    # Of a workspace that others use as well: agents' uids, and dollars.
+    assert found is None or all(uid and dollars >= 0 for uid, dollars in found.items())
 
 
 async def test_what_makes_no_sense_is_refused_with_a_sentence(account: Modal) -> None:

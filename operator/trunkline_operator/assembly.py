@@ -17,6 +17,7 @@ import kopf
 
 from trunkline_operator import metrics
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
+from trunkline_operator.burst.bills import Bills
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.burst.orphans import Sweeper
 from trunkline_operator.burst.sdk import Sdk
@@ -149,9 +150,17 @@ async def assembled(
     await stack.enter_async_context(fleet)
     herald = await stack.enter_async_context(Herald(cluster))
     treasury = await stack.enter_async_context(Treasury(fleet, changed))
+    bills = await stack.enter_async_context(Bills(sdk, changed))
     mirror = Mirror(cluster, config.namespaces, lambda agent: agenda.add(agent))
     reconciler = Reconciler(
-        mirror, fleet, deployments, custody, treasury, herald, settings(config, authority)
+        mirror,
+        fleet,
+        deployments,
+        custody,
+        treasury,
+        bills,
+        herald,
+        settings(config, authority),
     )
     agenda = Agenda(reconciler.look)
     metrics.EPOCH.set(epoch)

@@ -56,6 +56,11 @@ PAID: Final = Gauge(
     "Since the operator's start: by calls for their slots, and idle for the rest of their containers.",
     ["namespace", "agent", "part"],
 )
+BILLED: Final = Gauge(
+    "trunkline_operator_burst_billed_dollars",
+    "The last whole day of UTC: what Modal bills for an agent's app, and what was reckoned for it.",
+    ["namespace", "agent", "by"],  # modal | reckoned
+)
 POD_STATES: Final = ("ready", "starting", "draining")
 
 
@@ -70,6 +75,11 @@ def forget_pods(namespace: str, agent: str) -> None:
             PODS.remove(namespace, agent, state)
 
 
+def tell_bill(namespace: str, agent: str, billed: float, reckoned: float) -> None:
+    BILLED.labels(namespace, agent, "modal").set(billed)
+    BILLED.labels(namespace, agent, "reckoned").set(reckoned)
+
+
 def tell_spend(namespace: str, agent: str, account: Account | None) -> None:
     if account is not None:
         SPEND.labels(namespace, agent, "hour").set(account.hour)
@@ -79,7 +89,8 @@ def tell_spend(namespace: str, agent: str, account: Account | None) -> None:
 
 
 def forget_spend(namespace: str, agent: str) -> None:
-    for gauge, part in (SPEND, "hour"), (SPEND, "day"), (PAID, "calls"), (PAID, "idle"):
+    parts = (SPEND, "hour"), (SPEND, "day"), (PAID, "calls"), (PAID, "idle")
+    for gauge, part in (*parts, (BILLED, "modal"), (BILLED, "reckoned")):
         with contextlib.suppress(KeyError):
             gauge.remove(namespace, agent, part)
 

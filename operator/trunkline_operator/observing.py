@@ -9,6 +9,7 @@ from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Budget, Json, VoiceAgent
+from trunkline_operator.burst.bills import Bills
 from trunkline_operator.burst.breaker import LEVELS, Breaker, following, noted, probed, recovered
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.burst.limit import current
@@ -40,9 +41,10 @@ from trunkline_operator.decisions.manifests import (
     secret_strings,
 )
 from trunkline_operator.decisions.routes import Keys
-from trunkline_operator.decisions.spending import recalled, terms, unpriced
-from trunkline_operator.decisions.world import BurstFacts, Traffic, WorkerFacts, World
+from trunkline_operator.decisions.spending import compared, recalled, terms, unpriced
+from trunkline_operator.decisions.world import Billed, BurstFacts, Traffic, WorkerFacts, World
 from trunkline_operator.fleet import Fleet
+from trunkline_operator.scaling.spend import Account
 from trunkline_operator.treasury import Count, Treasury
 from trunkline_runtime.contract import FINALIZER
 
@@ -88,6 +90,7 @@ class Observer:
         deployments: Deployments,
         custody: Custody,
         treasury: Treasury,
+        bills: Bills,
         installation: Installation,
         authority: Authority | None,
     ) -> None:
@@ -96,6 +99,7 @@ class Observer:
         self._deployments = deployments
         self._custody = custody
         self._treasury = treasury
+        self._bills = bills
         self._installation = installation
         self._authority = authority
         self._complaints = Complaints(mirror.cluster)
@@ -290,14 +294,26 @@ class Observer:
         if facts.working:  # each region's first session has a container
             calls = max(calls, agreed.slots * len(burst.regions))
         count = Count(containers=facts.running, until=facts.counted_at)
-        earlier = recalled(obj.get("status") or {})
-        self._treasury.agree(agent.key, agreed, earlier, count, calls)
+        status = obj.get("status") or {}
+        self._treasury.agree(agent.key, agreed, recalled(status), count, calls)
+        account = self._treasury.account(agent.key)
         return replace(
             facts,
-            account=self._treasury.account(agent.key),
+            account=account,
+            billed=self._billed(agent, account, status),
             terms=agreed,
             capped=self._treasury.shut(agent.key),
         )
+
+    def _billed(self, agent: VoiceAgent, account: Account | None, status: Json) -> Billed | None:
+        """What Modal bills, beside what was reckoned; the last that was told, while there is no other."""
+        earlier = Billed.of((status.get("burst") or {}).get("billed") or {})
+        place = self._deployments.account(agent.key)
+        if place is None:
+            return earlier
+        asked = earlier.at if earlier else 0.0
+        bill = self._bills.of(agent.key, agent.uid, place.credentials, asked)
+        return compared(bill, account, earlier)
 
     def _breaker(self, agent: VoiceAgent, facts: BurstFacts, now: float) -> Breaker | None:
         """The one that is kept, or what the deployed app tells of an earlier operator's."""

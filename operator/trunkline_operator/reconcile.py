@@ -16,6 +16,7 @@ from trunkline_operator.acting import Actor, Acts
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import Json, SpecError
+from trunkline_operator.burst.bills import Bills
 from trunkline_operator.burst.breaker import slow_after
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.cluster.authority import Authority
@@ -86,6 +87,7 @@ class Reconciler:
         deployments: Deployments,
         custody: Custody,
         treasury: Treasury,
+        bills: Bills,
         herald: Herald,
         settings: Settings,
     ) -> None:
@@ -94,6 +96,7 @@ class Reconciler:
         self._deployments = deployments
         self._custody = custody
         self._treasury = treasury
+        self._bills = bills
         self._herald = herald
         self._settings = settings
         self._observer = Observer(
@@ -102,6 +105,7 @@ class Reconciler:
             deployments,
             custody,
             treasury,
+            bills,
             settings.installation,
             settings.authority,
         )
@@ -154,6 +158,8 @@ class Reconciler:
             agent, seen.world, status["replicas"], self._settings.installation.prices
         )
         metrics.tell_spend(namespace, name, seen.world.burst.account)
+        if bill := seen.world.burst.billed:
+            metrics.tell_bill(namespace, name, bill.dollars, bill.reckoned)
         metrics.count_pods(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
         going = agent.deleted_at is not None and any(
@@ -184,6 +190,7 @@ class Reconciler:
         self._fleet.forget(key)
         self._deployments.forget(key)
         self._treasury.forget(key)
+        self._bills.forget(key)
         metrics.forget_spend(*key.split("/", 1))
         metrics.forget_pods(*key.split("/", 1))
 

@@ -55,7 +55,8 @@ def service(
 ) -> "Service":
     """A server, not yet listening, that answers each call with the first method of that name.
 
-    A handler takes the request and returns the response, or None for an empty one; it may be a coroutine.
+    A handler takes the request and returns the response, None for an empty one, or a list for a stream of them; it
+    may be a coroutine.
     A call without a handler is answered UNIMPLEMENTED, logged and counted, so that a new version of the
     SDK says at once what it needs.
     """
@@ -81,7 +82,11 @@ def service(
             await witnesses[1](name)
             if lost:
                 raise lost
-            await stream.send_message(Empty() if response is None else response)
+            if isinstance(response, list):  # of a call that is answered with a stream
+                for each in response:
+                    await stream.send_message(each)
+            else:
+                await stream.send_message(Empty() if response is None else response)
 
         return respond
 

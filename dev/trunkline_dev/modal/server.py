@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trunkline_dev.modal.billing import Billing
 from trunkline_dev.modal.containers import Addresses, Machine
 from trunkline_dev.modal.control import Control, Tokens
 from trunkline_dev.modal.edge import Edge
@@ -51,7 +52,7 @@ class LocalModal:
         self._local = Listener(Pages(self.state, self, self.set_faults).answer, MAX_BODY)
         control = Control(self.state, self, self._tokens, lambda: self.local_url)
         self._api = service(
-            [control, Inspection(self.state, self._stop_container)],
+            [control, Inspection(self.state, self._stop_container), Billing(self.state)],
             "sdk",
             self.state.sdk_calls,
             Gate(config.api_tokens, self.state.faults).admit,

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Collection, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import aiohttp
@@ -29,6 +29,7 @@ from trunkline_operator.burst.terms import (
     Place,
     Starts,
 )
+from trunkline_runtime.contract import TAG_UID
 from trunkline_runtime.modal_app import BurstApp, build_app, server_name
 
 __all__ = [
@@ -58,6 +59,12 @@ REASONS: Final[tuple[tuple[type[Exception], BurstReason], ...]] = (
     (modal.exception.ResourceExhaustedError, BurstReason.LIMIT_REACHED),
     (modal.exception.ImageBuildError, BurstReason.IMAGE_BUILD_FAILED),
     (modal.exception.InvalidError, BurstReason.REFUSED),
+)
+# What Modal answers for a thing that a plan, or a token, does not have.
+NO_REPORT: Final = (
+    modal.exception.PermissionDeniedError,
+    modal.exception.ConflictError,  # a precondition that is not met
+    modal.exception.UnimplementedError,
 )
 # What the SDK raises when something is wrong outside this process.
 FAILURES: Final = (modal.exception.Error, GRPCError, aiohttp.ClientError, OSError)
@@ -160,6 +167,30 @@ class Burst:
                         )
                         tags = await app.get_tags.aio(client=client)
                     found.append(Found(name=name, tags=tags))
+        return found
+
+    async def billed(self, credentials: Credentials, day: float) -> dict[str, float] | None:
+        """What Modal bills for a whole day of UTC that begins then: dollars by the uid in an app's tags.
+
+        None where the workspace has no such report: plans differ.
+        """
+        start = datetime.fromtimestamp(day, UTC)
+        found: dict[str, float] = {}
+        async with self._failing(BurstReason.BILL_FAILED, credentials):
+            client = await self._client(credentials)
+            try:
+                async with asyncio.timeout(self._call_seconds):
+                    items = await modal.Workspace.from_context(client=client).billing.report.aio(
+                        start=start,
+                        end=start + timedelta(days=1),
+                        resolution="d",
+                        tag_names=[TAG_UID],
+                    )
+            except NO_REPORT:
+                return None
+        for item in items:
+            if item.interval_start == start and (uid := item.tags.get(TAG_UID)):
+                found[uid] = found.get(uid, 0.0) + float(item.cost)
         return found
 
     async def stop(self, place: Place) -> bool:

@@ -19,6 +19,7 @@ class BurstReason(StrEnum):
     STATS_FAILED = "StatsFailed"
     SCALING_FAILED = "ScalingFailed"
     SEARCH_FAILED = "SearchFailed"
+    BILL_FAILED = "BillFailed"
 
 
 class BurstError(Exception):

@@ -112,6 +112,7 @@ WARNINGS: Final = frozenset(
         Reason.BUDGET_SPENT,
         Reason.BUDGET_TOO_SMALL,
         Reason.PRICE_UNKNOWN,
+        Reason.BILL_DIFFERS,
     }
 )
 """Reasons of conditions that somebody must know of."""

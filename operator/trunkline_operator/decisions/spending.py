@@ -4,14 +4,22 @@ from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst, pinned
 from trunkline_operator.agent.spec import Budget, Burst, Json, VoiceAgent, epoch
+from trunkline_operator.burst.bills import Bill
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.plan import rfc3339
-from trunkline_operator.decisions.world import BurstFacts, World
+from trunkline_operator.decisions.world import Billed, BurstFacts, World
 from trunkline_operator.scaling import spend
 from trunkline_operator.scaling.prices import Prices, Rate, container_rate, pod_rate
 from trunkline_operator.scaling.spend import DAY, HOUR, Account, Gateway, Terms
 
 DIGITS: Final = 4  # a hundredth of a cent
+# A bill and what was reckoned are apart by more than this before anybody is told. Containers are counted each 10 s
+# and charged for whole intervals, and what they use of cores and memory is a guess.
+APART_SHARE: Final = 0.25
+APART_DOLLARS: Final = 1.0
+# After a day's end, for figures of Modal that come in late.
+SETTLE_SECONDS: Final = 7200.0
+OLDEST_BILL: Final = 3 * DAY  # from the beginning of its day on
 KEPT_GATEWAYS: Final = 32  # in a status; more replicas than any installation has
 
 
@@ -72,6 +80,7 @@ def recalled(status: Json) -> Account | None:
         at=at,
         hour=kept.get("hour", 0.0),
         day=kept.get("day", 0.0),
+        before=kept.get("before"),
         containers=kept.get("containers", 0),
         gateways=gateways,
     )
@@ -96,6 +105,8 @@ def told(facts: BurstFacts, calls: int, previous: Json, now: float) -> Json:
         "projectedDay": round(day + rate * (DAY - now % DAY), 2),
         "gateways": _gateways(account),
     }
+    if account.before is not None and account.at // DAY == now // DAY:
+        fresh["before"] = round(account.before, DIGITS)
     before = {name: value for name, value in previous.items() if name != "at"}
     return previous if fresh == before else {"at": rfc3339(account.at), **fresh}
 
@@ -131,6 +142,43 @@ def costs(agent: VoiceAgent, world: World, pods: int, prices: Prices) -> Json:
         second = spend.rate(account, agreed, world.traffic.burst)
         found["burstPerHour"] = round(second * HOUR, DIGITS)
     return found
+
+
+# --- what Modal bills ----------------------------------------------------------------------------------------
+
+
+def compared(bill: Bill | None, account: Account | None, earlier: Billed | None) -> Billed | None:
+    """The bill beside what was reckoned for its day; the earlier one while either is not known."""
+    if bill is None or account is None or account.before is None:
+        return earlier
+    if bill.day != account.at - account.at % DAY - DAY:
+        return earlier
+    return Billed(day=bill.day, dollars=bill.dollars, reckoned=account.before, at=bill.at)
+
+
+def billed(found: Billed | None, now: float) -> Json:
+    """`status.burst.billed`; {} where there is no bill, or where it is too old to say anything."""
+    if found is None or now - found.day > OLDEST_BILL:
+        return {}
+    return {
+        "day": rfc3339(found.day)[:10],
+        "usd": round(found.dollars, DIGITS),
+        "reckonedUsd": round(found.reckoned, DIGITS),
+        "at": rfc3339(found.at),
+    }
+
+
+def differs(found: Billed | None, now: float) -> str:
+    """How far the bill is from what was reckoned, where that is too far; "" = it is not."""
+    if found is None or not DAY + SETTLE_SECONDS <= now - found.day <= OLDEST_BILL:
+        return ""
+    apart = abs(found.dollars - found.reckoned)
+    if apart <= max(APART_SHARE * found.dollars, APART_DOLLARS):
+        return ""
+    return (
+        f"Modal bills ${found.dollars:.2f} for {rfc3339(found.day)[:10]}, and ${found.reckoned:.2f} were "
+        f"reckoned: give the operator the prices that you pay, for budgets are held by them"
+    )
 
 
 # --- the condition -------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     NO_BUDGET = "NoBudget"
     BUDGET_SPENT = "BudgetSpent"
     BUDGET_TOO_SMALL = "BudgetTooSmall"  # for one call, or for what stands by
+    BILL_DIFFERS = "BillDiffers"  # Modal bills something else than was reckoned
     PRICE_UNKNOWN = "PriceUnknown"  # so a budget cannot be held
     ANSWERING = "Answering"
     NO_CAPACITY = "NoCapacity"
@@ -131,7 +132,7 @@ def only_numbers_differ(old: Json, new: Json) -> bool:
 
 
 def _without_numbers(status: Json) -> Json:
-    live = "calls", "spend"
+    live = "calls", "spend", "billed"
     burst = {k: v for k, v in (status.get("burst") or {}).items() if k not in live}
     total = (status.get("slots") or {}).get("total")
     return {**status, "burst": burst, "slots": total, "cost": None}
@@ -210,7 +211,8 @@ def _burst(facts: BurstFacts, calls: int) -> Json:
 def _spend(world: World, previous: Json, now: float) -> Json:
     before = (previous.get("burst") or {}).get("spend") or {}
     told = spending.told(world.burst, world.traffic.burst, before, now)
-    return {"spend": told} if told else {}
+    bill = spending.billed(world.burst.billed, now)
+    return ({"spend": told} if told else {}) | ({"billed": bill} if bill else {})
 
 
 # --- conditions ------------------------------------------------------------------------------------------
@@ -429,8 +431,11 @@ def _within_budget(agent: VoiceAgent, world: World, previous: Json, now: float) 
             return kind, False, Reason.BUDGET_SPENT, old["message"]
         words = spending.spent_words(account, agreed, now)
         return kind, False, Reason.BUDGET_SPENT, words
+    words = spending.arithmetic(agreed, burst.budget)
+    if apart := spending.differs(facts.billed, now):
+        return kind, True, Reason.BILL_DIFFERS, f"{apart}; {words}"
     reason = Reason.WITHIN_BUDGET if limited else Reason.NO_BUDGET
-    return kind, True, reason, spending.arithmetic(agreed, burst.budget)
+    return kind, True, reason, words
 
 
 def _solvent(ready: Verdict, budget: Verdict) -> Verdict:

@@ -239,6 +239,25 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """What Modal bills for a whole day of UTC, and what was reckoned for it, in dollars."""
+
+    day: float  # its beginning, in seconds since the epoch
+    dollars: float
+    reckoned: float
+    at: float  # when Modal said so
+
+    @classmethod
+    def of(cls, told: Json) -> Self | None:
+        """What an earlier operator wrote into the status; None if there is nothing."""
+        at = epoch(told.get("at"))
+        day = epoch(f"{told['day']}T00:00:00Z") if "day" in told else None
+        if day is None or at is None:
+            return None
+        return cls(day=day, dollars=told["usd"], reckoned=told["reckonedUsd"], at=at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BurstFacts:
     """The agent's Modal app, as far as the operator knows."""
 
@@ -270,6 +289,7 @@ class BurstFacts:
     account: Account | None = None  # what it costs; None = no price is known, or there is no burst
     terms: Terms | None = None
     unpriced: str = ""  # why no price is known
+    billed: Billed | None = None  # None = Modal has told nothing
 
     @property
     def containers(self) -> int:

@@ -119,6 +119,7 @@ class Account:
     at: float  # up to when containers were charged
     hour: float = 0.0  # paid in the hour of `at`
     day: float = 0.0
+    before: float | None = None  # paid in the day before that; None = nobody knows
     paid: float = 0.0  # since the operator's start
     calls: float = 0.0  # of it by calls
     containers: int = 0  # at the last count
@@ -219,6 +220,7 @@ def _charged(account: Account, terms: Terms, containers: float, until: float) ->
         at=until,
         hour=_window(account.hour, account.at, until, HOUR, dollars),
         day=_window(account.day, account.at, until, DAY, dollars),
+        before=_day_before(account, until, dollars),
         paid=account.paid + dollars,
     )
 
@@ -229,6 +231,16 @@ def _window(before: float, since: float, until: float, length: float, dollars: f
     if since >= start:
         return before + dollars
     return dollars * (until - start) / (until - since)
+
+
+def _day_before(account: Account, until: float, dollars: float) -> float | None:
+    """What was paid in the day before that of `until`; a charge that spans several days is spread over them."""
+    start = until - until % DAY
+    if account.at >= start:
+        return account.before
+    since = max(account.at, start - DAY)
+    spread = dollars * (start - since) / (until - account.at)
+    return spread + (account.day if account.at >= start - DAY else 0.0)
 
 
 def upto(account: Account, terms: Terms, calls: int, now: float) -> Account:
