@@ -1,5 +1,6 @@
 """What Modal bills, beside what was reckoned: the local Modal's report through the unmodified SDK, and the operator's use of it."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import httpx
 import modal as modal_sdk
 import pytest
 from operator_rig import SPEC, World, operated
-from test_burst import APP, BAD, GOOD, place, until
+from test_burst import APP, BAD, GOOD, PATIENCE, place, until
 from worlds import NOW, a_pod, a_world, an_agent
 
 from trunkline_dev.controlplane import ControlPlane
@@ -167,6 +168,24 @@ async def test_a_report_that_fails_or_hangs_is_given_up_in_time(modal: LocalModa
         assert late.value.reason is BurstReason.BILL_FAILED
     finally:
         await hasty.close()
+
+
+async def test_a_question_that_is_cancelled_ends_so_whatever_modal_answers(
+    modal: LocalModal, burst: Burst
+) -> None:
+    """At the moment at which the answer goes out: the SDK may bring either."""
+    status = "PERMISSION_DENIED"
+    await modal.inject(Rule(fault=Fault.RPC_FAILS, name=REPORT, status=status, done=True))
+    for _ in range(40):
+        task = asyncio.create_task(burst.billed(GOOD, 0.0))
+
+        async def answering(name: str, task: "asyncio.Task[Any]" = task) -> None:
+            if name == REPORT:
+                task.cancel()
+
+        modal.after = answering
+        await asyncio.wait([task], timeout=PATIENCE)
+        assert task.cancelled()
 
 
 class Clock:

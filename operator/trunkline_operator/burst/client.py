@@ -243,14 +243,29 @@ class Burst:
         try:
             yield
         except BurstError:
+            _unless_cancelled()
             raise
         except TimeoutError as error:
+            _unless_cancelled()
             raise BurstError(otherwise, "it took too long") from error
         except FAILURES as error:
+            _unless_cancelled()
             reason = next(
                 (reason for kind, reason in REASONS if isinstance(error, kind)), otherwise
             )
             raise BurstError(reason, _message(error, credentials)) from error
+        else:
+            _unless_cancelled()
+
+
+def _unless_cancelled() -> None:
+    """Raises CancelledError in a task that was cancelled.
+
+    In the middle of a call, the SDK may end with an answer or an error of Modal's instead, and whoever has cancelled
+    the task would wait for its end for ever.
+    """
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _server(place: Place, region: str, client: Any) -> Any:
