@@ -386,6 +386,18 @@ async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
     await gateway.until(lambda it: it.runways[-1] == {})
 
 
+async def test_slots_to_come_of_many_agents_are_told_together(stack: AsyncExitStack) -> None:
+    """A message holds those of all agents: one a change would be the square of their number."""
+    gateway = await stack.enter_async_context(FakeGateway().serving())
+    fleet, _ = await start(stack, gateway)
+    await gateway.until(lambda it: it.beats)
+    for number in range(200):
+        fleet.set_runway(f"ns/agent-{number}", [(4, 40.0)])
+        await asyncio.sleep(0)
+    await gateway.until(lambda it: it.runways and len(it.runways[-1]) == 200)
+    assert len(gateway.runways) <= 20
+
+
 def test_who_waits_is_added_up_and_a_rung_is_shut_where_no_gateway_tries_it() -> None:
     loads = Loads()
     one, other = agent_load(), agent_load()

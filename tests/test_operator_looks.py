@@ -1,20 +1,26 @@
 """A look at an agent costs a few requests, and a change of its route costs writing all routes: neither without need."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from api_relay import ApiRelay
+from api_relay import ApiRelay, Request
 from operator_cast import played
-from operator_rig import SPEC, World, operated
+from operator_rig import NAME, SPEC, World, operated
 from operator_ward import WATCHES
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
+from trunkline_operator.decisions.world import Phase, PodFacts
 from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
+from trunkline_operator.observing import OWN_SECONDS, SECRETS_SECONDS, own_lasts
+from trunkline_runtime.contract import LABEL_AGENT
 
 EDITS = 10
+ONE_POD: dict[str, Any] = {**SPEC, "warm": {"minPods": 1, "maxPods": 1, "gpu": {"count": 0}}}
 LOOKS = "trunkline_operator_reconcile_seconds_count"
 
 
@@ -65,11 +71,79 @@ async def test_a_look_reads_nothing_that_is_watched(world: World, relay: ApiRela
     assert status == ("PATCH", "/status")
 
 
+@pytest.fixture
+async def no_node(
+    api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> AsyncIterator[World]:
+    """A world whose pods get no node, so that a deleted one is gone at once."""
+    async with operated(api, control_plane, namespace, tmp_path) as world:
+        yield world
+
+
+async def test_a_pod_that_has_no_node_is_replaced_by_three_writes(
+    no_node: World, relay: ApiRelay
+) -> None:
+    world = no_node
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await world.apply(ONE_POD)
+    await world.agent(lambda it: (it.get("status") or {}).get("replicas") == 1)
+    told = relay.told[world.pods]
+    relay.forget()
+    await world.apply({**ONE_POD, "warm": {**ONE_POD["warm"], "image": "trunkline/worker:next"}})
+    await world.agent(lambda it: it["status"]["observedGeneration"] == 2)
+    # The old pod that goes and is gone, the new one, and one by which all of that has been heard.
+    await world.api.create(world.pods, stranger_of(NAME))
+    await relay.until(lambda it: it.told[world.pods] >= told + 4)
+    made = [(it.method, it.path) for it in relay.seen if it.writes]
+    assert made == [
+        ("DELETE", f"{world.pods}/{NAME}-0"),
+        ("POST", world.pods),
+        ("PATCH", f"{world.agent_path}/status"),
+    ]
+
+
+async def test_an_agent_goes_without_a_watch_that_tells_of_its_pods_end(
+    no_node: World, relay: ApiRelay
+) -> None:
+    """The API's answer to the delete says that the pod is gone, as it had no node."""
+    world = no_node
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await world.apply(ONE_POD)
+    await world.agent(lambda it: (it.get("status") or {}).get("replicas") == 1)
+
+    async def deaf_from_now_on(request: Request) -> None:
+        relay.muted |= request.method == "DELETE"
+
+    relay.forget()
+    relay.before = deaf_from_now_on
+    await world.api.delete(world.agent_path)
+    await relay.until(lambda it: bool(it.written("PATCH", world.agent_path)), seconds=10)
+    made = [(it.method, it.path) for it in relay.seen]
+    assert made == [("DELETE", f"{world.pods}/{NAME}-0"), ("PATCH", world.agent_path)]
+    assert await world.api.list(world.agents) == []
+
+
+def stranger_of(agent: str) -> dict[str, object]:
+    """A pod with the agent's label that nobody owns."""
+    labels = {LABEL_AGENT: agent}
+    return {
+        "metadata": {"name": f"{agent}-stranger", "labels": labels},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
+
+
 async def looks(world: World) -> float:
     """How many were taken."""
     async with httpx.AsyncClient(trust_env=False) as client:
         lines = (await client.get(f"{world.health}/metrics")).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(LOOKS))
+
+
+def test_the_own_secret_is_read_seldom_but_where_a_pod_may_miss_it() -> None:
+    pod = PodFacts(name="desk-0", uid="u", owner="o", phase=Phase.PENDING)
+    assert own_lasts([]) == own_lasts([pod]) == OWN_SECONDS
+    assert own_lasts([replace(pod, node="n", ready=True)]) == OWN_SECONDS
+    assert own_lasts([pod, replace(pod, node="n")]) == SECRETS_SECONDS
 
 
 def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:

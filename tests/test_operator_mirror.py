@@ -12,6 +12,7 @@ from operator_rig import CRD, CRDS, NAME, SPEC
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
+from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import Cluster
 from trunkline_operator.cluster.mirror import SOON_SECONDS, Mirror
 from trunkline_runtime.contract import (
@@ -144,6 +145,49 @@ async def test_a_pod_that_was_asked_to_go_is_going_whatever_late_news_says(mirro
     assert facts.terminating
 
 
+async def test_what_a_watch_tells_of_a_pod_that_a_look_has_ended_makes_no_other(
+    mirror: Mirror, told: Told
+) -> None:
+    going = pod(6, deletionTimestamp="2026-11-27T08:00:00Z", deletionGracePeriodSeconds=0)
+    for early in (0, 1, 2):  # how much of it comes before the answer
+        mirror = Mirror(mirror.cluster, [], told)
+        mirror.hear_pod("ADDED", pod(5))
+        heard = [("MODIFIED", going), ("DELETED", pod(7))]
+        with mirror.looking(KEY):
+            assert [mirror.hear_pod(*it) for it in heard[:early]] == [""] * early
+            mirror.ended_pod(going)
+            assert mirror.pods(KEY) == ()
+        assert [mirror.hear_pod(*it) for it in heard[early:]] == [""] * (2 - early)
+        assert told.agents == []
+        assert mirror.pods(KEY) == ()
+
+
+async def test_what_a_watch_tells_of_an_agent_that_a_look_has_let_go_makes_no_other(
+    mirror: Mirror, told: Told
+) -> None:
+    leaving: Json = {"deletionTimestamp": "2026-11-27T08:00:00Z"}
+    mirror.hear_agent("ADDED", agent(5))
+    with mirror.looking(KEY):
+        assert mirror.hear_agent("DELETED", agent(6, **leaving)) == ""  # before the answer
+        mirror.wrote_agent(agent(5, **leaving), 1)
+    assert told.agents == []
+    mirror.hear_agent("ADDED", agent(7, uid="b"))
+    with mirror.looking(KEY):
+        assert mirror.hear_agent("DELETED", agent(8, uid="b")) == ""
+    assert told.agents == [KEY]  # another let that one go
+
+
+async def test_another_pod_that_goes_during_a_look_makes_another(
+    mirror: Mirror, told: Told
+) -> None:
+    mirror.hear_pod("ADDED", pod(5))
+    mirror.hear_pod("ADDED", pod(6, "q"))
+    with mirror.looking(KEY):
+        assert mirror.hear_pod("DELETED", pod(7, "q")) == ""
+        mirror.ended_pod(pod(8))
+    assert told.agents == [KEY]
+
+
 async def test_a_pod_that_the_api_does_not_know_is_gone(mirror: Mirror, told: Told) -> None:
     mirror.hear_pod("ADDED", pod(5))
     mirror.missing("p")
@@ -269,6 +313,6 @@ async def test_pages_are_one_list(cluster: Cluster, api: Api, namespace: str) ->
     for number in range(5):
         await api.create(secrets, {"metadata": {"name": f"s{number}", "labels": {"x": "y"}}})
     await api.create(secrets, {"metadata": {"name": "other"}})
-    found = [page async for page in cluster.pages(secrets, 2, "x")]
-    assert [len(items) for _, items in found] == [2, 2, 1]
-    assert len({version for version, _ in found}) == 1
+    found = [page async for page in cluster.pages(secrets, listed.pods, 2, "x")]
+    assert [len(page.items) for page in found] == [2, 2, 1]
+    assert len({page.version for page in found}) == 1

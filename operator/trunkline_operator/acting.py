@@ -13,7 +13,7 @@ from trunkline_operator.agent.policy import allowed_burst
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.burst.deployments import Deployments, described
 from trunkline_operator.cluster.authority import Authority, new_certificate
-from trunkline_operator.cluster.client import ApiError, path
+from trunkline_operator.cluster.client import ApiError, ended, path
 from trunkline_operator.cluster.custody import Custody, Entry
 from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.decisions.eviction import EVICTABLE, PROTECTED
@@ -56,6 +56,7 @@ class Acts:
 
     taken: list[Step] = field(default_factory=list)
     made: list[PodFacts] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)  # uids of pods that are gone, as the API has said
     failures: list[ApiError] = field(default_factory=list)
     refused: Refusal | None = None  # what keeps a pod from being made
 
@@ -65,9 +66,19 @@ class Acts:
         here = [
             replace(pod, terminating=pod.terminating or pod.uid in deleted)
             for pod in world.pods
-            if pod.started or pod.uid not in deleted  # one without a worker is gone at once
+            if pod.uid not in self.ended
         ]
         return replace(world, pods=(*here, *self.made))
+
+    def then(self, later: "Acts") -> "Acts":
+        """These and then later ones; `after` then takes the world that the later ones began with."""
+        return Acts(
+            taken=[*self.taken, *later.taken],
+            made=later.made,
+            ended=later.ended,
+            failures=[*self.failures, *later.failures],
+            refused=self.refused or later.refused,
+        )
 
 
 class Actor:
@@ -104,6 +115,8 @@ class Actor:
             try:
                 if isinstance(step, CreatePod):
                     acts.made += await self._create(seen, step)
+                elif isinstance(step, DeletePod):
+                    acts.ended |= await self._delete(seen, step)
                 else:
                     await self._take(seen, step)
             except ApiError as error:
@@ -148,6 +161,20 @@ class Actor:
         self._mirror.made_pod(made)
         return [PodFacts.of(made)]
 
+    async def _delete(self, seen: Seen, step: DeletePod) -> set[str]:
+        """Deletes a pod; its uid, if the API says that it is gone."""
+        log.info("%s: %s", seen.agent.key, words(step), extra={"agent": seen.agent.key})
+        where = path("Pod", seen.agent.namespace, step.name)
+        deleted = await self._cluster.delete(where, step.uid)
+        if deleted is None:
+            self._mirror.missing(step.uid)
+        elif ended(deleted):
+            self._mirror.ended_pod(deleted)
+            return {step.uid}
+        else:
+            self._mirror.asked_to_go(step.uid)
+        return set()
+
     async def _take(self, seen: Seen, step: Step) -> None:
         agent = seen.agent
         if not isinstance(step, Requeue):
@@ -173,12 +200,6 @@ class Actor:
                 await self._annotate(seen, step, EVICTABLE)
             case ForbidEviction():
                 await self._annotate(seen, step, PROTECTED)
-            case DeletePod():
-                where = path("Pod", agent.namespace, step.name)
-                if await self._cluster.delete(where, step.uid):
-                    self._mirror.asked_to_go(step.uid)
-                else:
-                    self._mirror.missing(step.uid)
             case DeployBurst():
                 await self._deploy(seen, step)
             case WatchBurst():
@@ -187,7 +208,7 @@ class Actor:
                 self._deployments.scale(agent.key, step.app, step.scalings)
             case StopBurst():
                 self._deployments.stop(agent.key, step.app)
-            case CreatePod() | Requeue():
+            case CreatePod() | DeletePod() | Requeue():
                 pass
 
     async def _finalizers(self, seen: Seen, finalizers: "tuple[str, ...] | list[str]") -> None:

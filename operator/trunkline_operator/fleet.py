@@ -110,7 +110,10 @@ class Fleet:
         self._routes: dict[str, Route] = {}
         self._texts: dict[str, str] = {}  # the same as JSON
         self._runway: dict[str, tuple[tuple[int, float], ...]] = {}  # slots, and when on our clock
-        self._foretelling = 0  # the revision of that
+        self._foretelling = 0  # the revision of that which links are told
+        self._foretell_soon: asyncio.TimerHandle | None = None
+        self._foretold_at = 0.0  # when the runway was told last
+        self._foretold_took = 0.0  # the seconds that it took to write and to read
         self.published = (
             asyncio.Event()
         )  # set after each change of the document; its reader clears it
@@ -137,8 +140,9 @@ class Fleet:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._soon:
-            self._soon.cancel()
+        for timer in (self._soon, self._foretell_soon):
+            if timer:
+                timer.cancel()
         # The resolver goes first: it makes links.
         for tasks in (self._tasks, list(self._links.values())):
             for task in tasks:
@@ -223,20 +227,31 @@ class Fleet:
             self._runway[agent] = moments
         else:
             self._runway.pop(agent, None)
+        if self._foretell_soon is None:
+            loop = asyncio.get_running_loop()
+            delay = push_delay(now - self._foretold_at, self._foretold_took)
+            self._foretell_soon = loop.call_later(delay, self._foretell)
+
+    def _foretell(self) -> None:
+        """Tells all links of the runway; it holds all agents, so it is written as seldom as the routes."""
+        self._foretell_soon = None
+        self._foretold_at = time.monotonic()
         self._foretelling += 1
         for link in self._open.values():
             link.news.set()
 
     def _foretold(self) -> str:
         """The runway of all agents, in seconds from now: clocks of two machines are never compared."""
-        now = time.monotonic()
+        now, began = time.monotonic(), time.thread_time()
         agents = {
             agent: [
                 Starting(slots=slots, seconds=max(0.0, round(at - now, 1))) for slots, at in moments
             ]
             for agent, moments in self._runway.items()
         }
-        return json.dumps(Runway(type="runway", agents=agents))
+        text = json.dumps(Runway(type="runway", agents=agents))
+        self._foretold_took = time.thread_time() - began + len(text) * READING_SECONDS
+        return text
 
     @property
     def pushing(self) -> bool:
@@ -277,7 +292,8 @@ class Fleet:
         began = time.thread_time()
         document = self._text()
         reading = len(document) * READING_SECONDS
-        self._writing = time.thread_time() - began + reading
+        # The runway goes after it.
+        self._writing = time.thread_time() - began + reading + self._foretold_took
         self._written_at = time.monotonic()
         if document != self._document:
             self._document = document

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -42,7 +42,14 @@ from trunkline_operator.decisions.manifests import (
 )
 from trunkline_operator.decisions.routes import Keys
 from trunkline_operator.decisions.spending import compared, recalled, terms, unpriced
-from trunkline_operator.decisions.world import Billed, BurstFacts, Traffic, WorkerFacts, World
+from trunkline_operator.decisions.world import (
+    Billed,
+    BurstFacts,
+    PodFacts,
+    Traffic,
+    WorkerFacts,
+    World,
+)
 from trunkline_operator.fleet import Fleet
 from trunkline_operator.scaling.spend import Account
 from trunkline_operator.treasury import Count, Treasury
@@ -50,8 +57,11 @@ from trunkline_runtime.contract import FINALIZER
 
 # Secrets are not watched, so that nobody needs the right to read them all.
 SECRETS_SECONDS: Final = 30.0
+# The agent's own Secret, which nobody else writes: a thousand agents at rest would read 33 of them a second. If
+# somebody deletes it, it is a new pod that misses it, and where one does not come up it is read as the others are.
+OWN_SECONDS: Final = 300.0
 # A look that comes a little sooner reads them as well, so that it need not be followed by another.
-FRESH_SECONDS: Final = 25.0
+FRESH_SHARE: Final = 5 / 6
 
 BURST: Final = "burst/"  # of the names of rungs, before the region
 
@@ -76,8 +86,14 @@ class _Read:
     """A Secret as it was last read."""
 
     at: float = 0.0
+    lasts: float = SECRETS_SECONDS
     entries: dict[str, str] | None = None  # None: there is none
     certificate: str | None = ""  # why the workers need another; None = not looked at yet
+
+
+def own_lasts(pods: Sequence[PodFacts]) -> float:
+    """Seconds for which the agent's own Secret counts as read. A pod may not come up because somebody has deleted it."""
+    return SECRETS_SECONDS if any(pod.node and not pod.ready for pod in pods) else OWN_SECONDS
 
 
 class Observer:
@@ -163,14 +179,15 @@ class Observer:
 
     def stale_in(self, key: str) -> float:
         """Seconds until something that was read for this agent must be read again."""
-        read = min((it.at for it in self._read.get(key, {}).values()), default=time.monotonic())
-        secrets = max(read + SECRETS_SECONDS - time.monotonic(), 0.0)
+        now = time.monotonic()
+        ends = (read.at + read.lasts for read in self._read.get(key, {}).values())
+        secrets = max(min(ends, default=now + SECRETS_SECONDS) - now, 0.0)
         events = self._complaints.look_in(key, time.time())
         return secrets if events is None else min(secrets, events)
 
     def wrote_secret(self, agent: VoiceAgent, made: Json) -> None:
         """Takes in what the API made of our write of the agent's own Secret."""
-        self._keep(agent, secret_name(agent), secret_strings(made))
+        self._keep(agent, secret_name(agent), secret_strings(made), OWN_SECONDS)
 
     def forget(self, key: str) -> None:
         self._read.pop(key, None)
@@ -181,22 +198,27 @@ class Observer:
         # The finalizer is the first thing that is made. Without it there was no operator here before.
         if FINALIZER not in agent.finalizers:
             return _Read()
-        await self._secret(agent, secret_name(agent))
+        lasts = own_lasts(self._mirror.pods(agent.key))
+        await self._secret(agent, secret_name(agent), lasts)
         own = self._read[agent.key][secret_name(agent)]
         if own.certificate is None:
             own.certificate = self._certificate(own.entries or {}, agent, now)
         return own
 
-    async def _secret(self, agent: VoiceAgent, name: str) -> dict[str, str] | None:
+    async def _secret(
+        self, agent: VoiceAgent, name: str, lasts: float = SECRETS_SECONDS
+    ) -> dict[str, str] | None:
         """The entries of a Secret, None if it does not exist."""
         if not name:
             return None
         known = self._read.get(agent.key, {}).get(name)
         # What is missing may come at any moment, and its agent waits for it.
-        if known and known.entries is not None and known.at + FRESH_SECONDS > time.monotonic():
-            return known.entries
+        if known and known.entries is not None:
+            known.lasts = lasts
+            if known.at + lasts * FRESH_SHARE > time.monotonic():
+                return known.entries
         found = await self._mirror.cluster.find(path("Secret", agent.namespace, name))
-        return self._keep(agent, name, None if found is None else secret_strings(found))
+        return self._keep(agent, name, None if found is None else secret_strings(found), lasts)
 
     def _read_again(self, agent: VoiceAgent) -> None:
         """All but the agent's own, which nobody else writes."""
@@ -205,10 +227,10 @@ class Observer:
             del read[name]
 
     def _keep(
-        self, agent: VoiceAgent, name: str, entries: dict[str, str] | None
+        self, agent: VoiceAgent, name: str, entries: dict[str, str] | None, lasts: float
     ) -> dict[str, str] | None:
         read = self._read.setdefault(agent.key, {})
-        read[name] = _Read(at=time.monotonic(), entries=entries, certificate=None)
+        read[name] = _Read(at=time.monotonic(), lasts=lasts, entries=entries, certificate=None)
         return entries
 
     def _certificate(self, own: Mapping[str, str], agent: VoiceAgent, now: float) -> str:
@@ -337,7 +359,7 @@ class Observer:
         if seen.keys.worker and seen.keys.ticket:
             return seen.keys
         name = secret_name(seen.agent)
-        own = await self._secret(seen.agent, name) or {}
+        own = await self._secret(seen.agent, name, OWN_SECONDS) or {}
         if not (own.get(WORKER_KEY) and own.get(TICKET_KEY)):
             raise ApiError(
                 422,

@@ -145,14 +145,17 @@ class Reconciler:
         agent = measured(agent, seen.world.traffic)
         seen = replace(seen, agent=agent)
         plan = planned(agent, seen.world, now, notes.memory, self._settings.installation)
+        acts, last = await self._actor.act(seen, plan), seen
+        if following := self._following(seen, plan, acts):
+            last, plan = following
+            acts = acts.then(await self._actor.act(last, plan))
         notes.memory = plan.memory
-        acts = await self._actor.act(seen, plan)
         try:
-            await self._route(notes, seen, plan)
+            await self._route(notes, last, plan)
         except ApiError as error:
             acts.failures.append(error)
         status = reported(
-            agent, acts.after(seen.world), plan, obj.get("status") or {}, now, acts.refused
+            agent, acts.after(last.world), plan, obj.get("status") or {}, now, acts.refused
         )
         status["cost"] = costs(
             agent, seen.world, status["replicas"], self._settings.installation.prices
@@ -174,8 +177,18 @@ class Reconciler:
         if self._mirror.agent(key) is None:  # it was let go, and nobody else held it
             self._forget(key)
             return None, "gone"
+        if acts.ended and last is seen:
+            waits.append(0.0)  # something may have waited for that
         waits.append(self._observer.stale_in(key))
         return min([*waits, *wait]), "done"
+
+    def _following(self, seen: Seen, plan: Plan, acts: Acts) -> tuple[Seen, Plan] | None:
+        """What waited for pods that went at once need not wait for a watch to tell of it, nor for another look."""
+        if not acts.ended or acts.failures or not _only(plan, CreatePod, DeletePod):
+            return None
+        later = replace(seen, world=acts.after(seen.world))
+        then = planned(seen.agent, later.world, seen.now, plan.memory, self._settings.installation)
+        return (later, then) if _only(then, CreatePod, RemoveFinalizer) else None
 
     def _notes_of(self, key: str, uid: str) -> _Notes:
         notes = self._notes.get(key)
@@ -255,6 +268,11 @@ class Reconciler:
         await self._actor.tell(obj, patch)
         notes.told_at = now
         return []
+
+
+def _only(plan: Plan, *kinds: type) -> bool:
+    """Whether a plan has no other steps; a Requeue is none."""
+    return all(isinstance(step, (*kinds, Requeue)) for step in plan.steps)
 
 
 def difference(old: Json, new: Json) -> Json:

@@ -10,22 +10,23 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
+import msgspec
 import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from trunkline_operator.cluster.listed import Item, Page, Reader
 from trunkline_operator.config import ConfigError
 from trunkline_operator.metrics import REQUESTS
 from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 
 Json = dict[str, Any]
-Page = tuple[int, list[Json]]
-"""The version of a list, and some of its items."""
+Answer = TypeVar("Answer")
 
 FIELD_MANAGER: Final = "trunkline-operator"
 # A healthy API server answers in milliseconds, and a list of 10,000 pods in seconds.
@@ -163,19 +164,20 @@ class Cluster:
         items: Sequence[Json] = answer["items"]
         return items
 
-    async def pages(self, path: str, size: int, label: str = "") -> AsyncIterator[Page]:
-        """All objects that have that label, page by page, each with the version of the whole list.
+    async def pages(
+        self, path: str, read: Reader[Item], size: int, label: str = ""
+    ) -> AsyncIterator[Page[Item]]:
+        """All objects that have that label, page by page.
 
         Raises ApiError 410 if it takes so long that the API server has forgotten that version.
         """
         params = {"limit": str(size)} | ({"labelSelector": label} if label else {})
         while True:
-            answer = await self._request("GET", path, params=params)
-            metadata = answer["metadata"]
-            yield int(metadata["resourceVersion"]), answer["items"]
-            if not metadata.get("continue"):
+            page = await self._answered(read, "GET", path, params=params)
+            yield page
+            if not page.rest:
                 return
-            params["continue"] = metadata["continue"]
+            params["continue"] = page.rest
 
     async def create(self, path: str, body: Json) -> Json | None:
         """The new object, or None if that name is taken. A field that the server does not know is an error."""
@@ -202,15 +204,14 @@ class Cluster:
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._request("PATCH", path, body, media=APPLY, params=params)
 
-    async def delete(self, path: str, uid: str) -> bool:
-        """Deletes that very object; False if it is gone, or another has its name by now."""
+    async def delete(self, path: str, uid: str) -> Json | None:
+        """Deletes that very object; what the API says of it, or None if it is gone, or another has its name by now."""
         try:
-            await self._request("DELETE", path, {"preconditions": {"uid": uid}})
+            return await self._request("DELETE", path, {"preconditions": {"uid": uid}})
         except ApiError as error:
             if error.status in (404, 409):
-                return False
+                return None
             raise
-        return True
 
     async def may(self, verb: str, resource: str) -> bool:
         """Whether this client has a right on a resource of the core group, in all namespaces."""
@@ -230,6 +231,18 @@ class Cluster:
         media: str = "application/json",
         params: Mapping[str, str] | None = None,
     ) -> Json:
+        return await self._answered(_json, method, path, body, media=media, params=params)
+
+    async def _answered(
+        self,
+        read: Callable[[bytes], Answer],
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        media: str = "application/json",
+        params: Mapping[str, str] | None = None,
+    ) -> Answer:
         url = f"{self.server}{path}?{urlencode(params)}" if params else self.server + path
         renewed = False
         for attempt in range(TRIES):
@@ -237,15 +250,18 @@ class Cluster:
             if method != "GET" and not self.may_write():
                 raise ApiError(0, "NotLeader", "nothing is written without the Lease")
             try:
-                status, retry_after, answer = await self._send(method, url, body, media)
+                status, retry_after, text = await self._send(method, url, body, media)
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
                 error = unreachable(self.server, failure)
                 REQUESTS.labels(verb(method, media), resource(path), "0").inc()
             else:
                 REQUESTS.labels(verb(method, media), resource(path), str(status)).inc()
                 if status < 400:
-                    return answer
-                error = refused(status, answer)
+                    try:
+                        return read(text)
+                    except (ValueError, msgspec.MsgspecError) as failure:
+                        raise ApiError(status, "Unreadable", f"{path}: {failure}") from failure
+                error = refused(status, text)
                 if status == 401 and not renewed:
                     renewed = True
                     await self.log_in_again()
@@ -258,7 +274,7 @@ class Cluster:
 
     async def _send(
         self, method: str, url: str, body: Json | None, media: str
-    ) -> tuple[int, str | None, Json]:
+    ) -> tuple[int, str | None, bytes]:
         """Status, Retry-After and body of one answer."""
         # The API server compresses answers above 128 KiB for whoever takes that. Between machines of one
         # cluster that costs more time than it saves, as client-go's controllers found (DisableCompression).
@@ -272,12 +288,22 @@ class Cluster:
         response = await self._rest.request(
             method, url, headers=headers, body=body, _request_timeout=TIMEOUT
         )
-        text = await response.read()
-        try:
-            answer = json.loads(text)
-        except ValueError:  # a load balancer's page
-            answer = {"message": text[:200].decode(errors="replace")}
-        return response.status, response.headers.get("Retry-After"), answer
+        return response.status, response.headers.get("Retry-After"), await response.read()
+
+
+def _json(text: bytes) -> Json:
+    answer: Json = json.loads(text)
+    return answer
+
+
+def ended(deleted: Json) -> bool:
+    """Whether the API's answer to a delete says that the object is gone: nobody had to be waited for.
+
+    So it is with a pod that has no node. Its grace is then 0, and with finalizers it would still be there
+    (k8s.io/apiserver pkg/registry/generic/registry/store.go, `Store.Delete`).
+    """
+    metadata = deleted.get("metadata") or {}
+    return metadata.get("deletionGracePeriodSeconds") == 0 and not metadata.get("finalizers")
 
 
 VERBS: Final = {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch"}
@@ -293,7 +319,11 @@ def resource(path: str) -> str:
     return "/".join(parts[::2])
 
 
-def refused(status: int, answer: Json) -> ApiError:
+def refused(status: int, text: bytes) -> ApiError:
+    try:
+        answer = json.loads(text)
+    except ValueError:  # a load balancer's page
+        answer = {"message": text[:200].decode(errors="replace")}
     return ApiError(status, answer.get("reason") or str(status), answer.get("message") or "")
 
 

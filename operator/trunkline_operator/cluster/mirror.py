@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trunkline_operator.agent.spec import Json
+from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import AGENTS, PODS, ApiError, Cluster, path
 from trunkline_operator.decisions.nodes import FINE, NodeFacts
 from trunkline_operator.decisions.world import PodFacts
@@ -30,8 +31,8 @@ LIST_SECONDS: Final = 30.0
 # A watch that begins, or begins anew, does not tell what was deleted before. Nor does it tell when it has begun:
 # so there is a list after this time, and others each twice as late.
 SOON_SECONDS: Final = 1.0
-# A page of pods is about 1 MB; reading it takes 10 ms, in which nothing else happens.
-PAGE: Final = 200
+# A page of pods is up to 3 MB; reading it takes 10 ms, in which nothing else happens.
+PAGE: Final = 500
 # Of uids that a late event may still name. What falls out may be shown until the next list.
 REMEMBERED: Final = 4096
 DELETED: Final = "DELETED"
@@ -68,7 +69,8 @@ class Mirror:
         self._of: dict[str, set[str]] = {}  # uids of an agent's pods
         self._nodes: dict[str, NodeFacts] = {}  # those that are not fine
         self._gone: dict[str, None] = {}  # uids, the oldest first
-        self._held: dict[str, set[int]] = {}  # versions heard of agents that are being looked at
+        # Of agents that are being looked at: versions that were heard, and uids of what is gone.
+        self._held: dict[str, set[int | str]] = {}
         self._anew = asyncio.Event()  # a watch has begun
 
     def __repr__(self) -> str:
@@ -102,18 +104,20 @@ class Mirror:
     def hear_agent(self, kind: str | None, obj: Mapping[str, Any]) -> str:
         """Takes an event in; the agent that must be looked at, "" = none. `kind` None: a watch begins with it."""
         if kind == DELETED:
-            return self._drop_agent(obj["metadata"])
+            gone = obj["metadata"]
+            return self._unless_looking(self._drop_agent(gone), gone["uid"])
         if kind is None:
             self._anew.set()
-        return self._unless_looking(self._put_agent(obj), obj)
+        return self._unless_looking(self._put_agent(obj), _version(obj["metadata"]))
 
     def hear_pod(self, kind: str | None, obj: Mapping[str, Any]) -> str:
         """Takes an event in; the agent that must be looked at, "" = none."""
         if kind == DELETED:
-            return self._drop_pod(obj["metadata"]["uid"])
+            uid = obj["metadata"]["uid"]
+            return self._unless_looking(self._drop_pod(uid), uid)
         if kind is None:
             self._anew.set()
-        return self._unless_looking(self._put_pod(obj), obj)
+        return self._unless_looking(self._put_pod(obj), _version(obj["metadata"]))
 
     def hear_node(self, kind: str | None, obj: Mapping[str, Any]) -> "list[str]":
         """Takes an event in; the agents that must be looked at, because something is new of a node of theirs."""
@@ -148,8 +152,10 @@ class Mirror:
         """Takes in what the API made of our write, after a look at that generation."""
         metadata = obj["metadata"]
         key = _key(metadata)
-        self._held.get(key, set()).discard(_version(metadata))
+        held = self._held.get(key, set())
+        held.discard(_version(metadata))
         if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
+            held.discard(metadata["uid"])
             self._drop_agent(metadata)  # that was the last write to it
             return
         self._put_agent(obj)
@@ -170,6 +176,12 @@ class Mirror:
             if seen is None or _but_for_marks(after, seen) != seen:
                 self._changed(agent)  # it says more than the look has seen
 
+    def ended_pod(self, obj: Json) -> None:
+        """Takes in that a pod is gone, as the API has just answered."""
+        held = self._held.get(_owner(obj["metadata"]), set())
+        held -= {_version(obj["metadata"]), obj["metadata"]["uid"]}  # a watch may have been faster
+        self._drop_pod(obj["metadata"]["uid"])
+
     def asked_to_go(self, uid: str) -> None:
         """The API has agreed to delete a pod; a watch tells when it is gone."""
         if known := self._pods.get(uid):
@@ -181,9 +193,9 @@ class Mirror:
         self._anew.set()
         self._tell(self._drop_pod(uid, for_ever=False))
 
-    def _unless_looking(self, key: str, obj: Mapping[str, Any]) -> str:
+    def _unless_looking(self, key: str, news: int | str) -> str:
         if key in self._held:
-            self._held[key].add(_version(obj["metadata"]))
+            self._held[key].add(news)
             return ""
         return key
 
@@ -203,8 +215,8 @@ class Mirror:
     async def list(self) -> None:
         """Has everything as it is now."""
         # Pods first: an agent that is known has its pods known.
-        await self._list("Pod", PODS, LABEL_AGENT)
-        await self._list("VoiceAgent", AGENTS)
+        await self._list("Pod", PODS, listed.pods, self._take_pod, LABEL_AGENT)
+        await self._list("VoiceAgent", AGENTS, listed.agents, self._take_agent)
 
     async def _list_again(self) -> None:
         delay = SOON_SECONDS
@@ -220,18 +232,36 @@ class Mirror:
             except ApiError as error:
                 log.warning("agents and pods cannot be listed: %s", error)
 
-    async def _list(self, kind: str, everywhere: str, label: str = "") -> None:
-        put = self._put_pod if kind == "Pod" else self._put_agent
+    async def _list(
+        self,
+        kind: str,
+        everywhere: str,
+        read: listed.Reader[listed.Item],
+        take: Callable[[listed.Item], str],
+        label: str = "",
+    ) -> None:
         for namespace in self._namespaces or [""]:
             seen: set[str] = set()
             version = 0
             where = path(kind, namespace) if namespace else everywhere
-            async for page in self.cluster.pages(where, PAGE, label):
-                version, items = page
-                for obj in items:
-                    seen.add(obj["metadata"]["uid"])
-                    self._tell(self._unless_looking(put(obj), obj))
+            async for page in self.cluster.pages(where, read, PAGE, label):
+                version = page.version
+                seen.update(map(take, page.items))
             self._drop_all_but(seen, kind, namespace, version)
+
+    def _take_pod(self, pod: listed.Pod) -> str:
+        """Takes a listed pod in; its uid."""
+        metadata = pod["metadata"]
+        self._tell(self._unless_looking(self._put_pod(pod), _version(metadata)))
+        return metadata["uid"]
+
+    def _take_agent(self, agent: listed.Agent) -> str:
+        """Takes a listed agent in; its uid."""
+        known = self._agents.get(agent.name.key)
+        if known is None or known.version < int(agent.name.version):
+            obj = json.loads(bytes(agent.text))
+            self._tell(self._unless_looking(self._put_agent(obj), int(agent.name.version)))
+        return agent.name.uid
 
     def _drop_all_but(self, seen: set[str], kind: str, namespace: str, version: int) -> None:
         """What a list of this version did not have."""
@@ -315,15 +345,15 @@ def _but_for_marks(after: PodFacts, seen: PodFacts) -> PodFacts:
     return replace(after, draining_since=seen.draining_since, protected=seen.protected)
 
 
-def _key(metadata: Json) -> str:
+def _key(metadata: Mapping[str, Any]) -> str:
     return f"{metadata['namespace']}/{metadata['name']}"
 
 
-def _owner(metadata: Json) -> str:
+def _owner(metadata: Mapping[str, Any]) -> str:
     return f"{metadata['namespace']}/{metadata['labels'][LABEL_AGENT]}"
 
 
-def _version(metadata: Json) -> int:
+def _version(metadata: Mapping[str, Any]) -> int:
     return int(metadata["resourceVersion"])
 
 
