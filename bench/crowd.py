@@ -25,6 +25,7 @@ from trunkline_runtime.contract import GROUP, KIND, LABEL_AGENT, VERSION, Routes
 # The requests of the one who asks that are under way at a time.
 AT_ONCE: Final = 32
 LOOK_SECONDS: Final = 0.02
+LOOK_SHARE: Final = 20  # of the time, a twentieth at most
 QUIET_SECONDS: Final = 1.5
 RESOURCES: Final = ("voiceagents", "pods", "secrets")
 Thing = TypeVar("Thing")
@@ -42,11 +43,18 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
         status = Path(f"/proc/{pid}/status").read_text()
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-        return cls(ticks / os.sysconf("SC_CLK_TCK"), int(peak) * 1024)
+        return cls(cpu(pid), int(peak) * 1024)
+
+
+def cpu(*pids: int) -> float:
+    """Seconds that these processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def writes(api: Api) -> float:
@@ -145,12 +153,12 @@ class Crowd:
 
         await at_once(names, ask)
         async with asyncio.timeout(seconds):
-            while (
-                True
-            ):  # looked at now and then: there are many events, and a look costs a millisecond
+            # Looked at now and then: there are many events, and a look at a thousand agents takes milliseconds.
+            while True:
+                began = time.monotonic()
                 if self._done(act, names):
                     return
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began)))
 
     async def quiet(self) -> None:
         """Waits until nobody has written anything for a while."""

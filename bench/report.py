@@ -120,8 +120,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             row["what"],
             row["against"],
-            _number(row["ours"], row["unit"]),
-            _number(row["theirs"], row["unit"]),
+            *_pair(row["ours"], row["theirs"], row["unit"]),
             _number(row["ratio"]),
             _bound(row["floor"], row["met_floor"]),
             _bound(row["target"], row["met_target"]),
@@ -131,8 +130,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, unit: str = "") -> str:
-    return "–" if value is None else f"{value:.3g} {unit}".strip()
+def _pair(ours: float, theirs: float | None, unit: str) -> tuple[str, str]:
+    """Both numbers in three digits, or in as many as show that they are not the same."""
+    texts = ((_number(ours, unit, n), _number(theirs, unit, n)) for n in range(3, 18))
+    return next(pair for pair in texts if ours == theirs or pair[0] != pair[1])
+
+
+def _number(value: float | None, unit: str = "", digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}g} {unit}".strip()
 
 
 def _bound(bound: float | None, met: bool | None) -> str:
