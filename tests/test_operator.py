@@ -26,6 +26,8 @@ from trunkline_runtime.contract import (
     ANNOTATION_DRAINING,
     ENV_OPERATOR_TOKEN,
     FINALIZER,
+    GROUP,
+    VERSION,
 )
 
 
@@ -78,6 +80,23 @@ async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World)
     began = time.monotonic()
     assert await operator.stop() == 0
     assert time.monotonic() - began < 8  # 1 s on an idle machine
+
+
+async def test_an_agent_takes_over_the_secret_of_the_one_that_had_its_name(world: World) -> None:
+    """Kubernetes collects what belongs to an agent that is gone: a Secret with its pods' keys, a moment too late."""
+    name, other = f"{NAME}-trunkline", "8d5c3dd6-4bd1-4a3e-9a2a-4c1d58d0c9a0"
+    owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "VoiceAgent", "name": NAME, "uid": other}
+    keys = {"worker-key": "of-before", "ticket-key": "of-before-too"}
+    metadata = {"name": name, "ownerReferences": [owner]}
+    await world.api.create(world.secrets, {"metadata": metadata, "stringData": keys})
+    await world.start()
+    await world.apply()
+    await world.pod_count(1)
+    agent = await world.agent(lambda it: bool(it.get("status")))
+    kept = await world.api.get(f"{world.secrets}/{name}")
+    (now,) = kept["metadata"]["ownerReferences"]
+    assert now["uid"] == agent["metadata"]["uid"]
+    assert kept["data"]["worker-key"] == base64.b64encode(b"of-before").decode()
 
 
 async def test_pods_follow_the_load_and_none_goes_with_a_call_on_it(world: World) -> None:

@@ -15,7 +15,7 @@ from forked_operator import Nursery
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from node_cast import Nodes
-from operator_cast import played
+from operator_cast import collected, played
 from operator_rig import NAME, SPEC, Json, operated
 from operator_ward import Ward, leaving
 
@@ -213,6 +213,7 @@ async def one_life(plane: ControlPlane, nursery: Nursery, folder: Path, done: li
             operated(api, plane, namespace, folder) as world,
             Nodes.of(world) as nodes,
             played(world, nodes),
+            collected(world),
         ):
             ward = Ward(world, relay, nursery)
             try:

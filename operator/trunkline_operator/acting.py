@@ -230,14 +230,36 @@ class Actor:
             self._mirror.marked_pod(marked)
 
     async def _keys(self, seen: Seen) -> None:
-        """Makes the agent's Secret, with a certificate where links are TLS; nothing, if there is one."""
+        """Makes the agent's Secret, with a certificate where links are TLS; nothing, if it has one."""
         agent = seen.agent
         body = secret(agent, secrets.token_urlsafe(KEY_BYTES), secrets.token_urlsafe(KEY_BYTES))
         if self._authority is not None:
             body["data"] |= encoded(new_certificate(self._authority, agent.key))
         made = await self._cluster.create(path("Secret", agent.namespace), body)
+        if made is None:
+            made = await self._inherited(seen, body["metadata"])
         if made is not None:
             self._observer.wrote_secret(agent, made)
+
+    async def _inherited(self, seen: Seen, metadata: Json) -> Json | None:
+        """The Secret that an earlier agent of this name has left, made this one's; None where it is nobody's or its own.
+
+        Kubernetes' garbage collector takes what belongs to an agent that is gone, and would take it from under the pods.
+        """
+        where = path("Secret", seen.agent.namespace, metadata["name"])
+        found = await self._cluster.find(where)
+        owners = found["metadata"].get("ownerReferences", []) if found else []
+        mine = metadata["ownerReferences"]
+        if found is None or not owners or owners == mine:
+            return None
+        if any(
+            (owner["kind"], owner["name"]) != ("VoiceAgent", seen.agent.name) for owner in owners
+        ):
+            return None
+        log.info("%s: takes over the Secret of an agent before it", seen.agent.key)
+        version = found["metadata"]["resourceVersion"]
+        body = {"metadata": {"resourceVersion": version, "ownerReferences": mine}}
+        return await self._cluster.patch(where, body)
 
     async def _issue(self, seen: Seen, name: str) -> None:
         """In one write, so that whoever reads the Secret finds a pair."""
