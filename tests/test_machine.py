@@ -18,10 +18,11 @@ import pytest
 import pytest_asyncio
 
 from trunkline_dev.accounts import account
-from trunkline_dev.callers import Holder, spike
+from trunkline_dev.callers import Holder, slot_records, spike
 from trunkline_dev.demo import AGENTS, PODS, example
 from trunkline_dev.kube import Json, condition, is_true
 from trunkline_dev.machine import Machine, MachineConfig
+from trunkline_dev.slot_log import SlotRecord
 from trunkline_dev.spoken import question as spoken_question
 from trunkline_runtime import contract
 from trunkline_runtime.audio.wav import write_wav
@@ -255,8 +256,12 @@ async def test_two_gateways_and_more_callers_than_slots(machine: Machine) -> Non
         )
         holders = [holder for half in halves for holder in half]
         try:
-            records = [record for record in machine.slot_log() if record.t >= began]
-            found = account([holder.outcome for holder in holders], records)
+            outcomes = [holder.outcome for holder in holders]
+
+            async def written() -> list[SlotRecord]:
+                return [record for record in machine.slot_log() if record.t >= began]
+
+            found = account(outcomes, await slot_records(outcomes, written))
             assert (found.warm, found.refused) == (12, 18), found
             assert found.kept, found
         finally:

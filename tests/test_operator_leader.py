@@ -1,9 +1,11 @@
 """Who acts of several operators: the decisions with many clocks, then real processes on a real API server."""
 
 import asyncio
+import base64
 import contextlib
 import heapq
 import itertools
+import json
 import math
 import os
 import random
@@ -582,6 +584,9 @@ async def test_an_operator_that_is_cut_off_ends_before_another_begins(operators:
         assert lease["spec"]["acquireTime"] > rfc3339(ended)
         await operators.takes_over(epoch, 10)
         await world.agent(told_of_two_pods)
+        await world.api.wait_for_one(  # a second after the gateways are told
+            f"{world.secrets}/routes", lambda it: routes_in(it) == world.gateway.told[-1]
+        )
         before = await versions(world)
         relay.heal()
         await relay.emptied()  # the API server has answered all of it
@@ -617,6 +622,11 @@ async def versions(world: World) -> dict[str, str]:
     where = world.pods, world.secrets, world.agents
     found = [it for path in where for it in await world.api.list(path)]
     return {it["metadata"]["name"]: it["metadata"]["resourceVersion"] for it in found}
+
+
+def routes_in(secret: Json) -> Json:
+    kept: Json = json.loads(base64.b64decode(secret["data"]["routes.json"]))
+    return kept
 
 
 def told_of_two_pods(agent: Json) -> bool:

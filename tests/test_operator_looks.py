@@ -141,9 +141,10 @@ async def looks(world: World) -> float:
 
 def test_the_own_secret_is_read_seldom_but_where_a_pod_may_miss_it() -> None:
     pod = PodFacts(name="desk-0", uid="u", owner="o", phase=Phase.PENDING)
-    assert own_lasts([]) == own_lasts([pod]) == OWN_SECONDS
-    assert own_lasts([replace(pod, node="n", ready=True)]) == OWN_SECONDS
-    assert own_lasts([pod, replace(pod, node="n")]) == SECRETS_SECONDS
+    at_rest: list[list[PodFacts]] = [[], [pod], [replace(pod, node="n", ready=True)]]
+    assert {own_lasts(pods, edited=False) for pods in at_rest} == {OWN_SECONDS}
+    assert {own_lasts(pods, edited=True) for pods in at_rest} == {SECRETS_SECONDS}
+    assert own_lasts([pod, replace(pod, node="n")], edited=False) == SECRETS_SECONDS
 
 
 def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:

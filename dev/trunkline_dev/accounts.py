@@ -98,6 +98,12 @@ def overlaps(found: Sequence[Stay]) -> int:
     )
 
 
+def written(outcomes: Iterable[Outcome], records: Iterable[SlotRecord]) -> bool:
+    """Whether workers have told of every call that was answered. They do so a moment after they have answered."""
+    held = {record.call for record in records if record.what == "live"}
+    return all(outcome.call in held for outcome in outcomes if outcome.answered is not None)
+
+
 def account(outcomes: Sequence[Outcome], records: Sequence[SlotRecord]) -> Account:
     """Joins by call id. A call answered before its worker held a slot for it, or held by no worker at
     all, was answered without a slot."""

@@ -1,12 +1,16 @@
 """Many callers at once, each with a record of its own."""
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
-from trunkline_dev.accounts import Outcome
+from trunkline_dev.accounts import Outcome, written
+from trunkline_dev.slot_log import SlotRecord
 from trunkline_runtime.caller import Caller, EndedBy, Line
 
 HEAR_SECONDS = 10.0  # for audio that should come every 80 ms
+LOG_SECONDS = 5.0  # for a line of a worker's log, through Modal's or a kubelet's hands
 
 
 class Holder:
@@ -69,3 +73,14 @@ async def spike(url: str, agent: str, count: int, seconds: float) -> list[Holder
         await asyncio.sleep(began + number * seconds / count - loop.time())
         holders.append(Holder(line))
     return list(await asyncio.gather(*(holder.settled() for holder in holders)))
+
+
+async def slot_records(
+    outcomes: Sequence[Outcome], read: Callable[[], Awaitable[list[SlotRecord]]]
+) -> list[SlotRecord]:
+    """What workers wrote of these calls. What they have not written in `LOG_SECONDS`, they have not."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOG_SECONDS):
+            while not written(outcomes, await read()):
+                await asyncio.sleep(0.05)
+    return await read()

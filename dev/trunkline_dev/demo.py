@@ -16,10 +16,11 @@ from typing import Any, Final
 import yaml
 
 from trunkline_dev.accounts import Account, Outcome, account, percentile, stays
-from trunkline_dev.callers import Holder, spike
+from trunkline_dev.callers import Holder, slot_records, spike
 from trunkline_dev.kube import Json, is_true
 from trunkline_dev.machine import AGENTS_PATH, Machine, MachineConfig, prepare, source
 from trunkline_dev.picture import Interval, Scene, draw
+from trunkline_dev.slot_log import SlotRecord
 from trunkline_dev.spoken import Spoken, ask
 from trunkline_dev.story import Story
 from trunkline_runtime import contract
@@ -185,7 +186,8 @@ class Demo:
             url = machine.gateway_url()
             self.holders = await spike(url, SPIKE, CALLS, SPIKE_SECONDS)
         outcomes = [holder.outcome for holder in self.holders]
-        found = account(outcomes, self._slots(machine, began))
+        records = await slot_records(outcomes, lambda: self._slots(machine, began))
+        found = account(outcomes, records)
         waits = [o.answered - o.offered for o in outcomes if o.answered is not None]
         starts = (await machine.local_modal("containers"))[before:]
         kinds = {kind: sum(c["kind"] == kind for c in starts) for kind in ("cold", "restored")}
@@ -214,7 +216,7 @@ class Demo:
         promise("containers start from the snapshot", f"{kinds['restored']} restored, {kinds['cold']} cold",
                 kinds["restored"] > 0 and kinds["cold"] == 0)  # fmt: skip
 
-    def _slots(self, machine: Machine, since: float) -> list[Any]:
+    async def _slots(self, machine: Machine, since: float) -> list[SlotRecord]:
         return [record for record in machine.slot_log() if record.t >= since]
 
     # --- 4. the drain
@@ -284,7 +286,7 @@ class Demo:
         scene = Scene(
             began=began,
             ended=time.time(),
-            stays=stays(self._slots(machine, began)),
+            stays=stays(await self._slots(machine, began)),
             outcomes=outcomes,
             ready_pods=self.watched.ready,
             containers=[Interval(c["t"], c["end_t"]) for c in containers],

@@ -60,6 +60,7 @@ SECRETS_SECONDS: Final = 30.0
 # The agent's own Secret, which nobody else writes: a thousand agents at rest would read 33 of them a second. If
 # somebody deletes it, it is a new pod that misses it, and where one does not come up it is read as the others are.
 OWN_SECONDS: Final = 300.0
+Edition = tuple[int, object, object]
 # A look that comes a little sooner reads them as well, so that it need not be followed by another.
 FRESH_SHARE: Final = 5 / 6
 
@@ -89,11 +90,22 @@ class _Read:
     lasts: float = SECRETS_SECONDS
     entries: dict[str, str] | None = None  # None: there is none
     certificate: str | None = ""  # why the workers need another; None = not looked at yet
+    edition: Edition | None = None  # of the agent when it was read
 
 
-def own_lasts(pods: Sequence[PodFacts]) -> float:
-    """Seconds for which the agent's own Secret counts as read. A pod may not come up because somebody has deleted it."""
-    return SECRETS_SECONDS if any(pod.node and not pod.ready for pod in pods) else OWN_SECONDS
+def edition_of(obj: Json) -> Edition:
+    """What differs after an edit by anybody but the operator, be it of a label."""
+    metadata = obj["metadata"]
+    return metadata["generation"], metadata.get("labels"), metadata.get("annotations")
+
+
+def own_lasts(pods: Sequence[PodFacts], *, edited: bool) -> float:
+    """Seconds for which the agent's own Secret counts as read.
+
+    A pod may not come up because somebody has deleted it, and whoever edits an agent wants it looked at.
+    """
+    waits = any(pod.node and not pod.ready for pod in pods)
+    return SECRETS_SECONDS if edited or waits else OWN_SECONDS
 
 
 class Observer:
@@ -133,7 +145,7 @@ class Observer:
             twilio_secret(agent),
         )
         own, found = await asyncio.gather(
-            self._own(agent, now),
+            self._own(obj, agent, now),
             asyncio.gather(*(self._secret(agent, name) for name in named)),
         )
         callers, account, hook, hub, upstream, twilio = found
@@ -193,14 +205,18 @@ class Observer:
         self._read.pop(key, None)
         self._complaints.forget(key)
 
-    async def _own(self, agent: VoiceAgent, now: float) -> _Read:
+    async def _own(self, obj: Json, agent: VoiceAgent, now: float) -> _Read:
         """The agent's own Secret, and whether its certificate is good."""
         # The finalizer is the first thing that is made. Without it there was no operator here before.
         if FINALIZER not in agent.finalizers:
             return _Read()
-        lasts = own_lasts(self._mirror.pods(agent.key))
-        await self._secret(agent, secret_name(agent), lasts)
-        own = self._read[agent.key][secret_name(agent)]
+        name, edition = secret_name(agent), edition_of(obj)
+        known = self._read.get(agent.key, {}).get(name)
+        edited = known is not None and known.edition not in (None, edition)
+        await self._secret(agent, name, own_lasts(self._mirror.pods(agent.key), edited=edited))
+        own = self._read[agent.key][name]
+        if own is not known or own.edition is None:
+            own.edition = edition
         if own.certificate is None:
             own.certificate = self._certificate(own.entries or {}, agent, now)
         return own

@@ -16,7 +16,7 @@ import yaml
 from helm_python import Chart, Config
 
 from trunkline_dev.accounts import Account, account
-from trunkline_dev.callers import Holder
+from trunkline_dev.callers import Holder, slot_records
 from trunkline_dev.processes import Process, base_environment
 from trunkline_dev.slot_log import SlotRecord, parse_slot_log, read_slot_log
 from trunkline_runtime import contract
@@ -239,11 +239,16 @@ class Site:
 
     async def accounts(self, agent: str, holders: list[Holder]) -> Account:
         """The callers' own logs joined with what workers wrote about their slots."""
-        records: list[SlotRecord] = read_slot_log(self.modal.logs, "burst")
-        for pod in await self.pods(agent):
-            log = await self.kubectl("logs", pod["metadata"]["name"], namespace=AGENTS)
-            records += parse_slot_log(log, "warm")
-        return account([holder.outcome for holder in holders], records)
+        outcomes = [holder.outcome for holder in holders]
+
+        async def written() -> list[SlotRecord]:
+            records = read_slot_log(self.modal.logs, "burst")
+            for pod in await self.pods(agent):
+                log = await self.kubectl("logs", pod["metadata"]["name"], namespace=AGENTS)
+                records += parse_slot_log(log, "warm")
+            return records
+
+        return account(outcomes, await slot_records(outcomes, written))
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Json:

@@ -116,7 +116,8 @@ def _ready(process: "subprocess.Popen[str]") -> Running:
         return Running(**json.loads(said))
     except (ValueError, TypeError):  # a sentence, after which it ends
         try:
-            rest, _ = process.communicate(timeout=STOP_SECONDS)
+            process.wait(STOP_SECONDS)
+            rest = process.stdout.read()  # `communicate` passes over what `readline` has taken in
         except subprocess.TimeoutExpired:
             rest = "(it did not end)"
         raise NotRunning((said + rest).strip()) from None
