@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline_dev.accounts import Outcome, account, overlaps, percentile, stays
+from trunkline_dev.accounts import Outcome, account, overlaps, percentile, stays, written
 from trunkline_dev.slot_log import SlotRecord
 
 
@@ -34,6 +34,14 @@ def test_answered_without_a_slot() -> None:
     found = account([outcome("a"), outcome("ghost")], [record("live", "a", 1.8)])
     assert found.without_slot == 1
     assert not found.kept
+
+
+def test_workers_have_written_of_all_that_was_answered_or_have_not_yet() -> None:
+    refused = Outcome(offered=1.0, call="c", status=503)
+    records = [record("reserved", "a", 1.5), record("live", "b", 1.8, slot=1)]
+    assert not written([outcome("a"), outcome("b"), refused], records)
+    assert written([outcome("a"), outcome("b"), refused], [*records, record("live", "a", 1.9)])
+    assert written([refused], [])
 
 
 def test_answered_before_the_slot_was_held() -> None:
