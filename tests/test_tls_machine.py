@@ -166,15 +166,17 @@ async def test_pods_of_a_ca_that_was_replaced_drain_and_new_ones_take_the_calls(
         machine.operator = machine.start_operator()
         await until(lambda: ready(machine, 0))
         await until(lambda: answered(machine, name))
-        # A worker takes calls a moment before its kubelet says that it is ready.
-        pods = await machine.api.wait_for(
-            PODS,
-            lambda it: any(
-                one["metadata"]["uid"] != old["uid"] and is_true(one, "Ready") for one in it
-            ),
-            labelSelector=f"{contract.LABEL_AGENT}={name}",
-        )
-        (drained,) = (it for it in pods if it["metadata"]["uid"] == old["uid"])
-        assert contract.ANNOTATION_DRAINING in drained["metadata"]["annotations"]
+
+        # A worker takes calls a moment before its kubelet says that it is ready, and the old one is told to drain then.
+        def replaced(pods: list[Json]) -> bool:
+            drained = [
+                contract.ANNOTATION_DRAINING in one["metadata"]["annotations"]
+                for one in pods
+                if one["metadata"]["uid"] == old["uid"]
+            ]
+            new = [one for one in pods if one["metadata"]["uid"] != old["uid"]]
+            return drained == [True] and any(is_true(one, "Ready") for one in new)
+
+        await machine.api.wait_for(PODS, replaced, labelSelector=f"{contract.LABEL_AGENT}={name}")
         # Nobody can ask the old one whether it has calls, so it would be waited for; not by this test.
         await machine.api.delete(f"{PODS}/{old['name']}", {"gracePeriodSeconds": 0})
