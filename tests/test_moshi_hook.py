@@ -126,7 +126,10 @@ async def decided(policy: Policy, *wanted: Action) -> list[Action]:
 
 
 async def told_of(policy: Policy, enough: Callable[[list[Action]], bool]) -> tuple[Action, ...]:
-    """What a policy decides until that is enough, without its notes: a machine may be late more often than its hook."""
+    """What a policy decides until that is enough, without its notes, which tell of late answers alone.
+
+    A machine may be late more often than its hook.
+    """
     got: list[Action] = []
 
     def come() -> bool:
@@ -134,6 +137,7 @@ async def told_of(policy: Policy, enough: Callable[[list[Action]], bool]) -> tup
         return enough(got)
 
     await until(come)
+    assert {each for each in got if isinstance(each, Note)} <= {Note(REQUESTS), Note(LATE)}
     return tuple(action for action in got if not isinstance(action, Note))
 
 
