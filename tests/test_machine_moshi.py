@@ -33,6 +33,7 @@ async def test_realtime_and_moshi_clients_side_by_side(card: SoundCard) -> None:
             await until(lambda: card.loud() > 10, 60)
             before = holder.frames
             assert await holder.hears(before + 12), "the Realtime call goes on beside it"
-        assert printer.complaints == [HANDSHAKE]
+            # Asked before it hangs up: then it complains of each block that its sound card still hands over.
+            assert printer.complaints == [HANDSHAKE]
         await holder.hang_up()
         assert not holder.outcome.dropped
