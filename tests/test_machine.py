@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -366,20 +367,27 @@ async def test_trunkline_call(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_trunkline_dev(tmp_path: Path) -> None:
-    """It comes up, says what to try, refuses a second one on its port, and Ctrl-C leaves nothing."""
+async def test_trunkline_dev(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It comes up, the call that it says to try is answered, it refuses a second one on its port, and Ctrl-C leaves nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [TRUNKLINE, "dev", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    log = tmp_path / "dev.log"
+    log, answer = tmp_path / "dev.log", tmp_path_factory.mktemp("call") / "answer.wav"
     with log.open("wb") as file:
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     try:
         await until(lambda: _truth("Ctrl-C" in log.read_text() or child.poll() is not None))
         assert child.poll() is None, log.read_text()
-        assert "trunkline call --gateway" in log.read_text()
+        (told,) = (line for line in log.read_text().splitlines() if "trunkline call" in line)
+        called = await asyncio.to_thread(
+            subprocess.run,
+            [TRUNKLINE, *shlex.split(told)[1:-1], str(answer)],
+            capture_output=True, text=True, timeout=SOON, check=False,
+        )  # fmt: skip
+        assert called.returncode == 0, called.stderr
+        assert "Is that right?" in called.stdout
         second = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, timeout=SOON, check=False
         )

@@ -120,6 +120,7 @@ async def _introduce(machine: Any, story: Any) -> None:
     """Applies the examples and prints what to try."""
     from trunkline_dev.demo import AGENTS, FRONT_DESK, READY_SECONDS, SPIKE, api_key, example
     from trunkline_dev.kube import is_true
+    from trunkline_dev.spoken import write_question
 
     await machine.modal_credentials()
     for name in (FRONT_DESK, SPIKE):
@@ -129,6 +130,9 @@ async def _introduce(machine: Any, story: Any) -> None:
         await machine.api.wait_for_one(
             f"{AGENTS}/{FRONT_DESK}", lambda agent: is_true(agent, "Ready"), READY_SECONDS
         )
+    question = machine.root / "question.wav"
+    with story.step("A question to ask"):
+        await asyncio.to_thread(write_question, question)
     url, key = machine.gateway_url(), api_key(example(FRONT_DESK))
     story.console.print(
         f"\nexport KUBECONFIG={machine.kubeconfig}\n"
@@ -138,7 +142,7 @@ async def _introduce(machine: Any, story: Any) -> None:
         f"logs       {machine.logs}\n\n"
         "Try, in another terminal:\n"
         f"  kubectl --kubeconfig {machine.kubeconfig} get va\n"
-        f"  trunkline call --gateway {url} --key {key} --agent {FRONT_DESK} question.wav --out answer.wav\n"
+        f"  trunkline call --gateway {url} --key {key} --agent {FRONT_DESK} {question} --out answer.wav\n"
         "\nCtrl-C ends it all.",
         markup=False,
         soft_wrap=True,

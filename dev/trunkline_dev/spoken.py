@@ -78,13 +78,19 @@ async def _converse(
         await asyncio.gather(speaking, return_exceptions=True)
 
 
+def write_question(file: Path) -> tuple[str, bytes]:
+    """Speaks a question with four random digits into a WAV file; gives the digits and the audio."""
+    digits = "".join(random.choices("0123456789", k=4))
+    audio = Synthesiser()(question(digits))
+    write_wav(file, audio)
+    return digits, audio
+
+
 async def ask(url: str, key: str, agent: str, out: Path) -> Spoken:
     """Asks with four random digits; writes question.wav and answer.wav into `out`."""
-    digits = "".join(random.choices("0123456789", k=4))
-    text = question(digits)
-    synthesise = await asyncio.to_thread(Synthesiser)
+    files = out / "question.wav", out / "answer.wav"
+    digits, audio = await asyncio.to_thread(write_question, files[0])
     recognise = await asyncio.to_thread(Recogniser)
-    audio = await asyncio.to_thread(synthesise, text)
     plan = Plan(after_greeting=True, timeout_seconds=CALL_SECONDS)
     mouth = Question(audio, plan)
     ear = Answer(mouth, plan)
@@ -93,15 +99,13 @@ async def ask(url: str, key: str, agent: str, out: Path) -> Spoken:
         client.realtime.connect(model=agent) as connection,
     ):
         await _converse(connection, mouth, ear, plan)
-    files = out / "question.wav", out / "answer.wav"
-    write_wav(files[0], audio)
     write_wav(files[1], bytes(ear.pcm))
     answered = await asyncio.to_thread(recognise, bytes(ear.pcm))
     assert ear.answer_heard is not None
     assert mouth.spoke_until is not None
     return Spoken(
         digits=digits,
-        question=text,
+        question=question(digits),
         heard=ear.heard[-1] if ear.heard else "",
         answered=answered,
         answered_digits=digits_in(answered),
