@@ -10,8 +10,9 @@ from worlds import BURST, INSTALLATION, NOW, a_pod, a_world, an_agent
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_operator.burst.deployments import Account, Deployments
 from trunkline_operator.burst.sdk import Sdk
+from trunkline_operator.decisions.conditions import Reason
 from trunkline_operator.decisions.plan import planned
-from trunkline_operator.decisions.status import Reason, reported
+from trunkline_operator.decisions.status import reported
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.scaling.decision import Memory
 

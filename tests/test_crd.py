@@ -14,7 +14,7 @@ import yaml
 from trunkline_dev.kube import Api, ApiError
 from trunkline_operator.agent import parsing, spec
 from trunkline_operator.agent.rules import AGENT_RULES, BURST_RULES
-from trunkline_operator.decisions.status import Condition
+from trunkline_operator.decisions.conditions import Condition
 from trunkline_runtime import contract
 
 ROOT = Path(__file__).parent.parent

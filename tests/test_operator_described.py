@@ -10,7 +10,7 @@ from operator_rig import NAME, SPEC, World, operated
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
-from trunkline_operator.decisions.status import LONGEST_MESSAGE
+from trunkline_operator.decisions.conditions import LONGEST_MESSAGE
 
 Json = dict[str, Any]
 

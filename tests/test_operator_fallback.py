@@ -20,9 +20,10 @@ from trunkline_operator.burst.breaker import FIRST_WAIT, Breaker, noted
 from trunkline_operator.burst.client import Burst
 from trunkline_operator.burst.deployments import Deployments
 from trunkline_operator.burst.sdk import Sdk
+from trunkline_operator.decisions.conditions import Reason
 from trunkline_operator.decisions.manifests import burst_app, burst_hash
 from trunkline_operator.decisions.plan import planned
-from trunkline_operator.decisions.status import Reason, reported
+from trunkline_operator.decisions.status import reported
 from trunkline_operator.decisions.steps import DeployBurst, Requeue, Step, WatchBurst
 from trunkline_operator.decisions.world import BurstFacts
 from trunkline_operator.scaling.decision import Memory

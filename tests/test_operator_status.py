@@ -22,10 +22,9 @@ from trunkline_operator.agent.policy import here
 from trunkline_operator.agent.spec import SpecError, VoiceAgent
 from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Standing
+from trunkline_operator.decisions.conditions import Condition, Reason
 from trunkline_operator.decisions.plan import planned, rfc3339
 from trunkline_operator.decisions.status import (
-    Condition,
-    Reason,
     only_numbers_differ,
     rejected,
     reported,

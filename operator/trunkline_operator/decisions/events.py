@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Final
 
 from trunkline_operator.agent.spec import Json, VoiceAgent
+from trunkline_operator.decisions.conditions import LONGEST_MESSAGE, Condition, Reason
 from trunkline_operator.decisions.manifests import Installation
 from trunkline_operator.decisions.plan import Plan, rfc3339
-from trunkline_operator.decisions.status import LONGEST_MESSAGE, Condition, Reason
 from trunkline_operator.decisions.steps import (
     DeletePod,
     Drain,
