@@ -5,12 +5,15 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from burst_rig import GOOD
 from hypothesis import settings
 from tls_rig import Links, Pki
 
 from trunkline_dev import binaries
 from trunkline_dev.controlplane import ControlPlane, to_stderr
 from trunkline_dev.kube import Api
+from trunkline_dev.modal.server import LocalModal
+from trunkline_dev.modal.state import Config
 
 # moshi reads it when it is imported, by whichever test comes first: without it a first step compiles for 20 s.
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
@@ -76,6 +79,16 @@ async def namespace(api: Api) -> AsyncIterator[str]:
     await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
     yield name
     await api.delete(f"/api/v1/namespaces/{name}/pods", {"gracePeriodSeconds": 0})
+
+
+@pytest.fixture
+async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
+    """A local Modal that knows the good credentials of burst_rig and forks nothing; SDKs in here and below speak to it."""
+    tokens = {GOOD.token_id: GOOD.token_secret}
+    config = Config(clones=0, api_tokens=tokens, proxy_tokens={"wk-1": "ws-1"})
+    async with LocalModal(config) as modal:
+        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
+        yield modal
 
 
 @pytest.fixture

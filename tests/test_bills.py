@@ -13,8 +13,8 @@ from typing import Any, Final
 import httpx
 import modal as modal_sdk
 import pytest
+from burst_rig import APP, BAD, GOOD, PATIENCE, joined, place, until
 from operator_rig import SPEC, World, operated
-from test_burst import APP, BAD, GOOD, PATIENCE, place, until
 from worlds import NOW, a_pod, a_world, an_agent
 
 from trunkline_dev.controlplane import ControlPlane
@@ -22,7 +22,7 @@ from trunkline_dev.kube import Api, condition
 from trunkline_dev.modal.billing import CORE, GIB, GPUS
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Boot, Config, Kind
+from trunkline_dev.modal.state import Boot, Kind
 from trunkline_operator.burst.bills import ASK_SECONDS, Bill, Bills, last_whole_day
 from trunkline_operator.burst.client import Burst, BurstError, BurstReason
 from trunkline_operator.burst.sdk import Sdk
@@ -39,15 +39,6 @@ REPORT: Final = "WorkspaceBillingReport"
 LEAST: Final = 0.125 * (
     CORE + GIB
 )  # dollars a second of a container that asks for no core and no memory
-
-
-@pytest.fixture
-async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
-    tokens = {GOOD.token_id: GOOD.token_secret}
-    config = Config(clones=0, api_tokens=tokens, proxy_tokens={"wk-1": "ws-1"})
-    async with LocalModal(config) as modal:
-        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
-        yield modal
 
 
 @pytest.fixture
@@ -359,10 +350,7 @@ async def world(
     api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path, modal: LocalModal
 ) -> AsyncIterator[World]:
     async with operated(api, control_plane, namespace, tmp_path) as world:
-        world.env["MODAL_SERVER_URL"] = modal.server_url
-        proxy = {"proxy-token-id": "wk-1", "proxy-token-secret": "ws-1"}
-        tokens = {"token-id": GOOD.token_id, "token-secret": GOOD.token_secret}
-        await world.secret("modal", **tokens, **proxy)
+        await joined(world, modal)
         yield world
 
 

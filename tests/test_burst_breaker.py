@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 import pytest
-from test_burst import (
+from burst_rig import (
     APP,
     EAST,
     GOOD,

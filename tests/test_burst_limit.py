@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Final
 
 import pytest
+from burst_rig import APP, GOOD, until, world
 from hypothesis import given
 from hypothesis import strategies as st
-from test_burst import APP, GOOD, until, world
 
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_operator.agent.spec import Region

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from test_burst import APP, GOOD, PATIENCE, world
+from burst_rig import APP, GOOD, PATIENCE, world
 from worlds import BURST, INSTALLATION, NOW, a_pod, a_world, an_agent
 
 from trunkline_dev.modal.faults import Fault, Rule

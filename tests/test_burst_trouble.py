@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from burst_rig import GOOD, PATIENCE, PROXY, answered, call, joined, session, until
 from operator_rig import SPEC, Json, World, operated
-from test_burst import GOOD, PATIENCE, PROXY, answered, call, session, until
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, condition
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Config
 
 MODAL: Final = {
     "credentialsSecretRef": {"name": "modal"},
@@ -27,23 +26,11 @@ MODAL: Final = {
 
 
 @pytest.fixture
-async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
-    tokens = {GOOD.token_id: GOOD.token_secret}
-    config = Config(clones=0, api_tokens=tokens, proxy_tokens={"wk-1": "ws-1"})
-    async with LocalModal(config) as modal:
-        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
-        yield modal
-
-
-@pytest.fixture
 async def world(
     api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path, modal: LocalModal
 ) -> AsyncIterator[World]:
     async with operated(api, control_plane, namespace, tmp_path) as world:
-        world.env["MODAL_SERVER_URL"] = modal.server_url
-        proxy = {"proxy-token-id": "wk-1", "proxy-token-secret": "ws-1"}
-        tokens = {"token-id": GOOD.token_id, "token-secret": GOOD.token_secret}
-        await world.secret("modal", **tokens, **proxy)
+        await joined(world, modal)
         yield world
 
 

@@ -1,6 +1,7 @@
 """A call whose worker is lost before its first word goes to another one, and the caller's parser never notices."""
 
 import asyncio
+import atexit
 import contextlib
 import socket
 from typing import Any
@@ -40,6 +41,9 @@ from trunkline_runtime.gateway.leg import Leg
 
 
 OPTIONS = socket.socket()  # on which a leg sets its options
+
+
+atexit.register(OPTIONS.close)
 
 
 class Wire(asyncio.Transport):

@@ -10,28 +10,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from machine_rig import SOON, agent, answered, calling, pods_of, running, still_echoed, truth, until
 
 from trunkline_dev.accounts import account
 from trunkline_dev.callers import Holder, slot_records, spike
 from trunkline_dev.demo import AGENTS, PODS, example
-from trunkline_dev.kube import Json, condition, is_true
+from trunkline_dev.kube import condition, is_true
 from trunkline_dev.machine import Machine, MachineConfig
 from trunkline_dev.slot_log import SlotRecord
 from trunkline_dev.spoken import question as spoken_question
 from trunkline_runtime import contract
 from trunkline_runtime.audio.wav import write_wav
-from trunkline_runtime.caller import Caller, CallLog, EndedBy, Line
+from trunkline_runtime.caller import EndedBy, Line
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 TRUNKLINE = str(Path(sys.executable).with_name("trunkline"))
-SOON = 60.0  # a bound, not an expectation
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -40,70 +39,6 @@ async def machine() -> AsyncIterator[Machine]:
     async with Machine(MachineConfig(gateways=2, cold_seconds=0.5, restore_seconds=0.2)) as up:
         await up.modal_credentials()
         yield up
-
-
-def agent(name: str, **spec: Any) -> Json:
-    warm = {"slotsPerPod": 2, "minPods": 1, "maxPods": 1, "bufferSlots": 0, "gpu": {"count": 0}}
-    body = {"engine": {"type": "loopback"}, "access": {"public": True}, "warm": warm}
-    return {
-        "apiVersion": f"{contract.GROUP}/{contract.VERSION}",
-        "kind": contract.KIND,
-        "metadata": {"name": name},
-        "spec": body | spec,
-    }
-
-
-@contextlib.asynccontextmanager
-async def running(machine: Machine, body: Json, seconds: float = SOON) -> AsyncIterator[str]:
-    """An agent that is Ready within so many seconds; deleted, and waited for, at the end."""
-    name = body["metadata"]["name"]
-    await machine.apply(body)
-    try:
-        await machine.api.wait_for_one(
-            f"{AGENTS}/{name}",
-            lambda found: (
-                is_true(found, "Ready")
-                and ("burst" not in body["spec"] or is_true(found, "BurstReady"))
-            ),
-            seconds,
-        )
-        yield name
-    finally:
-        await machine.api.delete(f"{AGENTS}/{name}")
-        await machine.api.wait_gone(f"{AGENTS}/{name}", SOON)
-
-
-@contextlib.asynccontextmanager
-async def calling(
-    machine: Machine, name: str, gateway: int = 0
-) -> AsyncIterator[tuple[Caller, "asyncio.Task[CallLog]"]]:
-    """A call that is answered and echoed."""
-    caller = Caller.holding(Line(url=machine.gateway_url(gateway), model=name))
-    task = asyncio.create_task(caller.run())
-    try:
-        await until(lambda: _truth(caller.log().audio_frames_received > 0 or task.done()))
-        assert caller.log().answered is not None, caller.log()
-        yield caller, task
-    finally:
-        caller.hang_up()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _truth(value: bool) -> bool:
-    return value
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Waits for another process's state, which nothing announces."""
-    async with asyncio.timeout(SOON):
-        while not await holds():
-            await asyncio.sleep(0.05)
-
-
-async def still_echoed(caller: Caller) -> None:
-    """Twelve further frames come back: the call lives."""
-    wanted = caller.log().audio_frames_received + 12
-    await until(lambda: _truth(caller.log().audio_frames_received >= wanted))
 
 
 async def lost_calls(machine: Machine, name: str) -> float:
@@ -117,10 +52,6 @@ async def lost_calls(machine: Machine, name: str) -> float:
                 if line.startswith("trunkline_lost_calls_total{") and f"default/{name}" in line:
                     total += float(line.rpartition(" ")[2])
     return total
-
-
-def pods_of(name: str) -> dict[str, str]:
-    return {"labelSelector": f"{contract.LABEL_AGENT}={name}"}
 
 
 async def worker_process(machine: Machine, name: str) -> int:
@@ -152,14 +83,6 @@ async def test_a_worker_that_dies_in_a_call(machine: Machine) -> None:
         )
         # Ready is the kubelet's word; the worker dials the gateways at the same moment.
         await until(lambda: answered(machine, name))
-
-
-async def answered(machine: Machine, name: str, gateway: int = 0) -> bool:
-    """Whether a call now is answered."""
-    holder = Holder(Line(url=machine.gateway_url(gateway), model=name))
-    await holder.settled()
-    await holder.hang_up()
-    return holder.outcome.answered is not None
 
 
 async def test_the_operator_dies_and_comes_back(machine: Machine) -> None:
@@ -378,7 +301,7 @@ async def test_trunkline_dev(tmp_path: Path, tmp_path_factory: pytest.TempPathFa
     with log.open("wb") as file:
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     try:
-        await until(lambda: _truth("Ctrl-C" in log.read_text() or child.poll() is not None))
+        await until(lambda: truth("Ctrl-C" in log.read_text() or child.poll() is not None))
         assert child.poll() is None, log.read_text()
         (told,) = (line for line in log.read_text().splitlines() if "trunkline call" in line)
         called = await asyncio.to_thread(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from test_machine import agent, running
+from machine_rig import agent, running
 from test_moshi_client import SoundCard, card, talking, until
 
 from trunkline_dev.callers import Holder

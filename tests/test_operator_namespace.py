@@ -10,14 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from burst_rig import joined, until
 from operator_rig import World, operated
-from test_burst import GOOD, until
 from test_operator_orphans import BURSTING, deployed
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import Config
 
 CONTROLLERS = "namespace-controller", "serviceaccount-controller"
 
@@ -26,14 +25,6 @@ CONTROLLERS = "namespace-controller", "serviceaccount-controller"
 def plane() -> Iterator[ControlPlane]:
     with ControlPlane(CONTROLLERS) as plane:
         yield plane
-
-
-@pytest.fixture
-async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
-    tokens = {GOOD.token_id: GOOD.token_secret}
-    async with LocalModal(Config(clones=0, api_tokens=tokens)) as modal:
-        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
-        yield modal
 
 
 @asynccontextmanager
@@ -46,9 +37,7 @@ async def a_shop(plane: ControlPlane, modal: LocalModal, logs: Path) -> AsyncIte
         await api.wait_for_one(f"/api/v1/namespaces/{shop}/serviceaccounts/default", bool)
         async with operated(api, plane, shop, logs) as world:
             world.flags = (f"--burst-secret={home}/trunkline-burst",)
-            world.env["MODAL_SERVER_URL"] = modal.server_url
-            tokens = {"token-id": GOOD.token_id, "token-secret": GOOD.token_secret}
-            await world.secret("modal", **tokens)
+            await joined(world, modal)
             await world.start()
             await world.apply(BURSTING)
             await world.condition("BurstReady", "BurstReady")

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 from api_relay import ApiRelay, Request
+from burst_rig import APP, GOOD, joined, until
 from forked_operator import Nursery
 from operator_cast import played
 from operator_rig import SPEC, Json, World, operated
 from operator_ward import Ward
-from test_burst import APP, GOOD, until
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, condition
 from trunkline_dev.modal.faults import Fault, Rule
 from trunkline_dev.modal.server import LocalModal
-from trunkline_dev.modal.state import AppRecord, Config
+from trunkline_dev.modal.state import AppRecord
 from trunkline_operator.burst.client import Burst, Found
 from trunkline_operator.burst.deployments import Account
 from trunkline_operator.burst.orphans import Sweeper, strays
@@ -48,23 +48,12 @@ def deployed(modal: LocalModal) -> list[AppRecord]:
 
 
 @pytest.fixture
-async def modal(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalModal]:
-    tokens = {GOOD.token_id: GOOD.token_secret}
-    async with LocalModal(Config(clones=0, api_tokens=tokens)) as modal:
-        monkeypatch.setenv("MODAL_SERVER_URL", modal.server_url)
-        yield modal
-
-
-@pytest.fixture
 async def world(
     api: Api, control_plane: ControlPlane, namespace: str, tmp_path: Path, modal: LocalModal
 ) -> AsyncIterator[World]:
     async with operated(api, control_plane, namespace, tmp_path) as world:
         world.flags = (f"--burst-secret={namespace}/trunkline-burst",)
-        world.env["MODAL_SERVER_URL"] = modal.server_url
-        await world.secret(
-            "modal", **{"token-id": GOOD.token_id, "token-secret": GOOD.token_secret}
-        )
+        await joined(world, modal)
         yield world
 
 

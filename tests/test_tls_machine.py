@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from test_machine import SOON, agent, answered, calling, pods_of, running, still_echoed, until
+from machine_rig import SOON, agent, answered, calling, pods_of, running, still_echoed, until
 
 from trunkline_dev.authority import Authority
 from trunkline_dev.demo import AGENTS, PODS
