@@ -303,7 +303,7 @@ worker._engine.close()
 worker._engine = Breaking(slots=1)
 worker._engine.load()
 worker.resume()
-print("up", flush=True)
+print("up\\n", end="", flush=True)  # in one piece: the worker's threads write their log here too
 up.set()
 threading.Event().wait()  # as Modal's own main thread does
 """
