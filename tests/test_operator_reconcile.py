@@ -1,9 +1,12 @@
 """What stands around a look at an agent: when it is taken, what it writes, and work at Modal beside it."""
 
 import asyncio
+import contextvars
 import copy
+import gc
 import logging
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import BURST, an_object
 
-from trunkline_operator.agenda import BACKOFF_SECONDS, GAP_SECONDS, LOOKS_IN_HASTE, Agenda, backoff
+from trunkline_operator.agenda import (
+    BACKOFF_SECONDS,
+    GAP_SECONDS,
+    LOOKS_AT_ONCE,
+    LOOKS_IN_HASTE,
+    Agenda,
+    backoff,
+)
 from trunkline_operator.agent.parsing import parsed
 from trunkline_operator.burst.client import Burst, BurstApp, Credentials
 from trunkline_operator.burst.deployments import Account, Deployments, described
@@ -181,6 +191,58 @@ async def test_after_the_end_nothing_is_looked_at() -> None:
     await agenda.close()
     agenda.add(AGENT)
     assert (len(agenda), looks.begun) == (0, 1)
+
+
+async def test_so_many_looks_at_once_and_each_agent_has_its_turn() -> None:
+    looks = Looks(30.0)
+    looks.gate.clear()
+    agenda = Agenda(looks)
+    agents = [f"ns/desk-{number}" for number in range(3 * LOOKS_AT_ONCE)]
+    for agent in agents:
+        agenda.add(agent)
+        agenda.add(agent)
+    await looks.until(LOOKS_AT_ONCE)
+    looks.gate.set()
+    async with asyncio.timeout(20):
+        await agenda.looked_at(agents)
+    assert (looks.begun, looks.most_at_once) == (len(agents), LOOKS_AT_ONCE)
+    await agenda.close()
+
+
+async def test_an_agent_at_rest_has_no_task() -> None:
+    agenda = Agenda(Looks(30.0))
+    agenda.add(AGENT)
+    async with asyncio.timeout(20):
+        await agenda.looked_at([AGENT])
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0)
+    assert len(agenda) == 1
+    await agenda.close()
+
+
+async def test_nothing_is_kept_of_the_event_that_made_an_agent_known() -> None:
+    """kopf has a variable of the context hold what it tells of."""
+    told: contextvars.ContextVar[Ends | None] = contextvars.ContextVar("told", default=None)
+    seen: list[Ends | None] = []
+
+    async def look(_: str) -> float | None:
+        seen.append(told.get())
+        return 30.0
+
+    def tell(event: Ends) -> None:
+        told.set(event)
+        agenda.add(AGENT)
+
+    agenda = Agenda(look)
+    event = Ends()
+    kept = weakref.ref(event)
+    contextvars.copy_context().run(tell, event)
+    del event
+    async with asyncio.timeout(20):
+        await agenda.looked_at([AGENT])
+    gc.collect()
+    assert (seen, kept()) == ([None], None)
+    await agenda.close()
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1))

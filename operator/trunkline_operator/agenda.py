@@ -5,13 +5,13 @@ was. A look that fails is tried again, later each time.
 """
 
 import asyncio
-import contextlib
+import contextvars
 import logging
 import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from trunkline_operator.cluster.client import ApiError
@@ -36,16 +36,23 @@ log = logging.getLogger("trunkline.reconcile")
 
 @dataclass(slots=True)
 class _Entry:
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    looked: asyncio.Event = field(default_factory=asyncio.Event)  # once with success, or it is gone
-    task: asyncio.Task[None] | None = None
-    began: deque[float] = field(default_factory=lambda: deque(maxlen=LOOKS_IN_HASTE))
+    """One agent. While nobody looks at it there is a timer and no task: a task that waits takes 6 KB."""
 
-    def gap(self, now: float) -> float:
-        """Seconds until the next look may begin."""
-        if len(self.began) < LOOKS_IN_HASTE:
-            return 0.0
-        return max(self.began[0] + LOOKS_IN_HASTE * GAP_SECONDS - now, 0.0)
+    agent: str
+    news: bool = False  # something has happened since its last look began
+    looked: bool = False  # once with success
+    failures: int = 0  # in a row
+    began: tuple[float, ...] = ()  # when its last looks did, the newest last
+    earliest: float = 0.0  # when the next may
+    timer: asyncio.TimerHandle | None = None
+    waits: bool = False  # for its turn
+    task: asyncio.Task[None] | None = None  # of a look that is taken
+
+    def begin(self, now: float) -> None:
+        self.news = False
+        self.began = (*self.began, now)[-LOOKS_IN_HASTE:]
+        if len(self.began) == LOOKS_IN_HASTE:
+            self.earliest = self.began[0] + LOOKS_IN_HASTE * GAP_SECONDS
 
 
 class Agenda:
@@ -55,7 +62,12 @@ class Agenda:
         self._look = look
         self._resync_seconds = resync_seconds
         self._entries: dict[str, _Entry] = {}
-        self._room = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._turns: deque[_Entry] = deque()  # those that wait for one
+        self._looking = 0
+        self._done: dict[str, asyncio.Event] = {}  # for whoever waits for an agent's first look
+        # Of whoever makes an agent known: kopf's holds the event that it tells of, 20 KB, and a timer or task that
+        # took it over would keep that as long as the agent is there.
+        self._context = contextvars.copy_context()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -68,10 +80,12 @@ class Agenda:
         """Something happened to this agent."""
         if self._closed:
             return
-        entry = self._entries.setdefault(agent, _Entry())
-        entry.wake.set()
-        if entry.task is None:
-            entry.task = asyncio.create_task(self._attend(agent, entry), name=f"agent {agent}")
+        entry = self._entries.get(agent)
+        if entry is None:
+            entry = self._entries[agent] = _Entry(agent)
+        entry.news = True
+        if entry.task is None and not entry.waits:
+            self._look_in(entry, 0.0)
 
     def wake(self, agent: str) -> None:
         """As `add`, for an agent that is looked after; others stay unknown."""
@@ -80,45 +94,79 @@ class Agenda:
 
     async def looked_at(self, agents: Iterable[str]) -> None:
         """Waits until each of these was looked at with success, or is gone."""
-        for entry in [self._entries[agent] for agent in agents if agent in self._entries]:
-            await entry.looked.wait()
+        for agent in agents:
+            entry = self._entries.get(agent)
+            if entry is not None and not entry.looked:
+                await self._done.setdefault(agent, asyncio.Event()).wait()
 
     async def close(self) -> None:
         self._closed = True
-        tasks = [entry.task for entry in self._entries.values() if entry.task]
+        entries = list(self._entries.values())
+        tasks = [entry.task for entry in entries if entry.task]
+        for entry in entries:
+            if entry.timer:
+                entry.timer.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in entries:
+            self._told(entry)
+        self._entries.clear()
+        self._turns.clear()
 
-    async def _attend(self, agent: str, entry: _Entry) -> None:
-        failures = 0
+    def _look_in(self, entry: _Entry, seconds: float) -> None:
+        """Has a look begin after so long, or as soon after that as one may."""
+        if self._closed:
+            return
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        wait = max(seconds, entry.earliest - now, 0.0)
+        if timer := entry.timer:
+            if timer.when() <= loop.time() + wait:
+                return
+            timer.cancel()
+        entry.timer = loop.call_later(wait, self._take_turn, entry, context=self._context)
+
+    def _take_turn(self, entry: _Entry) -> None:
+        entry.timer = None
+        if self._looking >= LOOKS_AT_ONCE:
+            entry.waits = True
+            self._turns.append(entry)
+            return
+        entry.waits = False
+        self._looking += 1
+        entry.task = asyncio.get_running_loop().create_task(
+            self._attend(entry), name=f"agent {entry.agent}", context=self._context
+        )
+
+    async def _attend(self, entry: _Entry) -> None:
+        """One look, and when the next is."""
+        entry.begin(time.monotonic())
         try:
-            while True:
-                entry.wake.clear()
-                entry.began.append(time.monotonic())
-                try:
-                    async with self._room:
-                        after = await self._look(agent)
-                except Exception as error:  # noqa: BLE001  # logged; one agent's trouble is not another's
-                    log_failure(agent, error, failures)
-                    failures += 1
-                    after = backoff(failures, random.random())
-                    hope = min(after, HOPE_SECONDS)
-                    await asyncio.sleep(hope)
-                    after -= hope
-                else:
-                    failures = 0
-                    if after is None and not entry.wake.is_set():
-                        return
-                    entry.looked.set()
-                    after = min(after or 0.0, self._resync_seconds * random.uniform(0.9, 1.1))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(entry.wake.wait(), after)
-                if gap := entry.gap(time.monotonic()):
-                    await asyncio.sleep(gap)
+            after = await self._look(entry.agent)
+        except Exception as error:  # noqa: BLE001  # logged; one agent's trouble is not another's
+            log_failure(entry.agent, error, entry.failures)
+            entry.failures += 1
+            after = backoff(entry.failures, random.random())
+            entry.earliest = time.monotonic() + min(after, HOPE_SECONDS)
+        else:
+            entry.failures = 0
+            if after is None and not entry.news:
+                del self._entries[entry.agent]
+                self._told(entry)
+                return
+            self._told(entry)
+            after = min(after or 0.0, self._resync_seconds * random.uniform(0.9, 1.1))
         finally:
-            entry.looked.set()
-            del self._entries[agent]
+            entry.task = None
+            self._looking -= 1
+            if self._turns and not self._closed:
+                self._take_turn(self._turns.popleft())
+        self._look_in(entry, 0.0 if entry.news else after)
+
+    def _told(self, entry: _Entry) -> None:
+        entry.looked = True
+        if done := self._done.pop(entry.agent, None):
+            done.set()
 
 
 def backoff(failures: int, chance: float) -> float:

@@ -163,7 +163,7 @@ class Reconciler:
         metrics.tell_spend(namespace, name, seen.world.burst.account)
         if bill := seen.world.burst.billed:
             metrics.tell_bill(namespace, name, bill.dollars, bill.reckoned)
-        metrics.count_pods(namespace, name, status.get("pods") or {})
+        metrics.PODS.count(namespace, name, status.get("pods") or {})
         self._announce_look(notes, seen, plan, acts, status)
         going = agent.deleted_at is not None and any(
             isinstance(step, DeletePod | RemoveFinalizer) for step in acts.taken
@@ -205,7 +205,7 @@ class Reconciler:
         self._treasury.forget(key)
         self._bills.forget(key)
         metrics.forget_spend(*key.split("/", 1))
-        metrics.forget_pods(*key.split("/", 1))
+        metrics.PODS.forget(*key.split("/", 1))
 
     # --- route and report ---------------------------------------------------------------------------
 
