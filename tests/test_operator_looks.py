@@ -114,6 +114,8 @@ async def test_an_agent_goes_without_a_watch_that_tells_of_its_pods_end(
     async def deaf_from_now_on(request: Request) -> None:
         relay.muted |= request.method == "DELETE"
 
+    # A watch may tell of the status before the operator's own request is answered.
+    await relay.until(lambda it: bool(it.written("PATCH", f"{world.agent_path}/status")))
     relay.forget()
     relay.before = deaf_from_now_on
     await world.api.delete(world.agent_path)

@@ -14,7 +14,7 @@ from trunkline_operator.burst.breaker import Breaker
 from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Scaling, Standing
 from trunkline_operator.decisions.manifests import Installation, burst_app, burst_hash
-from trunkline_operator.decisions.plan import Plan, planned, rfc3339
+from trunkline_operator.decisions.plan import UNKNOWN_LOOK, Plan, planned, rfc3339
 from trunkline_operator.decisions.routes import Keys, route
 from trunkline_operator.decisions.steps import (
     AddFinalizer,
@@ -236,8 +236,9 @@ def test_a_busy_worker_is_waited_for_however_long() -> None:
 def test_unknown_load_takes_no_pod_away() -> None:
     agent = an_agent(**AT_ONCE)
     pods = [a_pod(agent, n) for n in range(3)]
-    assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 0})) == ()
-    assert steps(agent, a_world(pods, known=False)) == ()
+    again = (Requeue(UNKNOWN_LOOK),)
+    assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 0})) == again
+    assert steps(agent, a_world(pods, known=False)) == again
 
 
 def test_an_empty_draining_pod_that_is_needed_is_not_deleted() -> None:
@@ -308,7 +309,8 @@ def test_a_rollout_without_room_drains_an_empty_pod() -> None:
     assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 1})) == (of(Drain, pods[0]),)
     blocked = plan(agent, a_world(pods, {"desk-0": 1, "desk-1": 1}))
     assert (blocked.steps, blocked.outdated, blocked.blocked) == ((), 2, True)
-    assert steps(agent, a_world(pods, {"desk-0": 1})) == ()  # unknown is busy
+    unknown_is_busy = steps(agent, a_world(pods, {"desk-0": 1}))
+    assert unknown_is_busy == (Requeue(UNKNOWN_LOOK),)
 
 
 def test_a_rollout_without_room_drains_a_busy_pod_where_burst_takes_calls() -> None:
@@ -440,7 +442,7 @@ def test_no_more_stands_by_than_the_workspace_has_until_more_is_asked_for_again(
     assert after(0, moment) == (ScaleBurst("app", few), Requeue(300.0))
     kept = replace(limited, standing=Standing(scalings=few, since=NOW))
     assert after(299.0, kept) == (Requeue(1.0),)
-    assert after(300.0, kept) == (ScaleBurst("app", wanted),)
+    assert after(300.0, kept) == (ScaleBurst("app", wanted), Requeue(300.0))
 
 
 def test_after_the_first_refusal_for_a_limit_containers_are_counted_at_once() -> None:

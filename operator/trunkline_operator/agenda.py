@@ -1,6 +1,6 @@
 """When to look at which agent: at once when something happened, else now and then.
 
-One look at an agent at a time. What happens meanwhile is not lost: it makes one more look, however much it
+A look says when the next is due if nothing happens. One look at an agent at a time. What happens meanwhile is not lost: it makes one more look, however much it
 was. A look that fails is tried again, later each time.
 """
 
@@ -19,7 +19,9 @@ from trunkline_operator.cluster.client import ApiError
 Look = Callable[[str], Awaitable[float | None]]
 """Looks at an agent and returns the seconds until it wants to look again, or None if the agent is gone."""
 
-RESYNC_SECONDS: Final = 30.0
+# Whoever wants a look sooner says so, and news makes one. This is for what nobody has thought of, and for numbers that
+# only people read.
+RESYNC_SECONDS: Final = 300.0
 # After a calm so many looks at an agent may follow each other at once, for who has no free slot waits for the
 # first; then one each gap. A look takes about 2 ms: a hundred busy agents leave room for others.
 LOOKS_IN_HASTE: Final = 3

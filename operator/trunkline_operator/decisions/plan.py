@@ -5,7 +5,8 @@ Rules
   "draining, 0 busy". Unknown counts as busy, until so long after that no call can be left.
 - A draining pod is no capacity. When load returns, a drain is taken back before a pod is made.
 - A name that is still in use, even by a pod that is going, is not used again.
-- At rest there are no steps.
+- At rest there are no steps but a Requeue for the moment from which the same world would ask for something else:
+  until then nobody need look.
 """
 
 import itertools
@@ -66,6 +67,8 @@ REFUSED_LOOK: Final = 1.0
 STANDING_LOOK: Final = 60.0
 # Modal refused to change the number of containers that stand by: its limits pass in seconds.
 SCALE_RETRY: Final = 10.0
+# Nothing tells when all gateways report again, nor when a silent worker is one that nobody will hear of.
+UNKNOWN_LOOK: Final = 30.0
 # A wait that ended by rounding must not become a busy loop.
 SOONEST: Final = 0.05
 
@@ -98,6 +101,8 @@ def planned(
     steps += _burst(view, scaling.memory.flow.growth)
     if scaling.look_again is not None:
         steps.append(Requeue(scaling.look_again))
+    if not demand.known:
+        steps.append(Requeue(UNKNOWN_LOOK))
     return _plan(view, steps, scaling, replace(scaling.memory, idle=marks.idle))
 
 
@@ -258,6 +263,8 @@ def _burst(view: View, growth: float) -> Iterator[Step]:
         if facts.app:
             yield from _stop(view, facts.app, late=False)
         return
+    if limit := facts.limit:  # what is told of it changes then, and what stands by
+        yield Requeue((limit.until if view.now < limit.until else limit.forgotten) - view.now)
     level = facts.breaker.level if facts.breaker else None
     goal = burst_hash(view.agent, view.installation, level)
     if facts.app and facts.hash == goal:
@@ -285,8 +292,6 @@ def _stand_by(view: View, burst: Burst, growth: float) -> Iterator[Step]:
     running = math.ceil(traffic.burst / burst.slots_per_container)
     kept = within(wish, facts.limit, running, view.now)
     limited = kept != wish
-    if facts.limit and limited:
-        yield Requeue(facts.limit.until - view.now)
     wanted = spread(at_cap(kept) if facts.capped else kept, regions, traffic.shut)
     told, wait = following(facts.standing, wanted, view.now, capped=facts.capped, limited=limited)
     refused = facts.unscaled_at + SCALE_RETRY - view.now if facts.unscaled_at else 0.0

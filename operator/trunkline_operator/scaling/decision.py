@@ -12,14 +12,19 @@ comes out (`Memory`), so the decision is a function.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from trunkline_operator.agent.spec import Autoscaling, Percent, Warm
 from trunkline_operator.scaling.advice import Day, advice, watched
 from trunkline_operator.scaling.prices import Stakes
-from trunkline_operator.scaling.schedule import Floor, floor
-from trunkline_operator.scaling.staffing import Count, Flow, followed, reserve
+from trunkline_operator.scaling.schedule import floor
+from trunkline_operator.scaling.staffing import RATE_SECONDS, Count, Flow, followed, reserve
+
+# Without calls the rates fall by themselves: what they ask for is looked at so often, while it is anything. So is what
+# refused calls asked for.
+EBB_SECONDS: Final = RATE_SECONDS / 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,8 @@ class Decision:
     pods: int
     reason: str  # in words, for people
     memory: Memory
-    look_again: float | None  # seconds until the number changes if nothing else happens
+    # Seconds until the number, or the growth in the memory, may be another if nothing else happens; None = never.
+    look_again: float | None
     advice: str = ""  # what other settings would save; "" = nothing
 
 
@@ -81,14 +87,17 @@ def decided(warm: Warm, demand: Demand, now: float, memory: Memory) -> Decision:
     bottom = max(warm.min_pods, least.pods)
     memory = _noted(warm, demand, now, memory)
     words = advice(memory.day, demand.stakes)
+    waits = [least.changes_in, _ebbs(warm, demand, memory.flow)]
     if warm.autoscaling is Autoscaling.EXTERNAL:
-        return _external(warm, demand, memory, bottom, least, words)
+        return _external(warm, demand, memory, bottom, waits, words)
+    if memory.refused is not None and demand.refused > memory.refused:
+        waits.append(EBB_SECONDS)  # calls are refused once, and a pod for them is wished once
     asked, reason = _wish(warm, demand, memory)
     wish = clamped(warm, asked, bottom)
     peaks = _peaks(warm, demand, wish, now, memory)
     if wish != asked:
         reason += f", within {bottom} … {warm.max_pods} pods"
-    pods, waits = wish, [least.changes_in]
+    pods = wish
     if peaks:
         pods = clamped(warm, peaks[0].pods, bottom)
         waits.append(peaks[0].until + warm.scale_down_delay_seconds - now)
@@ -98,9 +107,13 @@ def decided(warm: Warm, demand: Demand, now: float, memory: Memory) -> Decision:
         pods=pods,
         reason=reason,
         memory=replace(memory, wish=wish, refused=demand.refused, peaks=peaks),
-        look_again=min((wait for wait in waits if wait is not None), default=None),
+        look_again=_soonest(waits),
         advice=words,
     )
+
+
+def _soonest(waits: Iterable[float | None]) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def clamped(warm: Warm, pods: int, bottom: int) -> int:
@@ -137,7 +150,12 @@ def _noted(warm: Warm, demand: Demand, now: float, memory: Memory) -> Memory:
 
 
 def _external(
-    warm: Warm, demand: Demand, memory: Memory, bottom: int, least: Floor, words: str
+    warm: Warm,
+    demand: Demand,
+    memory: Memory,
+    bottom: int,
+    waits: Iterable[float | None],
+    words: str,
 ) -> Decision:
     """Whoever writes /scale has its own delays, so its number is followed as it is."""
     asked = warm.min_pods if warm.replicas is None else warm.replicas
@@ -146,7 +164,7 @@ def _external(
         pods=clamped(warm, asked, bottom),
         reason=f"warm.replicas asks for {asked}",
         memory=Memory(refused=demand.refused, flow=memory.flow, day=memory.day),
-        look_again=least.changes_in,
+        look_again=_soonest(waits),
         advice=words,
     )
 
@@ -169,10 +187,8 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
     """Pods for the calls that are there and the slots to keep free."""
     if not demand.stakes.pays:
         return 0, f"{demand.stakes.words}, so none beside warm.minPods"
-    start = start_seconds(warm, demand)
     free, why = spare(warm, demand.calls), "spare slots"
-    # Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever.
-    if (need := math.floor(reserve(flow, start, demand.stakes.z) + 0.5)) > free:
+    if (need := _reserve(warm, demand, flow)) > free:
         free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
     usual = warm.slots_per_pod if demand.usual is None else demand.usual
     wish = pods_for(demand.calls + free, demand.offers, usual)
@@ -186,6 +202,19 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
         f"{demand.busy} warm and {demand.burst} burst calls {waiting}and {free} {why} "
         f"{each} need {wish}"
     )
+
+
+def _reserve(warm: Warm, demand: Demand, flow: Flow) -> int:
+    """Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever."""
+    return math.floor(reserve(flow, start_seconds(warm, demand), demand.stakes.z) + 0.5)
+
+
+def _ebbs(warm: Warm, demand: Demand, flow: Flow) -> float | None:
+    """Seconds until the rates may ask for less. Both only fall, so what they ask for never comes back by itself."""
+    if not demand.known:  # nothing is counted, so they stay
+        return None
+    asked = demand.stakes.pays and _reserve(warm, demand, flow) > spare(warm, demand.calls)
+    return EBB_SECONDS if asked or flow.growth > 0 else None
 
 
 def pods_for(slots: int, offers: tuple[int, ...], usual: int) -> int:

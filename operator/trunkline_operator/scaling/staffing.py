@@ -21,6 +21,8 @@ RATE_SECONDS: Final = 300.0
 STANDS_OUT: Final = 1.0
 # A reserve for 98 of 100 pod starts, where no price says what a call without a warm slot costs.
 USUAL_Z: Final = 2.0
+# Gateways' news make an agent looked at, so what a look finds after a longer rest has come at its end.
+LONGEST_COUNT_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +62,14 @@ def followed(flow: Flow, count: Count, now: float) -> Flow:
     arrived = max(count.arrivals - before.arrivals, 0)
     refused = max(count.refused - before.refused, 0)
     left = max(arrived - refused - (count.calls - before.calls), 0)
-    weight = -math.expm1(-passed / RATE_SECONDS)
+    counted = min(passed, LONGEST_COUNT_SECONDS)
+    weight, rest = -math.expm1(-counted / RATE_SECONDS), math.exp((counted - passed) / RATE_SECONDS)
+    arriving, leaving = flow.arriving * rest, flow.leaving * rest
     return Flow(
         at=now,
         count=count,
-        arriving=flow.arriving + (arrived / passed - flow.arriving) * weight,
-        leaving=flow.leaving + (left / passed - flow.leaving) * weight,
+        arriving=arriving + (arrived / counted - arriving) * weight,
+        leaving=leaving + (left / counted - leaving) * weight,
     )
 
 
