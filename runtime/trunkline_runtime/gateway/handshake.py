@@ -4,27 +4,22 @@ import base64
 import re
 import secrets
 import ssl
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from websockets.datastructures import Headers
 from websockets.headers import build_host
 from websockets.utils import accept_key
 
 from trunkline_runtime import __version__
 from trunkline_runtime.contract import ACCOUNT_HEADER, START_HEADER
+from trunkline_runtime.upgrade import HEAD_END, fields_of
 
 MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
-MOST_FIELDS: Final = 128  # as `websockets` has it
-HEAD_END: Final = b"\r\n\r\n"
 USER_AGENT: Final = f"trunkline/{__version__}"
 STARTED: Final = re.compile(r"(cold|restored) ([0-9]+[.][0-9]+)")
 ONE_LINE: Final = re.compile(r"[ -~]+")  # what a worker's ticket cannot end a line with
 SWITCHING: Final = re.compile(rb"HTTP/1\.1 101( [\t -~\x80-\xff]*)?")
-FIELD: Final = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)"
-)  # RFC 9110, section 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +93,7 @@ class Handshake:
             return None if len(self._response) <= MAX_HEAD_BYTES else b""
         first, *lines = self._response[:end].split(b"\r\n")
         self._status = first
-        self._read(_fields(lines))
+        self._read(fields_of(lines))
         return self._response[end + 4 :]
 
     @property
@@ -111,33 +106,20 @@ class Handshake:
             return f"refused its data link with HTTP {status[0].decode()}"
         return "gave an answer to its data link that is no WebSocket handshake"
 
-    def _read(self, fields: Mapping[str, list[str]] | None) -> None:
+    def _read(self, fields: Headers | None) -> None:
         """Judges a response whose status line is known; None: it has a line that is no field."""
         if fields is None or not SWITCHING.fullmatch(self._status):
             return
-        connection = [token.strip().lower() for token in ",".join(fields["connection"]).split(",")]
-        protocols = fields["sec-websocket-protocol"]
+        connection = ",".join(fields.get_all("Connection")).split(",")
+        protocols = fields.get_all("Sec-WebSocket-Protocol")
         self._switched = (
-            [each.lower() for each in fields["upgrade"]] == ["websocket"]
-            and "upgrade" in connection
-            and fields["sec-websocket-accept"] == [self._accept]
-            and not fields["sec-websocket-extensions"]  # we offer none
+            [each.lower() for each in fields.get_all("Upgrade")] == ["websocket"]
+            and "upgrade" in (token.strip().lower() for token in connection)
+            and fields.get_all("Sec-WebSocket-Accept") == [self._accept]
+            and not fields.get_all("Sec-WebSocket-Extensions")  # we offer none
             and (not protocols or protocols == [self._offered])
         )
         self.subprotocol = protocols[0] if protocols and self._switched else None
-        self.tells = self._ours and bool(fields[ACCOUNT_HEADER.lower()])
-        if found := STARTED.fullmatch("".join(fields[START_HEADER.lower()])):
+        self.tells = self._ours and ACCOUNT_HEADER in fields
+        if found := STARTED.fullmatch("".join(fields.get_all(START_HEADER))):
             self.started = found[1], float(found[2])
-
-
-def _fields(lines: list[bytes]) -> Mapping[str, list[str]] | None:
-    """The values of each field, by its name in small letters; None where a line is no field."""
-    found: dict[str, list[str]] = defaultdict(list)
-    if len(lines) > MOST_FIELDS:
-        return None
-    for line in lines:
-        match = FIELD.fullmatch(line)
-        if match is None:
-            return None
-        found[match[1].decode().lower()].append(match[2].strip(b" \t").decode("latin-1"))
-    return found

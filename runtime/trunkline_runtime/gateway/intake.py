@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
-from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
+from websockets.http11 import Request
 
 from trunkline_runtime.contract import CALL_HEADER
 from trunkline_runtime.gateway.access.answers import Away, Denied
@@ -18,10 +17,11 @@ from trunkline_runtime.gateway.access.doorstep import Arrival
 from trunkline_runtime.gateway.access.order import Order, OrderReader, is_order
 from trunkline_runtime.gateway.call import Again, Call, Ended, Facts
 from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, At
-from trunkline_runtime.gateway.handshake import HEAD_END, MAX_HEAD_BYTES
+from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES
 from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.sockets import finish
-from trunkline_runtime.process import QUIET, answer
+from trunkline_runtime.process import answer
+from trunkline_runtime.upgrade import HEAD_END, Refused, Upgrade, upgrade
 
 log = logging.getLogger("trunkline.gateway")
 
@@ -96,7 +96,6 @@ class Intake(asyncio.Protocol):
         self._desk = desk
         self.begun = False  # from here on it is this object that tells of the end
         self._loop = asyncio.get_running_loop()
-        self._handshake = ServerProtocol(max_size=None, logger=QUIET)
         self._peer = peer
         self._holder = ""  # of the certificate that the caller has shown
         self._buffer = b""
@@ -213,24 +212,16 @@ class Intake(asyncio.Protocol):
             self._task = None
 
     async def _decide(self, head: bytes) -> None:
-        handshake = self._handshake
-        handshake.receive_data(head)
-        request = next(iter(handshake.events_received()), None)
-        if not isinstance(request, Request):
-            self._malformed()
-            return
-        response = handshake.accept(request)
-        if response.status_code != 101:
-            self._desk.denied(Denied(status=response.status_code, text="", outcome="invalid"))
-            self._finish(response.serialize())
+        asked = upgrade(head)
+        if isinstance(asked, Refused):
+            self._malformed(asked)
             return
         call = secrets.token_hex(16)
-        match await self._desk.answer(call, request, self._holder):
+        match await self._desk.answer(call, asked.request, self._holder):
             case Denied() as denied:
                 self._refuse(denied.status, denied.text, denied.headers)
             case Answered() as answered:
-                response.headers[CALL_HEADER] = call
-                self._begin(response, answered)
+                self._begin(asked, call, answered)
 
     async def _mint(self, order: Order) -> None:
         match await self._desk.mint(order):
@@ -241,12 +232,14 @@ class Intake(asyncio.Protocol):
                 response.headers["Cache-Control"] = "no-store"
                 self._finish(response.serialize())
 
-    def _begin(self, response: Response, answered: Answered) -> None:
+    def _begin(self, asked: Upgrade, number: str, answered: Answered) -> None:
         """Answers 101 and hands the transport over, in one step."""
         leg = answered.leg
+        fields = [(CALL_HEADER, number)]
         if leg.subprotocol is not None:
-            response.headers["Sec-WebSocket-Protocol"] = leg.subprotocol
-        self._write(response)
+            fields.append(("Sec-WebSocket-Protocol", leg.subprotocol))
+        self._answered = True
+        self._transport.write(asked.response(*fields))
         call = Call(
             answered.facts, self._transport, answered.ended, self._desk.gone, answered.again
         )
@@ -257,12 +250,10 @@ class Intake(asyncio.Protocol):
         if self._buffer:
             call.data_received(self._buffer)
 
-    def _malformed(self) -> None:
-        """`websockets` answers a head that is too long itself, and others not at all."""
+    def _malformed(self, refused: Refused) -> None:
         self._desk.denied(Denied(status=400, text="", outcome="invalid"))
-        written = b"".join(self._handshake.data_to_send())
-        if written:
-            self._finish(written)
+        if refused.answer:
+            self._finish(refused.answer)
         else:
             self._refuse(400, "this is no HTTP/1.1 request that a WebSocket could begin with\n")
 
@@ -286,17 +277,11 @@ class Intake(asyncio.Protocol):
             response.headers[name] = value
         self._finish(response.serialize())
 
-    def _write(self, response: Response) -> None:
-        self._answered = True
-        self._handshake.parser.close()  # its frame refers to the protocol: one cycle less
-        self._transport.write(response.serialize())
-
     def _finish(self, written: bytes) -> None:
         """Writes the last bytes; the socket stays a moment so that they are not lost in a reset."""
         self._answered = True
         self._buffer = b""
         self._cancel_timer()
-        self._handshake.parser.close()
         self._transport.write(written)
         finish(self._transport)
         self._timer = self._loop.call_later(PARTING_SECONDS, self._transport.abort)

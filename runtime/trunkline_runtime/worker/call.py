@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 
 from trunkline_runtime.contract import Close, Settings
@@ -92,7 +92,7 @@ class Call:
     def __init__(
         self,
         seat: Seat,
-        connection: ServerConnection,
+        connection: Connection,
         session: Session,
         limits: CallLimits,
         metrics: WorkerMetrics,

@@ -11,6 +11,7 @@ from websockets.http11 import Request
 
 from trunkline_runtime.contract import MOSHI_PATH, REALTIME_PATH
 from trunkline_runtime.gateway.access.answers import Denied
+from trunkline_runtime.upgrade import offered
 
 SUBPROTOCOL: Final = "realtime"
 KEY_SUBPROTOCOL: Final = "openai-insecure-api-key."  # browsers cannot set Authorization
@@ -66,13 +67,13 @@ def wish(request: Request, default_namespace: str, holder: str = "") -> Wish | D
         )
     if len(names) != 1:
         return invalid("say once which agent you call: ?model=[namespace/]agent\n")
-    offered = _offered(request.headers)
+    names_offered = offered(request.headers)
     return Wish(
         agent=full_name(names[0], default_namespace) if names[0] else "",
         target=_without_ticket(path, query),
-        subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None,
+        subprotocol=SUBPROTOCOL if SUBPROTOCOL in names_offered else None,
         shown=Shown(
-            tokens=(*_authorized(request.headers)[:1], *_keys(offered)[:1]),
+            tokens=(*_authorized(request.headers)[:1], *_keys(names_offered)[:1]),
             # More than one of each is nobody's client, and bounds the work of a stranger.
             tickets=tuple(fields.get(TICKET, [])[:1]),
             origins=tuple(request.headers.get_all("Origin")),
@@ -132,12 +133,7 @@ def _without_ticket(path: str, query: str) -> str:
     return f"{path}?{'&'.join(rest)}" if query else path
 
 
-def _offered(headers: Headers) -> list[str]:
-    lines = headers.get_all("Sec-WebSocket-Protocol")
-    return [name.strip() for line in lines for name in line.split(",")]
-
-
-def _keys(offered: list[str]) -> list[str]:
+def _keys(names: list[str]) -> list[str]:
     return [
-        name.removeprefix(KEY_SUBPROTOCOL) for name in offered if name.startswith(KEY_SUBPROTOCOL)
+        name.removeprefix(KEY_SUBPROTOCOL) for name in names if name.startswith(KEY_SUBPROTOCOL)
     ]

@@ -1,0 +1,128 @@
+"""A connection to a worker's data server: first somebody who may ask for a call, then the link of that call."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, cast
+
+from websockets.asyncio.connection import Connection
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import Event, State
+from websockets.server import ServerProtocol
+
+from trunkline_runtime.contract import END_PING, MAX_CALL_MESSAGE_BYTES
+from trunkline_runtime.process import QUIET, answer
+from trunkline_runtime.upgrade import HEAD_END, Refused, Upgrade, upgrade
+from trunkline_runtime.worker.slots import Seat
+
+OPEN_SECONDS: Final = 5.0  # for the upgrade; a gateway sends it at once, or when it has its grant
+MAX_HEAD_BYTES: Final = 64 * 2**10  # a gateway's has 16 KiB at most; Modal adds fields of its own
+CLOSE_SECONDS: Final = 2.0  # for the peer's half of the close
+# A gateway answers pings itself. They find a peer that is gone without a word, which would otherwise
+# hold its slot until idleSeconds; slow enough to outlast a gateway that is stopped for a while.
+PING_SECONDS: Final = 30.0
+
+
+class DataLink(Connection):
+    """The WebSocket of one call, from its 101 on."""
+
+    hang_up: Callable[[], None] | None = None  # tells the call that its gateway has ended it
+    asked: Request  # what was answered
+
+    def __init__(self) -> None:
+        super().__init__(
+            ServerProtocol(state=State.OPEN, max_size=MAX_CALL_MESSAGE_BYTES, logger=QUIET),
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+        )
+
+    def process_event(self, event: Event) -> None:
+        """Pings are answered by the library; one of them is also an order."""
+        super().process_event(event)
+        match event:
+            case Frame(opcode=Opcode.PING, data=data) if bytes(data) == END_PING and self.hang_up:
+                self.hang_up()
+
+
+class Host(Protocol):
+    """Whom a doorway asks, and tells of what comes in."""
+
+    standing: "set[Doorway]"  # doorways that have been asked nothing yet
+
+    def admit(self, asked: Upgrade) -> Seat | Response:
+        """The seat for a call, or the plain answer."""
+
+    def spoiled(self, request: Request) -> None:
+        """What a request with a ticket asks for is no call: nobody will use that ticket."""
+
+    def fields(self, asked: Upgrade) -> Iterable[tuple[str, str]]:
+        """What else the 101 says."""
+
+    def seated(self, seat: Seat, link: DataLink) -> None:
+        """The 101 is written. Whoever is told must give the seat back."""
+
+
+class Doorway(asyncio.Protocol):
+    """Gives way to a `DataLink` on the same transport, or answers plainly and closes it.
+
+    No task and no turn of the loop stands between a request and its 101, for a caller waits for that. A gateway dials
+    before it asks, so the link is made meanwhile.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._head = b""
+
+    def __repr__(self) -> str:
+        return f"<Doorway head={len(self._head)}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._link = DataLink()
+        self._link.connection_made(transport)
+        self._host.standing.add(self)
+        self._late = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self not in self._host.standing:
+            return
+        self._head += data
+        end = self._head.find(HEAD_END, 0, MAX_HEAD_BYTES)
+        if end >= 0:
+            self._host.standing.discard(self)
+            self._answer(upgrade(self._head[: end + 4]), self._head[end + 4 :])
+        elif len(self._head) > MAX_HEAD_BYTES:
+            self._host.standing.discard(self)
+            self._refuse(answer(431, f"a head may have {MAX_HEAD_BYTES} bytes\n").serialize())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._host.standing.discard(self)
+        self._late.cancel()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _answer(self, asked: Upgrade | Refused, early: bytes) -> None:
+        if isinstance(asked, Refused):
+            if asked.request is not None:
+                self._host.spoiled(asked.request)
+            self._refuse(asked.answer)
+            return
+        seat = self._host.admit(asked)
+        if isinstance(seat, Response):
+            self._refuse(seat.serialize())
+            return
+        self._late.cancel()
+        self._transport.write(asked.response(*self._host.fields(asked)))
+        link = self._link
+        link.asked = asked.request
+        self._transport.set_protocol(link)
+        self._host.seated(seat, link)
+        if early:
+            link.data_received(early)
+
+    def _refuse(self, written: bytes) -> None:
+        """The timer goes on: it ends a peer that does not read the answer."""
+        self._transport.write(written)
+        self._transport.close()
