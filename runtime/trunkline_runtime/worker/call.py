@@ -132,9 +132,10 @@ class Call:
         finally:
             for part in parts:
                 part.cancel()
+            conversation, self._conversation = self._conversation, None  # which refers to us
             try:
-                if self._conversation is not None:
-                    self._conversation.close()
+                if conversation is not None:
+                    conversation.close()
             finally:
                 give_back()
         await asyncio.wait(parts)

@@ -198,7 +198,10 @@ class CallServer:
         seat = replace(seat, settings=Settings(**{**seat.settings, **wishes}))
         call = Call(seat, link, session, desk.limits, desk.metrics)
         link.hang_up = call.hang_up
-        return await call.run(desk.engine, give_back)
+        try:
+            return await call.run(desk.engine, give_back)
+        finally:
+            link.hang_up = None
 
     def _session(self, request: Request) -> tuple[Session, Settings]:
         """The protocol that the caller speaks, and what they wish of the engine in its URL."""
