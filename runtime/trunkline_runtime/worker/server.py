@@ -108,8 +108,9 @@ class CallServer:
             return self._refuse(404, f"there is {' and '.join(PROTOCOLS)}")
         if protocol not in self._desk.protocols:
             return self._refuse(501, f"this worker has no Opus codec for {protocol}'s protocol")
-        if self._closing or (why := self._desk.why_closed()) is not None:
-            return self._refuse(503, "the worker stops" if self._closing else why)
+        why = "the worker stops" if self._closing else self._desk.why_closed()
+        if why is not None:
+            return self._refuse(503, why)
         ticket = ",".join(asked.request.headers.get_all(TICKET_HEADER))  # two are none
         if self._desk.tickets is None:
             seat = self._desk.switchboard.claim(ticket)
