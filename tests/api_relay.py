@@ -26,6 +26,7 @@ class Request:
     method: str
     path: str
     selector: str = ""  # of labels, of a list or a watch
+    limit: int = 0  # of a list's page; 0 = none
 
     def __str__(self) -> str:
         return f"{self.number}: {self.method} {self.path}"
@@ -138,7 +139,8 @@ class ApiRelay:
 
     async def _relay(self, arrived: web.Request) -> web.StreamResponse:
         selector = arrived.query.get("labelSelector", "")
-        request = Request(len(self.seen) + 1, arrived.method, arrived.path, selector)
+        limit = int(arrived.query.get("limit", 0))
+        request = Request(len(self.seen) + 1, arrived.method, arrived.path, selector, limit)
         if self._away:
             self.seen.append(request)
             await self._tell()

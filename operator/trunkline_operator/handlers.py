@@ -16,6 +16,8 @@ from trunkline_runtime.contract import GROUP, LABEL_AGENT, PLURAL, VERSION
 
 # A watch that a network device has cut in silence is noticed after this at the latest.
 WATCH_SECONDS: Final = 300
+# An operator that starts with 1,000 agents took 191 MB where they were listed in one piece.
+LISTED_AT_ONCE: Final = 100
 
 
 def registered(
@@ -65,6 +67,8 @@ def watching(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
     settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.connect_timeout = 10
     settings.watching.label_selectors["v1", "pods"] = LABEL_AGENT
+    # What is there when a watch begins is listed, and kopf makes objects of all that it reads: 40 KB of a pod.
+    settings.watching.chunk_size = LISTED_AT_ONCE
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.persistence.diffbase_storage = NoMemory()
