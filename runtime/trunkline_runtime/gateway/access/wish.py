@@ -18,6 +18,7 @@ KEY_SUBPROTOCOL: Final = "openai-insecure-api-key."  # browsers cannot set Autho
 TICKET: Final = "ticket"
 TWILIO_SIGNATURE: Final = "X-Twilio-Signature"
 MAX_FIELDS: Final = 32  # of a query
+_VISIBLE: Final = re.compile(r"[!-~]*")
 # Before MOSHI_PATH, for its own client takes an address that may end in a path and has no other way to say whom
 # it calls: `moshi.client --url ws://gateway:8080/default/echo`.
 _AGENT_IN_PATH: Final = re.compile(r"(?:/([a-z0-9.-]+))?/([a-z0-9.-]+)")
@@ -46,7 +47,7 @@ class Wish:
 
 def wish(request: Request, default_namespace: str, holder: str = "") -> Wish | Denied:
     """Reads a valid WebSocket upgrade; `holder` is who has proved itself by a certificate."""
-    if not all("!" <= character <= "~" for character in request.path):
+    if not _VISIBLE.fullmatch(request.path):
         # It goes on to the worker, where a bare CR could end the line for a lenient proxy.
         return invalid("the path holds characters that a URL must not have\n")
     path, _, query = request.path.partition("?")
