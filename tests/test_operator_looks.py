@@ -1,5 +1,6 @@
 """A look at an agent costs a few requests, and a change of its route costs writing all routes: neither without need."""
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,9 @@ async def test_an_agent_goes_without_a_watch_that_tells_of_its_pods_end(
     relay.forget()
     relay.before = deaf_from_now_on
     await world.api.delete(world.agent_path)
-    await relay.until(lambda it: bool(it.written("PATCH", world.agent_path)), seconds=10)
+    await relay.until(
+        lambda it: world.agent_path in it.written("PATCH", world.agent_path), seconds=10
+    )
     made = [(it.method, it.path) for it in relay.seen]
     assert made == [("DELETE", f"{world.pods}/{NAME}-0"), ("PATCH", world.agent_path)]
     assert await world.api.list(world.agents) == []
@@ -160,6 +163,7 @@ def test_the_own_secret_is_read_seldom_but_where_a_pod_may_miss_it() -> None:
     assert {own_lasts(pods, edited=False) for pods in at_rest} == {OWN_SECONDS}
     assert {own_lasts(pods, edited=True) for pods in at_rest} == {SECRETS_SECONDS}
     assert own_lasts([pod, replace(pod, node="n")], edited=False) == SECRETS_SECONDS
+    assert own_lasts([replace(pod, node="n")], edited=True, leaving=True) == math.inf
 
 
 def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:

@@ -105,6 +105,37 @@ async def test_a_pod_goes_with_its_label(mirror: Mirror, told: Told) -> None:
 # --- looks ----------------------------------------------------------------------------------------------
 
 
+async def test_what_was_told_of_a_pod_before_its_end_makes_no_other_look(
+    mirror: Mirror, told: Told
+) -> None:
+    """To delete a pod that has no node the API server writes twice: that it goes, and that it is gone."""
+    mirror.hear_agent("ADDED", agent(5))
+    mirror.hear_pod("ADDED", pod(6))
+    mirror.hear_pod("ADDED", pod(6, uid="q"))
+    with mirror.looking(KEY):
+        assert mirror.hear_pod("MODIFIED", pod(7, deletionTimestamp="2026-01-01T00:00:00Z")) == ""
+        mirror.ended_pod(pod(8))
+    assert told.agents == []
+    with mirror.looking(KEY):
+        mirror.hear_pod("MODIFIED", pod(9, uid="q", phase="Running"))
+        mirror.ended_pod(pod(8))
+    assert told.agents == [KEY]  # another pod's news is none of its
+
+
+async def test_what_was_told_of_an_agent_before_its_end_makes_no_other_look(
+    mirror: Mirror, told: Told
+) -> None:
+    mirror.hear_agent("ADDED", agent(5))
+    with mirror.looking(KEY):
+        mirror.hear_agent("MODIFIED", agent(6, deletionTimestamp="2026-01-01T00:00:00Z"))
+        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), 1)
+    assert told.agents == []
+    with mirror.looking(KEY):
+        mirror.hear_agent("ADDED", agent(8, uid="b"))
+        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), 1)
+    assert told.agents == [KEY]  # another has its name by now
+
+
 async def test_the_echo_of_a_look_makes_no_other_look(mirror: Mirror, told: Told) -> None:
     mirror.hear_agent("ADDED", agent(5))
     with mirror.looking(KEY):

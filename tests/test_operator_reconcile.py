@@ -98,6 +98,21 @@ async def test_whatever_happens_during_a_look_makes_one_more() -> None:
     assert (looks.begun, looks.most_at_once) == (2, 1)
 
 
+async def test_what_happens_before_a_look_begins_makes_no_other() -> None:
+    looks = Looks(None)
+    agenda = Agenda(looks)
+    looks.gate.clear()
+    for number in range(LOOKS_AT_ONCE):
+        agenda.add(f"ns/{number}")
+    await looks.until(LOOKS_AT_ONCE)
+    agenda.add(AGENT)
+    await asyncio.sleep(0)  # it waits for room
+    agenda.add(AGENT)
+    looks.gate.set()
+    await idle(agenda)
+    assert looks.begun == LOOKS_AT_ONCE + 1
+
+
 async def test_an_agent_that_comes_back_while_it_goes_is_looked_at_again() -> None:
     looks = Looks(None, None)
     agenda = Agenda(looks)

@@ -1,6 +1,7 @@
 """What a look sees of one agent: its pods and Secrets, what gateways say of it, and its Modal app."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,11 +100,14 @@ def edition_of(obj: Json) -> Edition:
     return metadata["generation"], metadata.get("labels"), metadata.get("annotations")
 
 
-def own_lasts(pods: Sequence[PodFacts], *, edited: bool) -> float:
+def own_lasts(pods: Sequence[PodFacts], *, edited: bool, leaving: bool = False) -> float:
     """Seconds for which the agent's own Secret counts as read.
 
-    A pod may not come up because somebody has deleted it, and whoever edits an agent wants it looked at.
+    A pod may not come up because somebody has deleted it, and whoever edits an agent wants it looked at. An agent
+    that leaves gets no new pod, nor a Secret in place of one that is gone; and a deletion counts as an edit.
     """
+    if leaving:
+        return math.inf
     waits = any(pod.node and not pod.ready for pod in pods)
     return SECRETS_SECONDS if edited or waits else OWN_SECONDS
 
@@ -213,7 +217,8 @@ class Observer:
         name, edition = secret_name(agent), edition_of(obj)
         known = self._read.get(agent.key, {}).get(name)
         edited = known is not None and known.edition not in (None, edition)
-        await self._secret(agent, name, own_lasts(self._mirror.pods(agent.key), edited=edited))
+        pods, leaving = self._mirror.pods(agent.key), agent.deleted_at is not None
+        await self._secret(agent, name, own_lasts(pods, edited=edited, leaving=leaving))
         own = self._read[agent.key][name]
         if own is not known or own.edition is None:
             own.edition = edition

@@ -292,7 +292,7 @@ class Cluster:
 
 
 def _json(text: bytes) -> Json:
-    answer: Json = json.loads(text)
+    answer: Json = msgspec.json.decode(text)  # in a third of json's time
     return answer
 
 
