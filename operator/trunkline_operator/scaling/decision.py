@@ -2,8 +2,9 @@
 
 Slots are wanted for every call that is there, warm or burst, and for those who come before a pod that is
 asked for now has started: what `warm.bufferSlots` keeps free, or the reserve that arrivals, the measured
-start of a pod and prices ask for (`staffing.py`, `prices.py`), whichever is more. Pods that are starting
-are an answer that was given, not capacity: they are not asked for twice, and no call is counted on them.
+start of a pod and prices ask for (`staffing.py`, `prices.py`), with slots for crowds such as came before
+(`crowds.py`), whichever is more. Pods that are starting are an answer that was given, not capacity: they
+are not asked for twice, and no call is counted on them.
 
 Up at once, down late: the wish of the moment is followed when it rises, and when it falls only after it
 has been lower for `warm.scaleDown.delaySeconds`. What must be known for that is a value that goes in and
@@ -18,6 +19,7 @@ from typing import Final
 
 from trunkline_operator.agent.spec import Autoscaling, Percent, Warm
 from trunkline_operator.scaling.advice import Day, advice, watched
+from trunkline_operator.scaling.crowds import Crowds, after, expected
 from trunkline_operator.scaling.prices import Stakes
 from trunkline_operator.scaling.schedule import floor
 from trunkline_operator.scaling.staffing import RATE_SECONDS, Count, Flow, followed, reserve
@@ -67,6 +69,7 @@ class Memory:
     refused: int | None = None  # the total then
     peaks: tuple[Peak, ...] = ()  # all above the wish; pods fall, times rise: at most maxPods
     flow: Flow = field(default_factory=Flow)
+    crowds: Crowds = field(default_factory=Crowds)
     day: Day = field(default_factory=Day)
     idle: Mapping[str, float] | None = None  # see `decisions.eviction`
 
@@ -87,7 +90,7 @@ def decided(warm: Warm, demand: Demand, now: float, memory: Memory) -> Decision:
     bottom = max(warm.min_pods, least.pods)
     memory = _noted(warm, demand, now, memory)
     words = advice(memory.day, demand.stakes)
-    waits = [least.changes_in, _ebbs(warm, demand, memory.flow)]
+    waits = [least.changes_in, _ebbs(warm, demand, memory)]
     if warm.autoscaling is Autoscaling.EXTERNAL:
         return _external(warm, demand, memory, bottom, waits, words)
     if memory.refused is not None and demand.refused > memory.refused:
@@ -141,10 +144,13 @@ def _noted(warm: Warm, demand: Demand, now: float, memory: Memory) -> Memory:
     if not demand.known:
         return memory
     count = Count(arrivals=demand.arrivals, refused=demand.refused, calls=demand.calls)
+    flow, start = followed(memory.flow, count, now), start_seconds(warm, demand)
+    free = reserve(flow, start, demand.stakes.z)
     full = demand.active >= warm.max_pods
     return replace(
         memory,
-        flow=followed(memory.flow, count, now),
+        flow=flow,
+        crowds=after(memory.crowds, demand.calls, free, start, now),
         day=watched(memory.day, warm, demand.stakes, demand.burst, full, now),
     )
 
@@ -171,7 +177,7 @@ def _external(
 
 def _wish(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, str]:
     """Pods that the load of this moment needs, and the arithmetic."""
-    wish, reason = _staffed(warm, demand, memory.flow)
+    wish, reason = _staffed(warm, demand, memory)
     # A refused call is demand that no slot shows. Pods that are starting already answer it.
     refused = 0 if memory.refused is None else demand.refused - memory.refused
     if refused > 0 and wish <= demand.serving:
@@ -183,13 +189,16 @@ def _wish(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, str]:
     return wish, reason
 
 
-def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
+def _staffed(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, str]:
     """Pods for the calls that are there and the slots to keep free."""
     if not demand.stakes.pays:
         return 0, f"{demand.stakes.words}, so none beside warm.minPods"
     free, why = spare(warm, demand.calls), "spare slots"
-    if (need := _reserve(warm, demand, flow)) > free:
-        free, why = need, f"slots for {flow.arriving * 60:.1f} calls a minute while a pod starts"
+    need, crowd = _reserve(warm, demand, memory)
+    if need > free:
+        free = need
+        why = f"slots for {memory.flow.arriving * 60:.1f} calls a minute while a pod starts"
+        why += f", {crowd} of them for a crowd as in the last hours," if crowd else ""
     usual = warm.slots_per_pod if demand.usual is None else demand.usual
     wish = pods_for(demand.calls + free, demand.offers, usual)
     waiting = f"and {demand.waiting} who wait " if demand.waiting else ""
@@ -204,17 +213,28 @@ def _staffed(warm: Warm, demand: Demand, flow: Flow) -> tuple[int, str]:
     )
 
 
-def _reserve(warm: Warm, demand: Demand, flow: Flow) -> int:
-    """Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever."""
-    return math.floor(reserve(flow, start_seconds(warm, demand), demand.stakes.z) + 0.5)
+def _reserve(warm: Warm, demand: Demand, memory: Memory) -> tuple[int, int]:
+    """Slots to keep free, and how many of them for a crowd.
+
+    Rounded to the nearest: a rate never quite falls to zero, and would else keep a slot for ever.
+    """
+    z = demand.stakes.z
+    need = math.floor(reserve(memory.flow, start_seconds(warm, demand), z) + 0.5)
+    # Where nobody calls any more nobody is waited for, however many came at once before.
+    crowd = expected(memory.crowds, z) if need else 0
+    return need + crowd, crowd
 
 
-def _ebbs(warm: Warm, demand: Demand, flow: Flow) -> float | None:
-    """Seconds until the rates may ask for less. Both only fall, so what they ask for never comes back by itself."""
+def _ebbs(warm: Warm, demand: Demand, memory: Memory) -> float | None:
+    """Seconds until rates and crowds may ask for something else.
+
+    Rates only fall, so what they ask for never comes back by itself. A crowd that is there may become worth it.
+    """
     if not demand.known:  # nothing is counted, so they stay
         return None
-    asked = demand.stakes.pays and _reserve(warm, demand, flow) > spare(warm, demand.calls)
-    return EBB_SECONDS if asked or flow.growth > 0 else None
+    asked = demand.stakes.pays and _reserve(warm, demand, memory)[0] > spare(warm, demand.calls)
+    changes = asked or memory.flow.growth > 0 or memory.crowds.missing > 0
+    return EBB_SECONDS if changes else None
 
 
 def pods_for(slots: int, offers: tuple[int, ...], usual: int) -> int:
