@@ -275,4 +275,4 @@ def _tell(traces: Sequence[Trace], results: Sequence[Result]) -> None:
 
 
 if __name__ == "__main__":
-    report.main("bench/scaling.py", measure)
+    report.main("scaling", measure)

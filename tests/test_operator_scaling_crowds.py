@@ -20,7 +20,7 @@ from trunkline_operator.scaling.crowds import (
     after,
     expected,
 )
-from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided
+from trunkline_operator.scaling.decision import EBB_SECONDS, Decision, Demand, Memory, decided
 from trunkline_operator.scaling.prices import Stakes
 from trunkline_operator.scaling.staffing import Flow
 from trunkline_operator.simulation.model import Conditions, Outcome, Seen, Simulation
@@ -192,6 +192,17 @@ def test_slots_that_are_held_for_crowds_do_not_make_them_forgotten() -> None:
     lasted = [sum(seconds for _, seconds in crowds.seconds) for crowds in (before, memory.crowds)]
     assert lasted[1] > 1.9 * lasted[0]
     assert expected(memory.crowds, DEAR) >= 72
+
+
+def test_it_is_looked_again_while_a_crowd_is_there_or_is_waited_for() -> None:
+    """Time alone makes a crowd worth slots, and forgets it."""
+    crowds = after_a_crowd(100)
+    flow = Flow(at=crowds.at, arriving=0.5, leaving=0.5)
+    promised = replace(WARM, buffer_slots=40)  # more than the reserve, less than that with a crowd
+    assert decide(crowds, flow, promised).look_again == EBB_SECONDS
+    here = Crowds(began=0.0, at=crowds.at, missing=80)
+    assert decide(here, flow, promised).look_again == EBB_SECONDS
+    assert decide(replace(here, missing=0), flow, promised).look_again is None
 
 
 def test_where_nobody_calls_any_more_no_crowd_is_waited_for() -> None:
