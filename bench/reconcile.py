@@ -173,6 +173,7 @@ async def _life(stage: Stage, start: Callable[[World], Awaitable[Process]], size
             process = await start(world)
             await asyncio.sleep(min(size.rest_seconds, START_SECONDS))
             anew = Usage.of(process.pid).peak / 1e6
+            await _warmed_up(crowd)  # so that no start is counted as part of the deletions
             acts["deleted"] = await _cost(stage, crowd, process, "deleted", size.agents)
         return Life(
             acts=acts,
