@@ -9,7 +9,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 from worker_rig import AGENT, PATIENCE
 
-from trunkline_runtime.contract import TICKET_HEADER
+from trunkline_runtime.contract import ACCOUNT_HEADER, TICKET_HEADER
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.doorway import MAX_HEAD_BYTES, OPEN_SECONDS
@@ -114,6 +114,7 @@ async def test_what_is_no_call_gets_a_plain_answer_and_is_hung_up_on(
         writer.write(asked)
         answer = await reader.read()
         assert answer[9:12] == status
+        assert (f"\r\n{ACCOUNT_HEADER}: 1\r\n".encode() in answer) == bool(status)
         assert not worker.switchboard.busy
         writer.close()
 

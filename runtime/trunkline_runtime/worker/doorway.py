@@ -56,8 +56,8 @@ class Host(Protocol):
     def spoiled(self, request: Request) -> None:
         """What a request with a ticket asks for is no call: nobody will use that ticket."""
 
-    def fields(self, asked: Upgrade) -> Iterable[tuple[str, str]]:
-        """What else the 101 says."""
+    def fields(self, asked: Upgrade | None) -> Iterable[tuple[str, str]]:
+        """What else the 101 says, or a plain answer (None)."""
 
     def seated(self, seat: Seat, link: DataLink) -> None:
         """The 101 is written. Whoever is told must give the seat back."""
@@ -124,5 +124,8 @@ class Doorway(asyncio.Protocol):
 
     def _refuse(self, written: bytes) -> None:
         """The timer goes on: it ends a peer that does not read the answer."""
-        self._transport.write(written)
+        if written:
+            status, end, rest = written.partition(b"\r\n")
+            said = "".join(f"{name}: {value}\r\n" for name, value in self._host.fields(None))
+            self._transport.write(status + end + said.encode() + rest)
         self._transport.close()

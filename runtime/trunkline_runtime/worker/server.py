@@ -128,13 +128,14 @@ class CallServer:
         for ticket in request.headers.get_all(TICKET_HEADER):
             self._desk.switchboard.release(ticket)
 
-    def fields(self, asked: Upgrade) -> list[tuple[str, str]]:
+    def fields(self, asked: Upgrade | None) -> list[tuple[str, str]]:
         """A gateway is told that there will be an account, and whether a container was started for its call.
 
-        The subprotocol is the same for every worker of an agent, so that a call may change workers.
+        A plain answer says so, too: a gateway that gave a call up asks how its container came up. The subprotocol is the same for every worker of an agent, so that a call may change workers.
         """
-        fields = [("Sec-WebSocket-Protocol", REALTIME)] if REALTIME in asked.subprotocols else []
-        fields.append((ACCOUNT_HEADER, "1"))
+        fields = [(ACCOUNT_HEADER, "1")]
+        if asked is not None and REALTIME in asked.subprotocols:
+            fields.append(("Sec-WebSocket-Protocol", REALTIME))
         if self._desk.started is not None:
             fields.append((START_HEADER, self._desk.started()))
         return fields
