@@ -21,6 +21,7 @@ from trunkline_operator.decisions.status import only_numbers_differ, reported
 from trunkline_operator.decisions.steps import Requeue
 from trunkline_operator.decisions.world import BurstFacts, World
 from trunkline_operator.scaling.decision import EBB_SECONDS, Memory
+from trunkline_operator.scaling.spend import HOUR, Account
 from trunkline_operator.scaling.staffing import (
     LONGEST_COUNT_SECONDS,
     RATE_SECONDS,
@@ -213,6 +214,18 @@ def test_a_limit_is_looked_at_when_more_is_asked_for_and_when_it_is_forgotten() 
         for now in (NOW, limit.until)
     ]
     assert waits == [limit.until - NOW, limit.forgotten - limit.until]
+
+
+def test_what_an_hour_has_spent_is_looked_at_when_the_next_begins() -> None:
+    agent = an_agent(warm__minPods=0, warm__bufferSlots=0, **BURST)
+    deployed = replace(DEPLOYED, hash=burst_hash(agent, INSTALLATION, None))
+    now = NOW - NOW % HOUR + 600
+    waits = [
+        due(planned(agent, a_world(burst=facts), now, Memory(), INSTALLATION))
+        for spent in (1.2, 0.0)
+        for facts in [replace(deployed, account=Account(at=now, hour=spent))]
+    ]
+    assert waits == [HOUR - 600, None]
 
 
 def test_calls_after_a_long_rest_count_as_if_it_had_been_looked_all_the_time() -> None:

@@ -1,7 +1,7 @@
 """When to look at which agent: at once when something happened, else now and then.
 
-A look says when the next is due if nothing happens. One look at an agent at a time. What happens meanwhile is not lost: it makes one more look, however much it
-was. A look that fails is tried again, later each time.
+A look says when the next is due if nothing happens. One look at an agent at a time. What happens meanwhile is not
+lost: it makes one more look, however much it was. A look that fails is tried again, later each time.
 """
 
 import asyncio

@@ -50,6 +50,7 @@ from trunkline_operator.decisions.view import View
 from trunkline_operator.decisions.world import BurstFacts, PodFacts, World
 from trunkline_operator.scaling.decision import Decision, Demand, Memory, decided, spare
 from trunkline_operator.scaling.prices import stakes
+from trunkline_operator.scaling.spend import HOUR
 from trunkline_runtime.contract import FINALIZER
 
 # Modal refuses for reasons that pass in seconds (its limits) or that a person must mend (a token).
@@ -263,6 +264,8 @@ def _burst(view: View, growth: float) -> Iterator[Step]:
         if facts.app:
             yield from _stop(view, facts.app, late=False)
         return
+    if facts.account and facts.account.hour:  # the next hour has spent nothing yet, which is told
+        yield Requeue(HOUR - view.now % HOUR)
     if limit := facts.limit:  # what is told of it changes then, and what stands by
         yield Requeue((limit.until if view.now < limit.until else limit.forgotten) - view.now)
     level = facts.breaker.level if facts.breaker else None

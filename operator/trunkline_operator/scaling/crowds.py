@@ -36,11 +36,10 @@ class Crowds:
     began: float | None = None  # the first look
     at: float = 0.0  # the last one
     missing: int = 0  # slots then, at the peak of the crowd that is there
-    asked: tuple[
-        tuple[float, float], ...
-    ] = ()  # (when, slots), of one pod start: at most STEPS + 2
-    seconds: tuple[tuple[int, float], ...] = ()  # (slots, faded seconds), most slots first: at most
-    # eight for each time that the slots double
+    # (when, slots), of one pod start: at most STEPS + 2
+    asked: tuple[tuple[float, float], ...] = ()
+    # (slots, faded seconds), most slots first: at most eight for each time that the slots double
+    seconds: tuple[tuple[int, float], ...] = ()
 
 
 def after(crowds: Crowds, calls: int, free: float, start_seconds: float, now: float) -> Crowds:
