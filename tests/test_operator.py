@@ -66,6 +66,8 @@ async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World)
     agent = await world.agent(lambda it: it["status"]["slots"]["busy"] == 1)
     assert agent["status"]["slots"] == {"total": 4, "busy": 1, "free": 3}
     assert agent["status"]["pods"] == {"ready": 1, "starting": 0, "draining": 0}
+    status = [each for each in agent["metadata"]["managedFields"] if each.get("subresource")]
+    assert [each["manager"] for each in status] == ["trunkline-operator"]
 
     async with httpx.AsyncClient(trust_env=False) as client:
         metrics = (await client.get(f"{world.health}/metrics")).text

@@ -282,6 +282,7 @@ class Cluster:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "Content-Type": media,
+            "User-Agent": "trunkline-operator",  # audit logs and managed fields name us so
         }
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
