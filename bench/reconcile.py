@@ -344,6 +344,6 @@ if __name__ == "__main__":
     parser.add_argument("--rest", type=float)
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--alone", action="store_true")
-    options, rest = parser.parse_known_args()
-    sys.argv[1:] = rest
-    report.main("bench/reconcile.py", measured(options))
+    options, others = parser.parse_known_args()
+    given = "".join(f" {each}" for each in sys.argv[1:] if each not in others)
+    report.main("reconcile", measured(options), arguments=others, given=given)
