@@ -1,11 +1,11 @@
 """A leg's handshake, held against that of `websockets`: what it asks is understood, and it believes no more."""
 
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutants import mutants
 from websockets.client import ClientProtocol
 from websockets.http11 import Request, Response
 from websockets.protocol import State
@@ -111,31 +111,6 @@ def test_an_answer_that_is_no_101_is_told(said: bytes, why: str) -> None:
     assert ours.refusal.endswith(why)
 
 
-def mutants(draw: random.Random, good: bytes) -> Iterator[bytes]:
-    """Responses with a line changed, doubled, cut out or broken."""
-    head = good.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    for _ in range(20):
-        lines = list(head)
-        at = draw.randrange(len(lines))
-        match draw.randrange(6):
-            case 0:
-                del lines[at]
-            case 1:
-                lines.insert(at, lines[at])
-            case 2:
-                line = bytearray(lines[at])
-                line[draw.randrange(len(line))] = draw.randrange(256)
-                lines[at] = bytes(line)
-            case 3:
-                lines[at] = lines[at].swapcase()
-            case 4:
-                lines.insert(at, draw.choice(EXTRA))
-            case 5:
-                name, _, value = lines[at].partition(b":")
-                lines[at] = name + b":  " + value + b"\t "
-        yield b"\r\n".join(lines) + b"\r\n\r\n"
-
-
 EXTRA = [
     b"Sec-WebSocket-Extensions: permessage-deflate",
     b"Sec-WebSocket-Protocol: other",
@@ -150,12 +125,19 @@ EXTRA = [
 ]
 
 
+def test_only_spaces_and_tabs_may_stand_around_a_token() -> None:
+    for space, believed in ((b" \t", True), (b"\xa0", False)):
+        ours, written = asked(door())
+        ours.receive(answered(written).replace(b"Connection: ", b"Connection:" + space))
+        assert (ours.refusal is None) is believed
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
     draw = random.Random(seed)
     ours, written = asked(door())
-    for said in mutants(draw, answered(written)):
+    for said in mutants(draw, answered(written), EXTRA):
         again, _ = asked(door())
         again._accept = ours._accept
         rest = again.receive(said)

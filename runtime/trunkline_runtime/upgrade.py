@@ -75,7 +75,7 @@ def upgrade(head: bytes) -> Upgrade | Refused:
 def offered(headers: Headers) -> list[str]:
     """The subprotocols that a client offers."""
     lines = headers.get_all("Sec-WebSocket-Protocol")
-    return [name.strip() for line in lines for name in line.split(",")]
+    return [name.strip(" \t") for line in lines for name in line.split(",")]
 
 
 def fields_of(lines: Sequence[bytes]) -> Headers | None:

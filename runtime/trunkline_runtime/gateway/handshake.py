@@ -114,7 +114,7 @@ class Handshake:
         protocols = fields.get_all("Sec-WebSocket-Protocol")
         self._switched = (
             [each.lower() for each in fields.get_all("Upgrade")] == ["websocket"]
-            and "upgrade" in (token.strip().lower() for token in connection)
+            and "upgrade" in (token.strip(" \t").lower() for token in connection)
             and fields.get_all("Sec-WebSocket-Accept") == [self._accept]
             and not fields.get_all("Sec-WebSocket-Extensions")  # we offer none
             and (not protocols or protocols == [self._offered])
