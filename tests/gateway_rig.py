@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import secrets
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -159,15 +158,6 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS):
         while not what():
             await asyncio.sleep(0.005)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on, for processes that must be told theirs."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def live_call(running: Running) -> Call:

@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
-import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import yaml
 from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
 from helm_python import Chart
+from ports import free_port
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError, condition, is_true
@@ -31,20 +29,6 @@ SPEC: Json = {
     "warm": {"maxPods": 2, "gpu": {"count": 0}, "scaleDown": {"delaySeconds": 0}},
     "access": {"public": True},
 }
-
-
-def free_port() -> int:
-    """Below the ports that Linux gives to connections: one of those may be taken before an operator listens on it."""
-    for port in _ports:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("it goes round for ever")
-
-
-_ports = itertools.cycle(
-    range(20_000 + os.getpid() * 37 % 10_000, 32_000)
-)  # of each test process others
 
 
 class World:

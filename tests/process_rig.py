@@ -7,7 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from gateway_rig import AGENT, KEY, OPERATOR_TOKEN, SECONDS, WORKER_KEY, free_ports, http
+from gateway_rig import AGENT, KEY, OPERATOR_TOKEN, SECONDS, WORKER_KEY, http
+from ports import free_ports
 from tls_rig import Links
 from websockets.asyncio.client import connect
 

@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from gateway_rig import AGENT, KEY, SECONDS, WORKER_KEY, a_route, free_ports, http, routes_text
+from gateway_rig import AGENT, KEY, SECONDS, WORKER_KEY, a_route, http, routes_text
+from ports import free_ports
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 

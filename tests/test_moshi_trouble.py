@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_rig import REPOSITORY, TOKEN, hub
+from ports import free_port
 from safetensors.torch import load_file, save_file
 from test_moshi_weights import MIMI, MODEL, TOKENIZER, another_model, cut, with_config
 from test_worker_process import MAIN, pod, process
@@ -125,7 +126,7 @@ async def test_while_it_loads_a_worker_says_how_far_it_is_and_takes_no_call(
     waiting = f"503 downloading {there * 100 // sum(sizes.values())} %"
     with hub(written) as served:
         served.stops_in = TOKENIZER
-        port = await free_port()
+        port = free_port()
         environment = model(written, HF_ENDPOINT=served.url, HF_HOME=str(tmp_path), HF_TOKEN=TOKEN)
         environment |= {contract.ENV_MODEL: REPOSITORY, contract.ENV_HEALTH_PORT: str(port)}
         async with gateway.serving(), process(**pod(gateway), **environment) as child:
@@ -150,12 +151,6 @@ async def readiness(port: int) -> str:
     except OSError:
         return "nobody listens"
     return f"{status} {sentence.strip()}"
-
-
-async def free_port() -> int:
-    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
-    async with server:
-        return int(server.sockets[0].getsockname()[1])
 
 
 # --- in the middle of calls ------------------------------------------------------------------------------

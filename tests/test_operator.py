@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 from fake_gateway import TOKEN, FakeGateway
-from operator_rig import NAME, SPEC, World, free_port, operated
+from operator_rig import NAME, SPEC, World, operated
+from ports import free_port
 from websockets.asyncio.server import serve
 
 from trunkline_dev.controlplane import ControlPlane
@@ -99,6 +100,22 @@ async def test_an_agent_takes_over_the_secret_of_the_one_that_had_its_name(world
     (now,) = kept["metadata"]["ownerReferences"]
     assert now["uid"] == agent["metadata"]["uid"]
     assert kept["data"]["worker-key"] == base64.b64encode(b"of-before").decode()
+
+
+async def test_keys_that_nobody_knows_any_more_take_no_new_call_and_end_none(world: World) -> None:
+    """An agent and its own Secret were deleted while no operator was there."""
+    await world.start()
+    await world.one_ready_pod()
+    await world.serve_calls(1)
+    await world.gateway.until(lambda it: world.key in it.routes)
+    world.processes.pop().kill()
+    await world.api.delete(f"{world.secrets}/{NAME}-trunkline")
+    await world.api.delete(world.agent_path)
+    await world.start()
+    await world.gateway.until(lambda it: it.routes == {})
+    await world.condition("WarmReady", "Deleting")
+    await world.pod_count(1)
+    assert "lacks" not in (world.logs / "operator.log").read_text()
 
 
 async def test_pods_follow_the_load_and_none_goes_with_a_call_on_it(world: World) -> None:

@@ -22,7 +22,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_rig import NAME, SPEC, World, free_port, operated
+from operator_rig import NAME, SPEC, World, operated
+from ports import free_port
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 from api_relay import ApiRelay, Request
 from operator_cast import played
 from operator_rig import NAME, SPEC, World, operated
@@ -139,6 +140,25 @@ async def test_an_agent_goes_without_a_watch_that_tells_of_its_pods_end(
     made = [(it.method, it.path) for it in relay.seen]
     assert made == [("DELETE", f"{world.pods}/{NAME}-0"), ("PATCH", world.agent_path)]
     assert await world.api.list(world.agents) == []
+
+
+async def test_no_pod_is_made_before_its_secret(no_node: World, relay: ApiRelay) -> None:
+    world, left = no_node, iter(range(2))
+
+    async def refuse(request: Request) -> web.Response | None:
+        if (request.method, request.path) == ("POST", world.secrets) and next(
+            left, None
+        ) is not None:
+            return web.json_response({"status": "Failure", "message": "by the test"}, status=403)
+        return None
+
+    relay.before = refuse
+    await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
+    await world.apply(ONE_POD)
+    await world.agent(lambda it: (it.get("status") or {}).get("replicas") == 1)
+    made = [it.path for it in relay.seen if it.method == "POST"]
+    made = [path for path in made if path in (world.secrets, world.pods)]
+    assert made == [world.secrets] * 3 + [world.pods]
 
 
 def stranger_of(agent: str) -> dict[str, object]:

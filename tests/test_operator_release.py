@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_rig import NAME, SPEC, World, free_port, operated
+from operator_rig import NAME, SPEC, World, operated
+from ports import free_port
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api

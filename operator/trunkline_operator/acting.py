@@ -106,12 +106,14 @@ class Actor:
         ):
             wanted = f"{plan.scaling.pods} pods are wanted: {plan.scaling.reason}"
             log.info("%s: %s", seen.agent.key, wanted, extra={"agent": seen.agent.key})
-        acts = Acts()
+        acts, keyless = Acts(), False
         try:
             await self._keep(seen)
         except ApiError as error:
             acts.failures.append(error)
         for step in plan.steps:
+            if keyless and isinstance(step, CreatePod):
+                continue  # it would wait for the Secret, and nobody could drain it
             try:
                 if isinstance(step, CreatePod):
                     acts.made += await self._create(seen, step)
@@ -128,6 +130,7 @@ class Actor:
                     extra={"agent": seen.agent.key},
                 )
                 acts.failures.append(error)
+                keyless |= isinstance(step, EnsureSecret)
                 if isinstance(step, EnsureSecret | CreatePod) and error.lasting:
                     why = refusal(seen.agent, error.status, error.message)
                     acts.refused = acts.refused or why

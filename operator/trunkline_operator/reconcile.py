@@ -215,6 +215,10 @@ class Reconciler:
         leaving = seen.agent.deleted_at is not None
         # A Secret that was deleted before its agent is not made anew.
         kept = notes.keys if leaving else None
+        if leaving and not (kept or seen.world.secret_exists):
+            # Nobody knows the keys of its workers any more: no new call, and calls go on where they are.
+            self._fleet.set_route(seen.agent.key, None)
+            return
         notes.keys = kept or await self._observer.own_keys(seen)
         made = route(
             seen.agent,
