@@ -136,6 +136,11 @@ def scenes(draw: st.DrawFn) -> tuple[VoiceAgent, World, Memory]:
     return agent, world, planned(agent, world, NOW - 1, memory, EVICTING).memory
 
 
+def fewer(after: Plan, before: Plan) -> bool:
+    """Fewer pods are wanted than before."""
+    return bool(after.scaling and before.scaling and after.scaling.pods < before.scaling.pods)
+
+
 @settings(max_examples=400, deadline=None)
 @given(scenes(), st.floats(0.01, 0.999))
 def test_until_a_plan_asks_for_a_look_the_same_world_wants_nothing_else(
@@ -149,6 +154,8 @@ def test_until_a_plan_asks_for_a_look_the_same_world_wants_nothing_else(
     now = NOW + share * (DAY if wait is None else wait)
     then = later(agent, world, now)
     after = planned(agent, then, now, plan.memory, EVICTING)
+    if wait is not None and wait <= EBB_SECONDS and fewer(after, plan):
+        return  # rates fall all the time and are looked at in steps, so a pod goes so late at most
     assert acts(after) == []
     assert (after.draining, after.blocked) == (plan.draining, plan.blocked)
     if plan.scaling and after.scaling:
