@@ -261,7 +261,7 @@ class Call:
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else None
             self._end(Ending(None, f"the caller closed ({code})" if code else "the link broke"))
-        except Exception:
+        except Exception:  # the boundary itself: logged whole, and told to the caller
             log.exception("a call failed", extra={"call": self._seat.call})
             self._end(Ending(Close.LOST, "the worker failed: call again"))
 
