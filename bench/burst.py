@@ -41,7 +41,7 @@ from trunkline_operator.scaling.prices import (
     pod_rate,
     read,
 )
-from trunkline_runtime.contract import BURST_SETTINGS_TYPE, REALTIME_PATH, TICKET_HEADER
+from trunkline_runtime.contract import REALTIME_PATH, SETTINGS_TYPE, TICKET_HEADER
 from trunkline_runtime.modal_app import server_name
 
 FRAME_MS: Final = 80  # of the loopback engine: what is spoken comes back with the next
@@ -132,7 +132,7 @@ async def _theirs(stage: Stage, server: Any) -> float:
     session = await server.sessions.start.aio(idle_timeout=30)
     try:
         async with _dial(url, session.token) as link:
-            settings = {"type": BURST_SETTINGS_TYPE, "settings": {}}
+            settings = {"type": SETTINGS_TYPE, "settings": {}}
             await link.send(json.dumps(settings))
             return await _first_audio(link, began)
     finally:

@@ -35,7 +35,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from trunkline_runtime import contract
-from trunkline_runtime.contract import BURST_SETTINGS_TYPE
+from trunkline_runtime.contract import SETTINGS_TYPE
 from trunkline_runtime.engine import FRAME_SAMPLES, SAMPLE_RATE
 from trunkline_runtime.engine.moshi.capacity import FRAME_SECONDS, p99
 from trunkline_runtime.engine.moshi.checkpoint import MOSHI_FOLDER, write_tiny
@@ -198,7 +198,7 @@ def _worker(folder: Path) -> Peer:
         claims = {"aud": AGENT, "call": name, "jti": name, "exp": time.time() + 60}
         return {contract.TICKET_HEADER: jwt.encode(claims, key, "HS256")}
 
-    first = json.dumps({"type": BURST_SETTINGS_TYPE, "settings": {}})
+    first = json.dumps({"type": SETTINGS_TYPE, "settings": {}})
     return Peer("worker", serve, headers, [first])
 
 

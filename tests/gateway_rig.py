@@ -28,12 +28,15 @@ from trunkline_runtime.contract import (
     HEARTBEAT_SECONDS,
     OPERATOR_PATH,
     REALTIME_PATH,
+    SEQ_HEADER,
     TICKET_HEADER,
+    WORKER_PROTOCOL_VERSION,
     WORKERS_PATH,
     BurstRung,
     Load,
     Route,
     WarmRung,
+    ticket,
 )
 from trunkline_runtime.gateway.call import Call
 from trunkline_runtime.gateway.ladder import Patience
@@ -46,7 +49,7 @@ OPERATOR_TOKEN = "operator-token-of-the-tests"
 TICKET_KEY = "ticket-key-of-the-tests-0123456789abcdef"
 PROXY_TOKEN = "wk-id.ws-secret"
 SECONDS = 20.0  # generous: the machine may be busy
-UNHURRIED = Patience(reserve=10, dial=10)  # for tests in which nothing is meant to be slow
+UNHURRIED = Patience(answer=10)  # for tests in which nothing is meant to be slow
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -220,26 +223,30 @@ class FakeWorker:
         self.slots = slots
         self.boot = secrets.token_hex(4)
         self.log = log or SlotLog()
-        self.silent = False  # answers no reserve
+        self.silent = False  # answers no call
         self.refusing = False  # refuses every ticket
-        self.late = 0.0  # seconds before a reserve is answered
+        self.late = 0.0  # seconds before a call is answered
+        self.says_seq = True
         self.mute = False  # neither beats nor tells
         self.last_words = ""  # what it takes any message of a caller for
         self.reported: int | None = None  # a wrong count of free slots
         self.orders: list[dict[str, Any]] = []
-        self.requests: list[Request] = []
+        self.requests: list[Request] = []  # for calls
+        self.settings: list[dict[str, Any]] = []  # that came first on data links
         self.closes: list[tuple[int | None, str]] = []
         self.links: list[ClientConnection] = []
         self.draining = False
-        self.tickets: dict[str, tuple[int, str]] = {}
         self.live: dict[int, str] = {}
+        self.seq = 0
+        self._keys: dict[int, str] = {}  # of the tickets of each link
+        self._used: set[str] = set()
         self.port = 0  # of the data server
         self._server: Server | None = None
         self._work: set[asyncio.Task[None]] = set()
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.tickets) - len(self.live)
+        return self.slots - len(self.live)
 
     @contextlib.asynccontextmanager
     async def serving(self, *gateways: Running) -> AsyncIterator["FakeWorker"]:
@@ -249,6 +256,7 @@ class FakeWorker:
             "127.0.0.1",
             0,
             process_request=self._claim,
+            process_response=self._answer,
             subprotocols=["realtime"],  # type: ignore[list-item]  # a NewType of str
             select_subprotocol=lambda _, offers: offers[0] if "realtime" in offers else None,
             compression=None,
@@ -267,8 +275,11 @@ class FakeWorker:
     async def linked(self, gateway: Running, agent: str = AGENT) -> AsyncIterator[ClientConnection]:
         """A control link to one gateway."""
         async with dial_control(gateway, agent) as link:
-            hello = {"type": "hello", "version": 1, "agent": agent, "worker": self.name}
-            hello |= {"boot": self.boot, "slots": self.slots, "port": self.port}
+            hello = {"type": "hello", "version": WORKER_PROTOCOL_VERSION, "agent": agent}
+            hello |= {"worker": self.name, "boot": self.boot, "slots": self.slots}
+            number = len(self._keys) + 1
+            self._keys[number] = secrets.token_hex(8)
+            hello |= {"port": self.port, "link": number, "ticketKey": self._keys[number]}
             await link.send(json.dumps(hello | {"protocols": ["realtime"], "build": "test"}))
             self.links.append(link)
             tasks = [asyncio.create_task(self._obey(link)), asyncio.create_task(self._beat(link))]
@@ -294,61 +305,62 @@ class FakeWorker:
             if not self.mute:
                 await self._tell()
 
-    async def _tell(self) -> None:
+    def _free(self) -> str:
         free = 0 if self.draining else self.free
         free = free if self.reported is None else self.reported
         busy = self.slots - self.free
         message = {"type": "free", "n": free, "busy": busy, "draining": self.draining}
+        return json.dumps(message | {"seq": self.seq})
+
+    async def _tell(self) -> None:
         for link in list(self.links):
             with contextlib.suppress(ConnectionClosed):
-                await link.send(json.dumps(message))
+                await link.send(self._free())
+
+    async def changed(self) -> None:
+        """What it offers is not what it was."""
+        self.seq += 1
+        await self._tell()
 
     async def _obey(self, link: ClientConnection) -> None:
         async for text in link:
             order = json.loads(text)
             self.orders.append(order)
             match order["type"]:
-                case "reserve" if not self.silent:
-                    if self.late:
-                        self._do(self._reserve(link, order, self.late))
-                    else:
-                        await self._reserve(link, order, 0)
-                case "release" if order["ticket"] in self.tickets:
-                    slot, _ = self.tickets.pop(order["ticket"])
-                    self.log.freed(self.name, slot, "released")
-                    await self._tell()
                 case "drain" | "undrain" as kind:
                     self.draining = kind == "drain"
-                    await self._tell()
+                    await self.changed()
 
-    async def _reserve(self, link: ClientConnection, order: dict[str, Any], late: float) -> None:
-        await asyncio.sleep(late)
-        call = order["call"]
-        if self.free <= 0 or self.draining:
-            await link.send(json.dumps({"type": "full", "call": call}))
-            return
-        used = {slot for slot, _ in self.tickets.values()} | set(self.live)
-        slot = next(number for number in range(self.slots) if number not in used)
-        ticket = secrets.token_urlsafe(8)
-        self.tickets[ticket] = (slot, call)
-        self.log.taken(self.name, slot, "reserved", call)
-        await link.send(json.dumps({"type": "granted", "call": call, "ticket": ticket}))
-        await self._tell()
-
-    def _claim(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _claim(self, connection: ServerConnection, request: Request) -> Response | None:
         self.requests.append(request)
-        ticket = request.headers.get(TICKET_HEADER, "")
-        if self.refusing or ticket not in self.tickets:
+        if self.silent:
+            await connection.wait_closed()
+        if self.late:
+            await asyncio.sleep(self.late)
+        token, name = request.headers.get(TICKET_HEADER, ""), request.headers[CALL_HEADER]
+        link, number, _ = token.split(".", 2)
+        good = ticket(int(link), self._keys[int(link)], int(number), name) == token
+        if self.refusing or not good or token in self._used:
             return connection.respond(403, "no such ticket\n")
-        slot, call = self.tickets.pop(ticket)
-        self.live[slot] = call
-        self.log.taken(self.name, slot, "live", call)
+        if self.free <= 0 or self.draining or connection.transport.is_closing():
+            return connection.respond(503, "no slot is free\n")
+        self._used.add(token)
+        slot = next(number for number in range(self.slots) if number not in self.live)
+        self.live[slot] = name
+        self.seq += 1
+        self.log.taken(self.name, slot, "live", name)
         connection.slot = slot  # type: ignore[attr-defined]  # ours, for the handler below
         return None
 
+    def _answer(self, connection: ServerConnection, _: Request, response: Response) -> None:
+        if self.says_seq:
+            response.headers[SEQ_HEADER] = str(self.seq)
+
     async def _talk(self, connection: ServerConnection) -> None:
         slot: int = connection.slot  # type: ignore[attr-defined]  # see above
+        await self._tell()
         try:
+            self.settings.append(json.loads(await connection.recv()))
             async for message in connection:
                 await self._say(connection, message)
         except ConnectionClosed:
@@ -357,7 +369,7 @@ class FakeWorker:
             self.closes.append((connection.close_code, connection.close_reason or ""))
             del self.live[slot]
             self.log.freed(self.name, slot, "freed")
-            await self._tell()
+            await self.changed()
 
     async def _say(self, connection: ServerConnection, message: str | bytes) -> None:
         message = self.last_words or message

@@ -210,7 +210,7 @@ def test_attacks_are_refused_each_with_its_status(
             answer = await refused_raw(gateway, **options)
             assert answer.split(b" ", 2)[1] == str(expected).encode(), answer
             assert b"Connection: close" in answer
-            assert not worker.orders
+            assert not worker.requests
             if why:
                 found = await metric(gateway, "trunkline_refused_credentials_total", why=why)
                 assert found == 1, why
@@ -620,7 +620,7 @@ async def test_a_call_that_found_no_slot_or_left_gives_its_place_back() -> None:
         await worker._tell()
         await until(lambda: worker.row(gateway)["free"] == 4)
         leaving = asyncio.create_task(call(gateway, key=token()).__aenter__())
-        await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
+        await until(lambda: bool(worker.requests))
         leaving.cancel()
         await until(lambda: not gateway.gateway.holdings.connections)
         worker.silent = False

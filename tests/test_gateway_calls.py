@@ -28,8 +28,9 @@ from gateway_rig import (
     until,
     worker_tls,
 )
+from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from trunkline_runtime.contract import CALL_HEADER, MAX_CALL_MESSAGE_BYTES, TICKET_HEADER
@@ -91,13 +92,16 @@ async def test_the_worker_gets_path_query_ticket_and_call_and_no_compression() -
 
 
 @on_uvloop
-async def test_settings_travel_in_the_reserve() -> None:
-    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
-        await (await call(gateway)).close()
-    reserve = next(order for order in worker.orders if order["type"] == "reserve")
-    assert reserve["settings"] == {"greeting": "Hello."}
-    assert reserve["agent"] == AGENT
-    assert reserve["deadline"] > 0
+async def test_settings_go_first_to_the_worker() -> None:
+    async with (
+        a_gateway(a_route()) as gateway,
+        FakeWorker().serving(gateway) as worker,
+        call(gateway) as caller,
+    ):
+        await caller.send("hi")
+        assert await caller.recv() == "hi"
+        settings = {"type": "trunkline.settings", "settings": {"greeting": "Hello."}}
+        assert worker.settings == [settings]
 
 
 @on_uvloop
@@ -113,7 +117,7 @@ async def test_a_full_agent_answers_503_with_when_to_come_back() -> None:
         assert answer.body == b"every slot of default/echo is taken: call again after a while\n"
         line = next(line for line in lines if line["message"] == "refused")
         assert line["call"] == answer.headers[CALL_HEADER]
-        assert line["passed_over"][0]["why"] in ("no free slot", "full")
+        assert line["passed_over"][0]["why"] == "no free slot"
         assert gateway.gateway.load()["agents"][AGENT]["refused"] == 1
         async with call(gateway) as caller:
             await caller.send("again")
@@ -132,7 +136,7 @@ async def test_wrong_callers_get_plain_answers() -> None:
         assert (await refused(call(gateway, agent="nobody"))).status_code == 401
         origin = await refused(call(gateway, origin="https://bad.example"))
         assert origin.status_code == 403
-        assert not worker.orders
+        assert not worker.requests
         async with call(gateway, origin="https://good.example") as caller:
             await caller.send("good")
             assert await caller.recv() == "good"
@@ -259,8 +263,7 @@ async def test_a_worker_that_refuses_its_ticket_is_passed_over() -> None:
                     await caller.send("hi")
                     assert await caller.recv() == "hi"
             assert good.log.counts("freed") + len(good.live) == 1
-            await until(lambda: bad.log.counts("released") == 1)
-            assert bad.free == 1
+            assert not bad.log.lines
             placed = next(line for line in lines if line["message"] == "placed")
             assert placed["worker"] == "good"
             (step,) = placed["passed_over"]
@@ -268,10 +271,8 @@ async def test_a_worker_that_refuses_its_ticket_is_passed_over() -> None:
 
 
 @on_uvloop
-async def test_a_worker_that_is_silent_costs_a_quarter_second_and_its_late_grant_is_released() -> (
-    None
-):
-    async with a_gateway(a_route(), patience=Patience(reserve=0.25, dial=10)) as gateway:
+async def test_a_worker_that_is_silent_costs_a_moment_and_its_late_answer_finds_nobody() -> None:
+    async with a_gateway(a_route(), patience=Patience(answer=0.25)) as gateway:
         slow, good = FakeWorker("slow", slots=1), FakeWorker("good", slots=4)
         slow.late = 0.6
         async with slow.serving(gateway), good.serving(gateway):
@@ -280,15 +281,16 @@ async def test_a_worker_that_is_silent_costs_a_quarter_second_and_its_late_grant
                     await caller.send("hi")
                     assert await caller.recv() == "hi"
             placed = next(line for line in lines if line["message"] == "placed")
-            assert placed["passed_over"][0]["why"] == "did not answer a reserve in time"
+            assert placed["passed_over"][0]["why"] == "did not answer its data link in time"
             assert 240 <= placed["passed_over"][0]["ms"] < 5000
-            await until(lambda: slow.log.counts("released") == 1)
-            await until(lambda: slow.row(gateway)["free"] == 1)
+            assert slow.row(gateway)["free"] == 1
+            await asyncio.sleep(slow.late)
+            assert not slow.log.lines
 
 
 @on_uvloop
 async def test_the_only_worker_is_waited_for() -> None:
-    async with a_gateway(a_route(), patience=Patience(reserve=0.05, dial=1)) as gateway:
+    async with a_gateway(a_route(), patience=Patience(answer=0.05)) as gateway:
         slow = FakeWorker("slow")
         slow.late = 0.5
         async with slow.serving(gateway), call(gateway) as caller:
@@ -334,30 +336,40 @@ async def test_callers_who_leave_at_any_moment_leave_nothing_behind() -> None:
 
 
 @on_uvloop
-async def test_a_slot_granted_in_the_turn_in_which_the_caller_leaves_is_given_back() -> None:
-    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
-        worker.silent = True
-        (link,) = gateway.gateway.workers._links.values()
-        loop = asyncio.get_running_loop()
-        asking = loop.create_task(link.reserve("c", {}, by=loop.time() + SECONDS, hold=1))
-        await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
-        link.heard({"type": "granted", "call": "c", "ticket": "t"})
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        await until(lambda: {"type": "release", "ticket": "t"} in worker.orders)
+async def test_a_slot_given_in_the_turn_in_which_the_caller_leaves_is_given_back() -> None:
+    class Leaving(FakeWorker):
+        """Its caller hangs up as it answers."""
+
+        def _answer(self, connection: ServerConnection, request: Request, answer: Response) -> None:
+            super()._answer(connection, request, answer)
+            writers.pop().transport.abort()
+
+    writers: list[asyncio.StreamWriter] = []
+    async with a_gateway(a_route()) as gateway, Leaving(slots=1).serving(gateway) as worker:
+        for count in range(1, 4):
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writers.append(writer)
+            writer.write(HEAD)
+            await until(lambda count=count: worker.log.counts("freed") == count)  # type: ignore[misc]
+            await until(lambda: not gateway.gateway.holdings.connections)
+            await until(lambda: worker.row(gateway)["free"] == 1)
 
 
 @on_uvloop
-async def test_a_caller_who_leaves_while_a_worker_thinks_gives_the_grant_back() -> None:
+async def test_a_caller_who_leaves_while_a_worker_thinks_takes_no_slot() -> None:
     async with a_gateway(a_route()) as gateway, FakeWorker(slots=1).serving(gateway) as worker:
         worker.late = 0.3
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(HEAD)
-        await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
+        await until(lambda: bool(worker.requests))
+        assert gateway.gateway._table.view(AGENT) == 0, "it is spoken for"
         writer.transport.abort()
-        await until(lambda: worker.log.counts("released") == 1)
-        assert await metric(gateway, "trunkline_calls_total", outcome="left") == 1
+        async with asyncio.timeout(SECONDS):
+            while await metric(gateway, "trunkline_calls_total", outcome="left") != 1:
+                await asyncio.sleep(0.01)
+        assert gateway.gateway._table.view(AGENT) == 1
+        await asyncio.sleep(worker.late)
+        assert not worker.log.lines
 
 
 # --- how a call ends -----------------------------------------------------------------------------------
@@ -452,7 +464,7 @@ async def test_a_worker_that_breaks_the_protocol_is_lost() -> None:
 
 @on_uvloop
 async def test_a_silent_worker_gets_no_new_call_and_later_its_calls_are_lost() -> None:
-    patience = Patience(reserve=10, dial=10, silence=5.0)
+    patience = Patience(answer=10, silence=5.0)
     async with (
         a_gateway(a_route(), patience=patience) as gateway,
         FakeWorker().serving(gateway) as worker,
@@ -471,7 +483,7 @@ async def test_a_silent_worker_gets_no_new_call_and_later_its_calls_are_lost() -
 
 @on_uvloop
 async def test_a_worker_that_comes_back_in_time_keeps_its_calls() -> None:
-    patience = Patience(reserve=10, dial=10, silence=4.0)
+    patience = Patience(answer=10, silence=4.0)
     async with (
         a_gateway(a_route(), patience=patience) as gateway,
         FakeWorker().serving(gateway) as worker,
@@ -492,7 +504,7 @@ async def test_a_worker_that_comes_back_in_time_keeps_its_calls() -> None:
 
 @on_uvloop
 async def test_a_lost_control_link_ends_no_call_and_the_next_one_takes_over() -> None:
-    patience = Patience(reserve=10, dial=10, silence=4.0)
+    patience = Patience(answer=10, silence=4.0)
     async with (
         a_gateway(a_route(), patience=patience) as gateway,
         FakeWorker().serving(gateway) as worker,
@@ -599,7 +611,7 @@ async def test_a_caller_that_does_not_read_holds_its_worker_back() -> None:
 
 @on_uvloop
 async def test_a_worker_that_does_not_read_holds_its_caller_back() -> None:
-    impatient = Patience(reserve=10, dial=10, stall=1)
+    impatient = Patience(answer=10, stall=1)
     async with (
         a_gateway(a_route(), patience=impatient) as gateway,
         FakeWorker().serving(gateway) as worker,
@@ -631,7 +643,7 @@ async def test_a_worker_that_does_not_read_holds_its_caller_back() -> None:
 
 @on_uvloop
 async def test_a_caller_that_never_reads_is_ended() -> None:
-    impatient = Patience(reserve=10, dial=10, stall=0.5)
+    impatient = Patience(answer=10, stall=0.5)
     async with (
         a_gateway(a_route(), patience=impatient) as gateway,
         FakeWorker().serving(gateway) as worker,

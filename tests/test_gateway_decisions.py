@@ -105,13 +105,13 @@ class LineMachine(RuleBasedStateMachine):
     def end_a_call(self) -> None:
         self.tenants.end(self.live.pop(0), 0.0)
         self.row.asked -= 1  # its slot came free
-        self.table.report(self.row, free=self.row.free, busy=0, draining=False)
+        self.table.report(self.row, free=self.row.free, busy=0, draining=False, seq=0)
         self.serve(AGENT)  # what a tenant may have has changed, too
 
     @rule(free=st.integers(0, 4))
     def report(self, free: int) -> None:
         self.table.report(
-            self.row, free=free + self.row.asked if free else 0, busy=0, draining=False
+            self.row, free=free + self.row.asked if free else 0, busy=0, draining=False, seq=0
         )
 
     @invariant()

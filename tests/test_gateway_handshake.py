@@ -27,8 +27,8 @@ def door(subprotocol: str | None = "realtime") -> Door:
 
 def asked(door: Door, address: Address = PLACE) -> tuple[Handshake, bytes]:
     """A handshake and its request."""
-    ours = Handshake(address)
-    return ours, ours.request(door)
+    ours = Handshake(address, door)
+    return ours, ours.request
 
 
 def answered(written: bytes, subprotocol: bool = True) -> bytes:

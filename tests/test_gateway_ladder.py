@@ -226,7 +226,7 @@ async def test_slots_that_come_free_while_callers_give_up_are_neither_lost_nor_g
                 await caller.send("hi")
                 assert await caller.recv() == "hi"
                 await caller.close()
-            await until(lambda: worker.row(gateway)["free"] == 2 and not worker.tickets)
+            await until(lambda: worker.row(gateway)["free"] == 2 and not worker.live)
             (row,) = gateway.gateway._table.rows(AGENT)
             assert row.asked == 0
 
@@ -335,7 +335,7 @@ async def test_a_rung_that_fails_again_and_again_is_left_out_and_then_probed() -
 
 
 @on_uvloop
-async def test_a_worker_that_grants_and_refuses_the_ticket_is_set_aside_and_the_call_goes_on() -> (
+async def test_a_worker_that_offers_a_slot_and_refuses_the_call_is_set_aside_and_the_call_goes_on() -> (
     None
 ):
     bad, good = FakeWorker("echo-0", slots=1), FakeWorker("echo-1", slots=3)
@@ -353,9 +353,9 @@ async def test_a_worker_that_grants_and_refuses_the_ticket_is_set_aside_and_the_
             while await metric(gateway, "trunkline_workers_aside", agent=AGENT) != 1:
                 await asyncio.sleep(0.1)
         assert [line["why"] for line in told if line["message"] == "a worker is set aside"] == [
-            "granted a slot and did not take its call"
+            "offered a slot and did not take a call"
         ]
-        await until(lambda: not bad.tickets)  # its grant was given back
+        assert bad.row(gateway)["free"] == 1
         for caller in callers:
             await caller.close()
 
@@ -368,15 +368,14 @@ async def test_the_only_worker_is_never_set_aside_and_who_waits_avoids_it() -> N
         answer = await refused(call(gateway))
         assert answer.status_code == 503
         assert "aside" not in worker.row(gateway)
-        reserves = [order for order in worker.orders if order["type"] == "reserve"]
-        assert len(reserves) <= 3, "it is not asked for ever"
+        assert len(worker.requests) <= 3, "it is not asked for ever"
 
 
 @on_uvloop
 async def test_a_worker_that_misses_its_frames_gets_no_new_call() -> None:
     late, fine = FakeWorker("echo-0", slots=1), FakeWorker("echo-1", slots=2)
     async with a_gateway(a_route()) as gateway, late.serving(gateway), fine.serving(gateway):
-        free = {"type": "free", "n": 1, "busy": 0, "draining": False}
+        free = {"type": "free", "n": 1, "busy": 0, "draining": False, "seq": 1}
         for share in (0.04, 0.5, 0.5, 0.5):
             await late.links[0].send(json.dumps(free | {"late": share}))
         await until(lambda: "aside" in late.row(gateway))
@@ -390,7 +389,7 @@ async def test_a_worker_that_misses_its_frames_gets_no_new_call() -> None:
 async def test_a_silent_worker_costs_two_callers_a_moment_and_then_nobody() -> None:
     silent, good = FakeWorker("echo-0", slots=1), FakeWorker("echo-1", slots=8)
     silent.silent = True
-    patience = Patience(reserve=0.1, dial=10)
+    patience = Patience(answer=0.1)
     async with (
         a_gateway(a_route(), patience=patience) as gateway,
         silent.serving(gateway),
@@ -429,20 +428,20 @@ async def test_what_a_worker_says_after_its_goodbye_counts_for_nothing() -> None
     worker = FakeWorker(slots=2)
     worker.late = 0.4
     async with a_gateway(a_route()) as gateway, worker.serving(gateway):
-        refusing = asyncio.create_task(refused(call(gateway)))
-        await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
+        calling = asyncio.ensure_future(call(gateway).__aenter__())
+        await until(lambda: bool(worker.requests))
         (link,) = worker.links
         await link.send(json.dumps({"type": "bye"}))
-        async with asyncio.timeout(5):  # not when the reserve's time is over
-            answer = await refusing
-        assert answer.status_code == 503
-        await until(lambda: any(order["type"] == "release" for order in worker.orders))
-        assert not worker.tickets, "the grant that came after it was given back"
-        await link.send(json.dumps({"type": "free", "n": 2, "busy": 0, "draining": False}))
+        await until(lambda: worker.row(gateway)["draining"] is True)
+        caller = await calling  # what it gives it gives
+        free = {"type": "free", "n": 2, "busy": 0, "draining": False, "seq": 99}
+        await link.send(json.dumps(free))
         await link.send(json.dumps({"type": "free", "n": "nonsense"}))
-        await asyncio.sleep(0.05)
+        await caller.send("hi")
+        assert await caller.recv() == "hi"
         assert worker.row(gateway)["draining"] is True
         assert (await refused(call(gateway))).status_code == 503
+        await caller.close()
 
 
 @on_uvloop

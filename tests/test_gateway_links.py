@@ -1,6 +1,7 @@
 """A gateway's control port: workers and the operator, the routes file, and what the operator is told."""
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -29,7 +30,12 @@ from gateway_rig import (
     until,
 )
 
-from trunkline_runtime.contract import CALL_HEADER, OPERATOR_PATH, AgentLoad
+from trunkline_runtime.contract import (
+    CALL_HEADER,
+    OPERATOR_PATH,
+    WORKER_PROTOCOL_VERSION,
+    AgentLoad,
+)
 from trunkline_runtime.gateway.gateway import DRAINING, NO_ROUTES
 from trunkline_runtime.process import CannotListen
 
@@ -62,7 +68,7 @@ async def test_an_operator_is_refused_before_the_101() -> None:
 
 HELLO = {
     "type": "hello",
-    "version": 1,
+    "version": WORKER_PROTOCOL_VERSION,
     "agent": AGENT,
     "worker": "w",
     "boot": "b",
@@ -70,6 +76,8 @@ HELLO = {
     "port": 8000,
     "protocols": ["realtime"],
     "build": "",
+    "link": 1,
+    "ticketKey": "k",
 }
 
 
@@ -79,7 +87,10 @@ HELLO = {
         "nonsense",
         "[]",
         '{"type": "free", "n": 1, "busy": 0, "draining": false}',
-        json.dumps(HELLO | {"version": 2}),
+        json.dumps(HELLO | {"version": WORKER_PROTOCOL_VERSION + 1}),
+        json.dumps(HELLO | {"link": 0}),
+        json.dumps(HELLO | {"ticketKey": ""}),
+        json.dumps({name: value for name, value in HELLO.items() if name != "ticketKey"}),
         json.dumps(HELLO | {"agent": "default/other"}),
         json.dumps(HELLO | {"slots": 0}),
         json.dumps(HELLO | {"slots": 1000}),
@@ -104,11 +115,11 @@ def test_a_hello_that_makes_no_sense_ends_the_link_with_a_reason(text: str) -> N
 @pytest.mark.parametrize(
     "message",
     [
-        {"type": "free", "n": 5, "busy": 0, "draining": False},
-        {"type": "free", "n": -1, "busy": 0, "draining": False},
-        {"type": "free", "n": "1", "busy": 0, "draining": False},
-        {"type": "granted", "call": "c"},
-        {"type": "full"},
+        {"type": "free", "n": 5, "busy": 0, "draining": False, "seq": 1},
+        {"type": "free", "n": -1, "busy": 0, "draining": False, "seq": 1},
+        {"type": "free", "n": "1", "busy": 0, "draining": False, "seq": 1},
+        {"type": "free", "n": 1, "busy": 0, "draining": False},
+        {"type": "free", "n": 1, "busy": 0, "draining": False, "seq": 1, "late": 2},
     ],
 )
 def test_a_message_that_makes_no_sense_drops_the_worker(message: dict[str, Any]) -> None:
@@ -124,15 +135,24 @@ def test_a_message_that_makes_no_sense_drops_the_worker(message: dict[str, Any])
     run()
 
 
-@on_uvloop
-async def test_a_grant_that_nobody_asked_for_is_released() -> None:
-    async with a_gateway(a_route()) as gateway, dial_control(gateway) as link:
-        await link.send(json.dumps(HELLO))
-        await link.send(json.dumps({"type": "granted", "call": "c", "ticket": "t"}))
-        async with asyncio.timeout(SECONDS):
-            while (order := json.loads(await link.recv()))["type"] == "beat":
-                pass
-        assert order == {"type": "release", "ticket": "t"}
+@pytest.mark.parametrize("says_seq", [False, True])
+def test_no_slot_is_counted_twice_whatever_comes_first(says_seq: bool) -> None:
+    @on_uvloop
+    async def run() -> None:
+        worker = FakeWorker(slots=8)
+        worker.says_seq = says_seq
+        async with a_gateway(a_route()) as gateway, worker.serving(gateway):
+            async with contextlib.AsyncExitStack() as stack:
+                for number in range(1, 9):
+                    await stack.enter_async_context(call(gateway))
+                    if says_seq:
+                        assert worker.row(gateway)["free"] == 8 - number
+                    else:  # perhaps twice, until the next beat
+                        await until(lambda n=number: worker.row(gateway)["free"] == 8 - n)  # type: ignore[misc]
+                assert (await refused(call(gateway))).status_code == 503
+            await until(lambda: worker.row(gateway)["free"] == 8)
+
+    run()
 
 
 @on_uvloop

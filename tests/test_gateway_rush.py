@@ -141,11 +141,11 @@ class Mortal(FakeWorker):
         assert self._server is not None
         self._server.close(close_connections=False)
 
-    def _claim(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _claim(self, connection: ServerConnection, request: Request) -> Response | None:
         if self.dead:
             connection.transport.abort()
             return connection.respond(503, "")
-        found = super()._claim(connection, request)
+        found = await super()._claim(connection, request)
         if found is None:
             self.calls[connection] = request.headers[CALL_HEADER]
         return found

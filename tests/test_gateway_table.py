@@ -69,9 +69,12 @@ class TableMachine(RuleBasedStateMachine):
         if there:
             del self.model[row.agent, row.worker]
 
-    @rule(row=rows, free=st.integers(0, 8), draining=st.booleans())
-    def report(self, row: Row, free: int, draining: bool) -> None:
-        self.table.report(row, free=free, busy=8 - free, draining=draining)
+    @rule(row=rows, free=st.integers(0, 8), draining=st.booleans(), seq=st.integers(0, 9))
+    def report(self, row: Row, free: int, draining: bool, seq: int) -> None:
+        before = (row.seq, row.free, row.draining)
+        self.table.report(row, free=free, busy=8 - free, draining=draining, seq=seq)
+        told = (seq, free, draining)
+        assert (row.seq, row.free, row.draining) == (told if seq >= before[0] else before)
 
     @rule(row=rows, barred=st.booleans())
     def bar(self, row: Row, barred: bool) -> None:
@@ -81,10 +84,10 @@ class TableMachine(RuleBasedStateMachine):
     def ask(self, row: Row) -> None:
         self.table.ask(row)
 
-    @rule(row=rows, granted=st.booleans(), full=st.booleans())
-    def settle(self, row: Row, granted: bool, full: bool) -> None:
+    @rule(row=rows, taken=st.booleans(), full=st.booleans())
+    def settle(self, row: Row, taken: bool, full: bool) -> None:
         if row.asked:
-            self.table.settle(row, granted=granted, full=full)
+            self.table.settle(row, taken=taken, full=full)
 
     @rule(agent=st.sampled_from(AGENTS), data=st.data(), seed=st.integers())
     def pick(self, agent: str, data: st.DataObject, seed: int) -> None:
@@ -129,18 +132,46 @@ def test_equals_are_drawn_from_and_the_fullest_comes_first() -> None:
     assert picks == {"half-a", "half-b"}
 
 
-def test_a_reserve_on_its_way_counts_as_taken() -> None:
+def test_a_call_on_its_way_counts_as_taken() -> None:
     table, row = Table(), a_row("one", free=2)
     table.add(row)
     table.ask(row)
     table.ask(row)
     assert table.pick(AGENT, (), lambda _: 0) is None
-    table.settle(row, granted=True)
+    table.settle(row, taken=True)
     assert (row.free, row.view) == (1, 0)
-    table.settle(row, granted=False, full=True)
+    table.settle(row, taken=False, full=True)
     assert (row.free, row.view) == (0, 0)
-    table.report(row, free=1, busy=1, draining=False)
+    table.report(row, free=1, busy=1, draining=False, seq=1)
     assert table.pick(AGENT, (), lambda _: 0) is row
+
+
+@pytest.mark.parametrize(
+    ("taken", "full", "seq", "free"),
+    [
+        (True, False, 6, 2),  # later than the report, which had 3 free
+        (True, False, 5, 3),  # the report knows of it
+        (True, False, 4, 3),
+        (True, False, None, 2),
+        (False, True, 6, 0),
+        (False, True, 5, 0),  # whatever its reason is
+        (False, True, 4, 3),  # one has come free since
+        (False, True, None, 0),
+        (False, False, None, 3),
+    ],
+)
+def test_an_answer_counts_unless_a_report_knows_of_it(
+    taken: bool, full: bool, seq: int | None, free: int
+) -> None:
+    table, row = Table(), a_row("one", free=8)
+    table.add(row)
+    table.report(row, free=3, busy=5, draining=False, seq=5)
+    table.ask(row)
+    told: list[int] = []
+    table.risen = lambda _: told.append(row.view)
+    table.settle(row, taken=taken, full=full, seq=seq)
+    assert (row.free, row.asked) == (free, 0)
+    assert bool(told) == (free == 3), "who waits is served where there is more room than before"
 
 
 def test_the_table_tells_at_once_when_a_worker_has_more_room_and_only_then() -> None:
@@ -148,17 +179,17 @@ def test_the_table_tells_at_once_when_a_worker_has_more_room_and_only_then() -> 
     table.risen = told.append
     table.add(row)
     steps = [
-        (lambda: table.report(row, free=2, busy=0, draining=False), True),
-        (lambda: table.report(row, free=2, busy=0, draining=False), False),
+        (lambda: table.report(row, free=2, busy=0, draining=False, seq=1), True),
+        (lambda: table.report(row, free=2, busy=0, draining=False, seq=1), False),
         (lambda: table.ask(row), False),
-        (lambda: table.settle(row, granted=False), True),
+        (lambda: table.settle(row, taken=False), True),
         (lambda: table.bar(row, True), False),
         (lambda: table.bar(row, False), True),
         (lambda: table.set_aside(row, True), False),
         (lambda: table.set_aside(row, False), True),
-        (lambda: table.report(row, free=1, busy=1, draining=False), False),
+        (lambda: table.report(row, free=1, busy=1, draining=False, seq=1), False),
         (lambda: table.remove(row), False),
-        (lambda: table.report(row, free=2, busy=0, draining=False), False),  # it is gone
+        (lambda: table.report(row, free=2, busy=0, draining=False, seq=1), False),  # it is gone
     ]
     for step, rises in steps:
         step()  # type: ignore[no-untyped-call]  # lambdas of one kind
@@ -290,20 +321,22 @@ def test_a_placement_says_every_rung_and_why() -> None:
         return table.pick(AGENT, tried, lambda _: 0)  # type: ignore[arg-type]  # a set of rows
 
     first = ladder.next(10.0, pick)
-    assert first == TryWarm(row, 10.25, 11.25)
-    ladder.failed(10.25, "did not answer a reserve in time")
-    second = ladder.next(10.25, pick)
+    assert first == TryWarm(row, 10.5)
+    ladder.failed(10.5, "did not answer its data link in time")
+    second = ladder.next(10.5, pick)
     assert isinstance(second, TryBurst)
-    assert second.answer_by == pytest.approx(17.25)
+    assert second.answer_by == pytest.approx(17.5)
     placement = ladder.answered(12.0)
     assert placement.result == Burst("us-east")
     assert (placement.rung, placement.worker) == ("burst/us-east", "")
-    assert (placement.ms, placement.answered_ms) == (2000.0, 1750.0)
-    assert placement.steps == (Step("warm", "echo-0", "did not answer a reserve in time", 250.0),)
+    assert (placement.ms, placement.answered_ms) == (2000.0, 1500.0)
+    assert placement.steps == (
+        Step("warm", "echo-0", "did not answer its data link in time", 500.0),
+    )
 
 
 def test_the_last_worker_may_be_slow() -> None:
-    """Only while there is somewhere else to go does a silent worker cost no more than a quarter second."""
+    """Only while there is somewhere else to go does a silent worker cost no more than half a second."""
     table = Table()
     for name in ("echo-0", "echo-1"):
         table.add(a_row(name))
@@ -314,13 +347,13 @@ def test_the_last_worker_may_be_slow() -> None:
 
     first = ladder.next(0.0, pick)
     assert isinstance(first, TryWarm)
-    assert (first.reserve_by, first.answer_by) == (0.25, 1.25)
-    ladder.failed(0.25, "did not answer a reserve in time")
-    last = ladder.next(0.25, pick)
+    assert first.answer_by == 0.5
+    ladder.failed(0.5, "did not answer its data link in time")
+    last = ladder.next(0.5, pick)
     assert isinstance(last, TryWarm)
-    assert (last.reserve_by, last.answer_by) == (7.0, 8.0)
-    ladder.failed(7.0, "did not answer a reserve in time")
-    assert isinstance(ladder.next(7.0, pick), Rejected)
+    assert last.answer_by == 8.0
+    ladder.failed(8.0, "did not answer its data link in time")
+    assert isinstance(ladder.next(8.0, pick), Rejected)
 
 
 def test_a_burst_rung_gets_what_is_left_when_that_is_less_than_its_deadline() -> None:
@@ -337,7 +370,7 @@ def test_who_waits_gets_a_slot_that_came_free_and_stays_in_line_when_another_was
     ladder = Ladder(route_with("wl"), 0.0, Patience())
     first = ladder.next(0.0, lambda _: None)
     assert first == TryWait(ladder._route.rungs[1], 7.75)  # type: ignore[arg-type]  # a WaitRung
-    assert ladder.offered(2.0, row) == TryWarm(row, 3.0, 4.0, held=True)
+    assert ladder.offered(2.0, row) == TryWarm(row, 4.0, held=True)
     ladder.failed(2.1, "full")
     assert ladder.next(2.1, lambda _: row) == first, "it goes to its place, past what is free"
     ladder.offered(5.0, row)

@@ -128,7 +128,7 @@ async def test_refused_callers_and_those_that_leave_have_a_line(tmp_path: Path) 
         worker.silent = True
         async with worker.serving(gateway):
             waiting = asyncio.ensure_future(refused(call(gateway)))
-            await until(lambda: any(order["type"] == "reserve" for order in worker.orders))
+            await until(lambda: bool(worker.requests))
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             await until(lambda: len(lines_of(file)) == 2)

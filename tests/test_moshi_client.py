@@ -24,7 +24,7 @@ import torch
 from gateway_rig import AGENT, KEY, a_gateway, a_route
 from moshi_rig import models
 from numpy.typing import NDArray
-from test_worker_calls import settings, signed
+from test_worker_calls import signed
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from worker_rig import PATIENCE, FakeGateway, append, worker, worker_config
@@ -38,6 +38,7 @@ from trunkline_runtime.worker.control import Endpoint
 from trunkline_runtime.worker.host import WorkerHost
 from trunkline_runtime.worker.metrics import WorkerMetrics
 from trunkline_runtime.worker.server import CallServer
+from trunkline_runtime.worker.tickets import LinkTickets
 
 torch.set_num_threads(1)
 
@@ -224,7 +225,7 @@ async def test_on_moshi_it_and_a_realtime_client_hold_calls_side_by_side(card: S
 
 async def test_audio_that_is_none_closes_with_the_reason() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("call-1") or ""
+        ticket = gateway.ticket("call-1")
         async with running.dial(ticket, MOSHI_PATH) as caller:
             assert await caller.recv() == b"\x00"
             await caller.send(b"\x01RIFF")
@@ -238,7 +239,7 @@ async def test_audio_that_is_none_closes_with_the_reason() -> None:
 async def test_a_quiet_line_is_kept_alive() -> None:
     """Browsers hang up after 10 s without a message; this engine says nothing unless it hears something."""
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("call-1") or ""
+        ticket = gateway.ticket("call-1")
         async with running.dial(ticket, MOSHI_PATH) as caller:
             assert await caller.recv() == b"\x00"
             began = time.monotonic()
@@ -250,7 +251,6 @@ async def test_a_quiet_line_is_kept_alive() -> None:
 async def test_a_burst_worker_speaks_it_too() -> None:
     pages = sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(np.zeros(BLOCK, np.float32))
     async with worker() as running, running.dial(signed("1"), MOSHI_PATH) as caller:
-        await caller.send(settings())
         assert await caller.recv() == b"\x00"
         await caller.send(b"\x01" + pages)
         answer = await caller.recv()
@@ -262,7 +262,7 @@ async def test_a_temperature_in_the_url_is_that_of_the_calls_own_slot() -> None:
     engine = MoshiEngine(models, Knobs(slots=2, measure=False))
     async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
         for number, query in enumerate(("?text_temperature=0.5", "")):
-            ticket = await gateway.reserve(f"call-{number}") or ""
+            ticket = gateway.ticket(f"call-{number}")
             async with running.dial(ticket, MOSHI_PATH + query) as caller:
                 assert await caller.recv() == b"\x00"
                 (conversation,) = engine._seated.values()
@@ -274,7 +274,7 @@ async def test_without_its_codec_a_worker_says_so() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
         switchboard = running.host._switchboard
         assert switchboard is not None
-        desk = running.host._desk(switchboard, WorkerMetrics())
+        desk = running.host._desk(switchboard, WorkerMetrics(), LinkTickets())
         without = CallServer(replace(desk, protocols=("realtime",)))
         async with without.serving("127.0.0.1", 0) as port:
             with pytest.raises(InvalidStatus) as refused:

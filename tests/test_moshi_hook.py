@@ -368,9 +368,7 @@ async def test_a_worker_asks_the_hook_of_the_calls_own_settings(server: Server) 
     async with FakeGateway().serving() as gateway, worker(gateway, engine=made, slots=1) as running:
         server.answer = answer
         policy = settings(server, SOON)["policy"]
-        ticket = await gateway.reserve("a", policy=policy)
-        assert ticket is not None
-        caller = await running.dial(ticket)
+        caller = await running.dial(gateway.ticket("a"), settings={"policy": policy})
         assert await closed(caller) == (Close.NORMAL, "the agent's policy")
         assert {request["call"] for request in server.asked} == {"a"}
         _, metrics = await running.health(METRICS_PATH)

@@ -19,7 +19,7 @@ from ports import free_port
 from safetensors.torch import load_file, save_file
 from test_moshi_weights import MIMI, MODEL, TOKENIZER, another_model, cut, with_config
 from test_worker_process import MAIN, pod, process
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from worker_rig import FakeGateway, closed, got, next_message
 
 from trunkline_runtime import contract
@@ -177,12 +177,7 @@ async def calls(gateway: FakeGateway, count: int) -> AsyncIterator[list[ClientCo
     async with contextlib.AsyncExitStack() as stack:
         links = []
         for number in range(count):
-            ticket = await gateway.reserve(f"call-{number}")
-            url = f"ws://127.0.0.1:{gateway.hellos[0]['port']}{contract.REALTIME_PATH}"
-            headers = {contract.TICKET_HEADER: ticket or ""}
-            link = await stack.enter_async_context(
-                connect(url, additional_headers=headers, proxy=None)
-            )
+            link = await stack.enter_async_context(gateway.call(f"call-{number}"))
             await next_message(link, "session.created")
             links.append(link)
         yield links

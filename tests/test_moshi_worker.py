@@ -9,8 +9,16 @@ import pytest
 import torch
 from moshi_rig import CONTEXT_FRAMES, models
 from test_worker_process import outcome, pod, process
-from websockets.asyncio.client import connect
-from worker_rig import PATIENCE, FakeGateway, append, closed, next_message, worker, worker_config
+from worker_rig import (
+    PATIENCE,
+    FakeGateway,
+    append,
+    closed,
+    next_message,
+    refusal,
+    worker,
+    worker_config,
+)
 
 from trunkline_runtime import contract
 from trunkline_runtime.contract import Close
@@ -31,10 +39,7 @@ async def test_a_worker_process_holds_a_call_on_the_tiny_model() -> None:
     gateway = FakeGateway()
     async with gateway.serving(), process(**pod(gateway), **environment) as child:
         await gateway.until(lambda: bool(gateway.free), PATIENCE_WITH_TORCH)
-        ticket = await gateway.reserve("call-1", greeting="hello how are you")
-        url = f"ws://127.0.0.1:{gateway.hellos[0]['port']}{contract.REALTIME_PATH}"
-        headers = {contract.TICKET_HEADER: ticket or ""}
-        async with connect(url, additional_headers=headers, proxy=None) as caller:
+        async with gateway.call("call-1", greeting="hello how are you") as caller:
             await next_message(caller, "session.created")
             await next_message(caller, "response.created")
             await next_message(caller, "response.output_audio_transcript.delta")
@@ -61,11 +66,7 @@ async def test_a_broken_engine_closes_its_calls_with_1011_and_ends_the_worker() 
         host = WorkerHost(worker_config(gateway), engine)
         running = asyncio.create_task(host.run(stop, listening.set))
         await gateway.until(lambda: bool(gateway.free))
-        ticket = await gateway.reserve("call-1")
-        url = f"ws://127.0.0.1:{host.port}{contract.REALTIME_PATH}"
-        async with connect(
-            url, additional_headers={contract.TICKET_HEADER: ticket or ""}, proxy=None
-        ) as caller:
+        async with gateway.call("call-1") as caller:
             await next_message(caller, "response.output_audio.delta")
             assert host.why_unready() is None
             with torch.inference_mode():
@@ -93,14 +94,15 @@ async def test_weights_that_are_not_there_end_the_process_with_a_sentence() -> N
 
 async def test_a_slow_engine_takes_no_call_until_it_is_fast_again() -> None:
     engine = MoshiEngine(models, Knobs(slots=2, measure=False))
-    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine):
+    async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
         await gateway.until(lambda: gateway.free["n"] == 2)
         engine._room(0)
         await gateway.until(lambda: gateway.free["n"] == 0)
-        assert await gateway.reserve("call-1") is None
+        assert await refusal(running.dial(gateway.ticket("a"))) == (503, "no slot is free\n")
         engine._room(1)
         await gateway.until(lambda: gateway.free["n"] == 1)
-        assert await gateway.reserve("call-1") is not None
+        async with running.dial(gateway.ticket("b")) as caller:
+            await next_message(caller, "session.created")
 
 
 async def test_readiness_tells_how_far_the_loading_is() -> None:

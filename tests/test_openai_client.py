@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import worker_rig
 from moshi_rig import call, models
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
@@ -33,9 +34,8 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def dialled(
     gateway: FakeGateway, running: RunningWorker, **settings: Any
 ) -> AsyncIterator[AsyncRealtimeConnection]:
-    """A call through the client's own front door, past a gateway that has reserved the slot."""
-    ticket = await gateway.reserve(f"call-{next(_calls)}", **settings)
-    assert ticket is not None
+    """A call through the client's own front door, that says first what a gateway would say."""
+    ticket = gateway.ticket(f"call-{next(_calls)}")
     async with (
         asyncio.timeout(PATIENCE),
         AsyncOpenAI(api_key="k", base_url=f"http://127.0.0.1:{running.host.port}/v1") as client,
@@ -44,6 +44,7 @@ async def dialled(
             extra_headers={TICKET_HEADER: ticket},
         ) as connection,
     ):
+        await connection.send_raw(worker_rig.told(**settings))
         yield connection
 
 

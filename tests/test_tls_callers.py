@@ -162,7 +162,7 @@ def test_a_secret_is_minted_by_tls(pki: Pki, mount: Mount) -> None:
 def test_a_caller_that_reads_nothing_holds_little_and_is_cut_off(pki: Pki, mount: Mount) -> None:
     @on_uvloop
     async def run() -> None:
-        patience = UNHURRIED.__class__(reserve=10, dial=10, stall=1.0)
+        patience = UNHURRIED.__class__(answer=10, stall=1.0)
         async with secured(mount, patience=patience) as gateway:
             async with FakeWorker().serving(gateway) as worker:
                 caller = await call(gateway, ssl=client(pki))

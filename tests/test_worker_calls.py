@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from typing import Any
@@ -21,10 +20,11 @@ from worker_rig import (
     append,
     closed,
     next_message,
+    refusal,
     worker,
 )
 
-from trunkline_runtime.contract import Settings
+from trunkline_runtime.contract import SEQ_HEADER, Settings
 from trunkline_runtime.engine import (
     Emit,
     Event,
@@ -42,22 +42,12 @@ pytestmark = pytest.mark.usefixtures("links")
 SECOND = ReplyAudio(bytes(48_000))
 
 
-async def refusal(dialling: Any) -> tuple[int, str]:
-    """Status and sentence of a dial that must be refused."""
-    with pytest.raises(InvalidStatus) as refused:
-        await dialling
-    body = refused.value.response.body
-    assert body is not None
-    return refused.value.response.status_code, bytes(body).decode()
-
-
 # --- warm ------------------------------------------------------------------------------------------------
 
 
 async def test_a_caller_with_a_ticket_hears_the_echo() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("call-1")
-        assert ticket is not None
+        ticket = gateway.ticket("call-1")
         async with running.dial(ticket, path="/v1/realtime?model=front-desk") as caller:
             created = await next_message(caller, "session.created")
             assert created["session"]["model"] == "front-desk"
@@ -85,30 +75,43 @@ async def test_a_caller_with_a_ticket_hears_the_echo() -> None:
 
 async def test_tickets_that_open_nothing() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        lapsing = await gateway.reserve("b", deadline=0.05)
-        assert ticket is not None
-        assert lapsing is not None
-        assert (await refusal(running.dial("never granted")))[0] == 403
+        ticket = gateway.ticket("a")
+        assert (await refusal(running.dial("never signed")))[0] == 403
         assert (await refusal(running.dial("")))[0] == 403
+        assert (await refusal(running.dial(ticket[:-2] + "x=")))[0] == 403
         assert await refusal(running.dial(ticket, path="/v1/chat")) == (
             404,
             "there is /v1/realtime and /api/chat\n",
         )
-        await gateway.until(lambda: gateway.free["busy"] == 1)
-        assert (await refusal(running.dial(lapsing)))[0] == 403
         async with running.dial(ticket) as caller:
             await next_message(caller, "session.created")
             status, words = await refusal(running.dial(ticket))
             assert status == 403
             assert "used" in words
             assert ticket not in words
+            # Its call has a slot already, and gets no second one.
+            assert (await refusal(running.dial(gateway.ticket("a"))))[0] == 503
+        assert (await refusal(running.dial(ticket)))[0] == 403, "not even when its call is over"
+
+
+async def test_an_answer_tells_which_state_comes_after_it() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, slots=1) as running:
+        before = gateway.free["seq"]
+        async with running.dial(gateway.ticket("a")) as caller:
+            assert caller.response is not None
+            seq = int(caller.response.headers[SEQ_HEADER])
+            assert seq > before
+            with pytest.raises(InvalidStatus) as refused:
+                await running.dial(gateway.ticket("b"))
+            assert refused.value.response.headers[SEQ_HEADER] == str(seq)
+            await gateway.until(lambda: gateway.free["seq"] == seq)
+            assert (gateway.free["n"], gateway.free["busy"]) == (0, 1)
+        await gateway.until(lambda: gateway.free["n"] == 1 and gateway.free["seq"] > seq)
 
 
 async def test_one_ticket_dialled_many_times_at_once_opens_one_link() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        assert ticket is not None
+        ticket = gateway.ticket("a")
         dials = await asyncio.gather(
             *(running.dial(ticket) for _ in range(8)), return_exceptions=True
         )
@@ -119,47 +122,21 @@ async def test_one_ticket_dialled_many_times_at_once_opens_one_link() -> None:
         await links[0].close()
 
 
-@pytest.mark.parametrize(
-    "request_lines",
-    [
-        ["Upgrade: websocket", "Connection: Upgrade"],  # no key and no version
-        [],  # no upgrade at all
-    ],
-)
-async def test_a_handshake_that_fails_after_the_ticket_frees_the_slot(
-    request_lines: list[str],
-) -> None:
-    async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        await gateway.until(lambda: gateway.free["busy"] == 1)
-        reader, writer = await running.open()
-        lines = ["GET /v1/realtime HTTP/1.1", "Host: w", f"Trunkline-Ticket: {ticket}"]
-        writer.write("\r\n".join([*lines, *request_lines, "", ""]).encode())
-        assert b" 101 " not in await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        await gateway.until(lambda: gateway.free["busy"] == 0)
-
-
 async def test_callers_that_leave_at_any_moment_leave_no_slot_behind() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        for _ in range(30):
-            async with asyncio.timeout(PATIENCE):
-                while (ticket := await gateway.reserve("a")) is None:
-                    pass  # the one before has its 101, and is about to be missed
+        for number in range(30):
             request = (
                 "GET /v1/realtime HTTP/1.1\r\nHost: w\r\nUpgrade: websocket\r\n"
                 "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-                f"Trunkline-Ticket: {ticket}\r\n\r\n"
+                f"Trunkline-Ticket: {gateway.ticket(str(number))}\r\n\r\n"
             )
             _, writer = await running.open()
             writer.write(request.encode())
             writer.transport.abort()  # with the request on its way, or in the worker's buffer
-        async with asyncio.timeout(PATIENCE):
-            while running.host.why_unready() or gateway.free["busy"]:
-                await gateway.say(type="release", ticket=ticket)  # it may never have been seen
-                await asyncio.sleep(0.05)
+        async with running.dial(gateway.ticket("b")) as caller:  # after all of these
+            await next_message(caller, "session.created")
+        await gateway.until(lambda: gateway.free["busy"] == 0)
 
 
 async def test_realtime_is_chosen_among_subprotocols_and_never_demanded() -> None:
@@ -169,8 +146,7 @@ async def test_realtime_is_chosen_among_subprotocols_and_never_demanded() -> Non
             (["other"], None),
             (None, None),
         ):
-            ticket = await gateway.reserve(str(offered))
-            assert ticket is not None
+            ticket = gateway.ticket(str(offered))
             protocols = None if offered is None else [Subprotocol(name) for name in offered]
             async with running.dial(ticket, subprotocols=protocols) as caller:
                 assert caller.subprotocol == chosen
@@ -184,21 +160,15 @@ def signed(jti: str, **changes: Any) -> str:
     return jwt.encode({**claims, **changes}, TICKET_KEY, "HS256")
 
 
-def settings(**values: Any) -> str:
-    return json.dumps({"type": "trunkline.settings", "settings": values})
-
-
 async def test_a_burst_call_brings_its_settings(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trunkline.slots")
     async with worker(slots=1) as running:
-        async with running.dial(signed("1")) as caller:
-            await caller.send(settings(idleSeconds=0.2))
+        async with running.dial(signed("1"), settings={"idleSeconds": 0.2}) as caller:
             await next_message(caller, "session.created")
             assert await refusal(running.dial(signed("2"))) == (503, "no slot is free\n")
             assert await closed(caller) == (1000, "no audio from the caller for 0.2 s")
         assert (await refusal(running.dial(signed("1"))))[0] == 403
         async with running.dial(signed("2")) as caller:  # was refused, so it is not used
-            await caller.send(settings())
             await next_message(caller, "session.created")
     steps = [(r.message, r.__dict__["call"]) for r in caplog.records if r.name == "trunkline.slots"]
     assert steps == [
@@ -221,20 +191,21 @@ async def test_burst_tickets_that_open_nothing() -> None:
 @pytest.mark.parametrize(
     "first", [append(), "no json", '{"type": "trunkline.settings", "settings": 1}']
 )
-async def test_a_burst_call_without_settings_is_refused(first: str) -> None:
-    async with worker(slots=1) as running:
-        for jti in ("1", "2"):  # the slot is free again
-            async with running.dial(signed(jti)) as caller:
+async def test_a_call_without_settings_is_refused(first: str) -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, slots=1) as running:
+        for name in ("1", "2"):  # the slot is free again
+            await gateway.until(lambda: gateway.free["n"] == 1)
+            async with running.knock(gateway.ticket(name)) as caller:
                 await caller.send(first)
                 code, reason = await closed(caller)
                 assert code == 1008
                 assert reason
 
 
-async def test_a_burst_call_that_leaves_before_its_settings_frees_its_slot() -> None:
-    async with worker(slots=1) as running:
-        for jti in ("1", "2", "3"):
-            caller = await running.dial(signed(jti))
+async def test_a_call_that_leaves_before_its_settings_frees_its_slot() -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, slots=1) as running:
+        for name in ("1", "2", "3"):
+            caller = await running.knock(gateway.ticket(name))
             caller.transport.abort()
             await caller.wait_closed()
             await metric(running, 'trunkline_worker_slots{state="free"} 1.0')
@@ -276,9 +247,7 @@ class StagedEngine(LoopbackEngine):
 
 async def call_to(gateway: FakeGateway, running: RunningWorker, **options: Any) -> Any:
     """A caller who has been answered."""
-    ticket = await gateway.reserve("a", **options)
-    assert ticket is not None
-    caller = await running.dial(ticket)
+    caller = await running.dial(gateway.ticket("a"), settings=options)
     await next_message(caller, "session.created")
     return caller
 
@@ -314,8 +283,7 @@ async def test_an_engine_that_cannot_open_costs_that_call_alone(
     async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
         other = await call_to(gateway, running)
         engine.error = error
-        ticket = await gateway.reserve("b")
-        assert ticket is not None
+        ticket = gateway.ticket("b")
         async with running.dial(ticket) as caller:
             assert await closed(caller) == (1011, "the worker failed: call again")
         failure = next(r for r in caplog.records if r.message == "a call failed")
@@ -381,8 +349,7 @@ async def test_a_message_that_is_too_long_is_refused() -> None:
 async def test_a_caller_who_does_not_read_is_dropped() -> None:
     engine = StagedEngine()
     async with FakeGateway().serving() as gateway, worker(gateway, engine=engine) as running:
-        ticket = await gateway.reserve("a")
-        assert ticket is not None
+        ticket = gateway.ticket("a")
         caller = await running.dial(ticket, max_queue=1)
         await gateway.until(lambda: bool(engine.opened))
         # More than waits at most and than sockets on loopback can hold.

@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tls_rig import Links
-from websockets.exceptions import InvalidStatus
-from worker_rig import AGENT, PATIENCE, WORKER_KEY, FakeGateway, closed, next_message, worker
+from websockets.asyncio.client import ClientConnection
+from worker_rig import (
+    AGENT,
+    PATIENCE,
+    WORKER_KEY,
+    FakeGateway,
+    next_message,
+    refusal,
+    worker,
+)
 
 from trunkline_runtime import __version__
-from trunkline_runtime.contract import Hello
+from trunkline_runtime.contract import WORKER_PROTOCOL_VERSION, Hello
 from trunkline_runtime.worker.control import (
     MAX_BACKOFF_SECONDS,
     ControlLinks,
@@ -24,19 +32,25 @@ from trunkline_runtime.worker.control import (
 )
 from trunkline_runtime.worker.metrics import Lateness
 from trunkline_runtime.worker.switchboard import Switchboard
+from trunkline_runtime.worker.tickets import LinkTickets
 
 pytestmark = pytest.mark.usefixtures("links")
-HELLO = Hello(
-    type="hello",
-    version=1,
-    agent=AGENT,
-    worker="echo-0",
-    boot="b",
-    slots=1,
-    port=1,
-    protocols=["realtime"],
-    build="0",
-)
+
+
+def hello(link: int, ticket_key: str) -> Hello:
+    return Hello(
+        type="hello",
+        version=WORKER_PROTOCOL_VERSION,
+        agent=AGENT,
+        worker="echo-0",
+        boot="b",
+        slots=1,
+        port=1,
+        protocols=["realtime"],
+        build="0",
+        link=link,
+        ticketKey=ticket_key,
+    )
 
 
 def slot_log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
@@ -50,10 +64,12 @@ def slot_log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
 
 async def test_a_worker_says_who_it_is_and_what_is_free() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway, slots=3) as running:
+        (said,) = gateway.hellos
+        key = said.pop("ticketKey")
         assert gateway.hellos == [
             {
                 "type": "hello",
-                "version": 1,
+                "version": WORKER_PROTOCOL_VERSION,
                 "agent": AGENT,
                 "worker": "echo-0",
                 "boot": running.host.boot,
@@ -61,9 +77,11 @@ async def test_a_worker_says_who_it_is_and_what_is_free() -> None:
                 "port": running.host.port,
                 "protocols": ["realtime", "moshi"],
                 "build": __version__,
+                "link": 1,
             }
         ]
-        assert gateway.free == {"type": "free", "n": 3, "busy": 0, "draining": False}
+        assert len(key) >= 32, "nobody guesses it"
+        assert _told(gateway) == _free(n=3, busy=0)
         await gateway.until(lambda: len(gateway.heard("free")) >= 3)  # once a second, unasked
 
 
@@ -72,21 +90,21 @@ async def test_the_link_comes_from_the_address_where_the_data_server_is() -> Non
         assert gateway.peers == ["127.0.0.6"]
 
 
-async def test_a_slot_is_reserved_claimed_and_freed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_slot_is_taken_and_freed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trunkline.slots")
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        assert ticket is not None
-        assert await gateway.reserve("a") == ticket, "the same call, the same ticket"
-        assert await gateway.reserve("b") not in (None, ticket)
-        assert await gateway.reserve("c") is None, "two slots, two calls"
-        async with running.dial(ticket) as caller:
-            await next_message(caller, "session.created")
-        await gateway.until(lambda: gateway.free["busy"] == 1)
+        async with running.dial(gateway.ticket("a")) as first:
+            await next_message(first, "session.created")
+            async with running.dial(gateway.ticket("b")) as second:
+                await next_message(second, "session.created")
+                full = await refusal(running.dial(gateway.ticket("c")))
+                assert full == (503, "no slot is free\n"), "two slots, two calls"
+            await gateway.until(lambda: gateway.free["busy"] == 1)
+        await gateway.until(lambda: gateway.free["busy"] == 0)
         assert slot_log(caplog) == [
-            ("reserved", 0, "a"),
-            ("reserved", 1, "b"),
             ("live", 0, "a"),
+            ("live", 1, "b"),
+            ("freed", 1, "b"),
             ("freed", 0, "a"),
         ]
         extras = next(r.__dict__ for r in caplog.records if r.name == "trunkline.slots")
@@ -95,53 +113,30 @@ async def test_a_slot_is_reserved_claimed_and_freed(caplog: pytest.LogCaptureFix
         assert extras["t"] == pytest.approx(extras["created"], abs=5)
 
 
-async def test_the_count_follows_the_answer() -> None:
-    async with FakeGateway().serving() as gateway, worker(gateway, slots=8):
-        gateway.messages.clear()
-        for n in range(8):
-            await gateway.say(type="reserve", call=f"c{n}", agent=AGENT, settings={}, deadline=30)
-        await gateway.until(lambda: gateway.free.get("busy") == 8)
-        granted = 0
-        for message in gateway.messages:
-            granted += message["type"] == "granted"
-            if message["type"] == "free":
-                assert message["busy"] <= granted, "a count before its answer is counted twice"
-        assert granted == 8
-
-
-async def test_a_grant_lapses_is_released_and_is_lost_with_its_link(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO, "trunkline.slots")
+async def test_a_link_that_is_lost_takes_its_tickets_with_it_and_no_call() -> None:
     async with (
         FakeGateway().serving() as first,
         FakeGateway().serving() as second,
         worker(first, second, slots=4) as running,
     ):
-        lapsing = await first.reserve("lapses", deadline=0.1)
-        released = await first.reserve("is released")
-        kept = await second.reserve("is of another link")
-        live = await first.reserve("is live")
-        assert lapsing
-        assert released
-        assert kept
-        assert live
-        await first.say(type="release", ticket=released)
-        await first.until(lambda: first.free["busy"] == 2)
-        async with running.dial(live) as caller:
+        unused, others = first.ticket("is lost"), second.ticket("is of another link")
+        async with running.dial(first.ticket("is live")) as caller:
             await next_message(caller, "session.created")
-            await first.reserve("is lost")
-            await second.until(lambda: second.free == _free(n=1, busy=3))
             first.cut()
-            await second.until(lambda: second.free == _free(n=2, busy=2))
-            assert slot_log(caplog)[-1] == ("lapsed", 0, "is lost")
-            # The call on the lost link goes on, and the worker comes back.
+            await first.until(lambda: len(first.hellos) == 2)
+            assert (await refusal(running.dial(unused)))[0] == 403
+            assert first.hellos[0]["ticketKey"] != first.hellos[1]["ticketKey"]
+            for ticket in (others, first.ticket("is new")):
+                async with running.dial(ticket) as other:
+                    await next_message(other, "session.created")
+            # The call of the lost link goes on.
             await caller.send('{"type": "response.create"}')
             await next_message(caller, "response.done")
-            await first.until(lambda: len(first.hellos) == 2)
-        for ticket in (lapsing, released):
-            with pytest.raises(InvalidStatus, match="403"):
-                await running.dial(ticket)
+
+
+def _told(gateway: FakeGateway) -> dict[str, Any]:
+    """The last count that was heard, but for its number."""
+    return {key: value for key, value in gateway.free.items() if key != "seq"}
 
 
 def _free(*, n: int, busy: int, draining: bool = False) -> dict[str, Any]:
@@ -155,23 +150,26 @@ async def test_two_gateways_race_for_the_last_slot_and_one_gets_it() -> None:
         worker(first, second, slots=1) as running,
     ):
         for number in range(20):
-            tickets = await asyncio.gather(
-                first.reserve(f"first-{number}"), second.reserve(f"second-{number}")
+            dials = await asyncio.gather(
+                *(
+                    running.dial(gateway.ticket(f"{gateway.port}-{number}"))
+                    for gateway in (first, second)
+                ),
+                return_exceptions=True,
             )
-            granted = [ticket for ticket in tickets if ticket is not None]
-            assert len(granted) == 1
-            async with running.dial(granted[0]) as caller:
-                await next_message(caller, "session.created")
-            await first.until(lambda: first.free["busy"] == 0)
+            (link,) = (dial for dial in dials if isinstance(dial, ClientConnection))
+            await next_message(link, "session.created")
+            await link.close()
+            for gateway in (first, second):
+                await gateway.until(lambda gateway=gateway: gateway.free["busy"] == 0)  # type: ignore[misc]
 
 
 async def test_a_gateway_that_hangs_is_dropped_and_dialled_again() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway):
-        await gateway.reserve("a", deadline=60)
         gateway.silent = True
         await gateway.until(lambda: gateway.links == 0)
         gateway.silent = False
-        await gateway.until(lambda: len(gateway.hellos) == 2 and gateway.free["busy"] == 0)
+        await gateway.until(lambda: len(gateway.hellos) == 2)
 
 
 async def test_a_gateway_that_restarts_is_found_again() -> None:
@@ -181,7 +179,7 @@ async def test_a_gateway_that_restarts_is_found_again() -> None:
         async with worker(first) as running:
             await killed.aclose()
             async with second.serving(port=first.port):
-                await second.until(lambda: second.free == _free(n=2, busy=0))
+                await second.until(lambda: _told(second) == _free(n=2, busy=0))
                 assert second.hellos[0]["boot"] == running.host.boot
 
 
@@ -200,7 +198,7 @@ async def test_a_refusal_is_logged_once_and_dialled_again(
             assert words in refusals[0]
             assert await running.health("/readyz") == (200, "ready\n"), "its engine is ready"
             gateway.refuse_with = None
-            await gateway.until(lambda: gateway.free == _free(n=2, busy=0))
+            await gateway.until(lambda: _told(gateway) == _free(n=2, busy=0))
 
 
 async def test_a_name_is_resolved_by_the_system() -> None:
@@ -224,14 +222,15 @@ async def test_the_links_follow_the_addresses_of_a_name() -> None:
             return stands_for
 
         dialling = Dialling(
-            hello=HELLO,
+            hello=hello,
+            agent=AGENT,
             key=WORKER_KEY,
             source=None,
             tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
             resolve=resolve,
             resolve_seconds=0.01,
         )
-        links = ControlLinks(dialling, (Endpoint("gateways", first.port),), board)
+        links = ControlLinks(dialling, (Endpoint("gateways", first.port),), board, LinkTickets())
         running = asyncio.create_task(links.run())
         await first.until(lambda: bool(first.free))
         assert repr(links) == "<ControlLinks up=1 of 1>"
@@ -258,13 +257,14 @@ async def test_beats_tell_how_many_frames_came_late() -> None:
     board = Switchboard(slots=1, worker="echo-0", boot="b")
     async with FakeGateway().serving() as gateway:
         dialling = Dialling(
-            hello=HELLO,
+            hello=hello,
+            agent=AGENT,
             key=WORKER_KEY,
             source=None,
             tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
         )
         endpoint = Endpoint("127.0.0.1", gateway.port)
-        links = ControlLinks(dialling, (endpoint,), board, lambda: next(shares, 0.0))
+        links = ControlLinks(dialling, (endpoint,), board, LinkTickets(), lambda: next(shares, 0.0))
         running = asyncio.create_task(links.run())
         await gateway.until(lambda: bool(gateway.free) and gateway.free.get("late") == 0.25)
         await gateway.until(lambda: "late" not in gateway.free)
@@ -305,13 +305,10 @@ async def test_a_name_that_resolves_to_nothing_is_logged_and_costs_no_other_link
             assert "cannot resolve" in said[0]
 
 
-@pytest.mark.parametrize(
-    "message", ["no json", '{"type": "reserve"}', "[]", '{"type": "release", "ticket": 1}']
-)
+@pytest.mark.parametrize("message", ["no json", '{"type": 1}', "[]", '{"n": 1}'])
 async def test_a_message_that_makes_no_sense_costs_the_link_and_nothing_else(message: str) -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        assert ticket is not None
+        ticket = gateway.ticket("a")
         async with running.dial(ticket) as caller:
             await next_message(caller, "session.created")
             await gateway.say_raw(message)
@@ -323,55 +320,54 @@ async def test_a_message_that_makes_no_sense_costs_the_link_and_nothing_else(mes
 async def test_what_a_newer_gateway_says_is_passed_over() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway):
         await gateway.say(type="rebalance", calls=["a"])
-        assert await gateway.reserve("a") is not None
+        await gateway.say(type="drain")
+        await gateway.until(lambda: gateway.free["draining"])
         assert len(gateway.hellos) == 1
-
-
-async def test_a_reserve_for_another_agent_gets_nothing() -> None:
-    async with FakeGateway().serving() as gateway, worker(gateway):
-        await gateway.say(type="reserve", call="x", agent="default/other", settings={}, deadline=5)
-        await gateway.until(lambda: gateway.heard("full") == [{"type": "full", "call": "x"}])
-        assert gateway.free["busy"] == 0
 
 
 async def test_a_gateway_drains_a_worker_and_takes_it_back() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        await gateway.reserve("a")
+        live = await running.dial(gateway.ticket("a"))
+        await next_message(live, "session.created")
         await gateway.say(type="drain")
-        await gateway.until(lambda: gateway.free == _free(n=0, busy=1, draining=True))
-        assert await gateway.reserve("b") is None
-        assert await gateway.reserve("a") is not None, "what was promised is kept"
+        await gateway.until(lambda: _told(gateway) == _free(n=0, busy=1, draining=True))
+        assert (await refusal(running.dial(gateway.ticket("b"))))[0] == 503
         assert await running.health("/readyz") == (503, "draining: 1 busy\n")
         await gateway.say(type="undrain")
-        await gateway.until(lambda: gateway.free == _free(n=1, busy=1))
+        await gateway.until(lambda: _told(gateway) == _free(n=1, busy=1))
         assert await running.health("/readyz") == (200, "ready\n")
+        other = await running.dial(gateway.ticket("b"))
+        await next_message(other, "session.created")
+        for caller in (live, other):
+            await caller.close()
 
 
 async def test_a_worker_drains_while_any_gateway_that_is_there_wants_it() -> None:
     async with (
         FakeGateway().serving() as first,
         FakeGateway().serving() as second,
-        worker(first, second),
+        worker(first, second) as running,
     ):
         await first.say(type="drain")
         await second.say(type="drain")
         await first.until(lambda: first.free["draining"])
         await first.say(type="undrain")
-        await first.reserve("asked after the undrain")
+        beats = len(first.heard("free"))
+        await first.until(lambda: len(first.heard("free")) > beats)
         assert first.free["draining"]
+        assert (await refusal(running.dial(first.ticket("a"))))[0] == 503
         second.cut()
         await first.until(lambda: not first.free["draining"])
 
 
 async def test_a_worker_that_stops_says_bye_when_its_last_call_is_over() -> None:
     async with FakeGateway().serving() as gateway, worker(gateway) as running:
-        ticket = await gateway.reserve("a")
-        assert ticket is not None
+        ticket = gateway.ticket("a")
         async with running.dial(ticket) as caller:
             await next_message(caller, "session.created")
             running.stop.set()
-            await gateway.until(lambda: gateway.free == _free(n=0, busy=1, draining=True))
-            assert await gateway.reserve("b") is None
+            await gateway.until(lambda: _told(gateway) == _free(n=0, busy=1, draining=True))
+            assert (await refusal(running.dial(gateway.ticket("b"))))[0] == 503
             await gateway.say(type="undrain")  # has no say in this
             await caller.send('{"type": "response.create"}')
             await next_message(caller, "response.done")
@@ -380,21 +376,20 @@ async def test_a_worker_that_stops_says_bye_when_its_last_call_is_over() -> None
         async with asyncio.timeout(PATIENCE):
             await running.run
         await gateway.until(lambda: gateway.messages[-1] == {"type": "bye"})
-        assert gateway.messages[-2] == _free(n=0, busy=0, draining=True)
+        assert gateway.messages[-2] == gateway.free
+        assert _told(gateway) == _free(n=0, busy=0, draining=True)
 
 
-async def test_a_drain_has_an_end() -> None:
-    async with FakeGateway().serving() as gateway, worker(gateway, max_seconds=2) as running:
-        ticket = await gateway.reserve("a", deadline=60)
-        assert ticket is not None
+async def test_a_drain_has_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeGateway().serving() as gateway, worker(gateway, max_seconds=1) as running:
+        board = running.host._switchboard
+        assert board is not None
+        assert board.take("whose end never comes") is not None
         running.stop.set()
         await gateway.until(lambda: gateway.free.get("draining", False))
-        # Claimed late: its own two seconds end after those of the drain.
-        await asyncio.sleep(1)
-        async with running.dial(ticket) as caller:
-            assert await closed(caller) == (1012, "the worker stops: call again")
         async with asyncio.timeout(PATIENCE):
             await running.run
+    assert "calls are cut off" in caplog.messages
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))

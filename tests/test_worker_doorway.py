@@ -3,21 +3,23 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
 from websockets.frames import Frame, Opcode
-from worker_rig import AGENT, PATIENCE
+from worker_rig import AGENT, PATIENCE, told
 
-from trunkline_runtime.contract import ACCOUNT_HEADER, TICKET_HEADER
+from trunkline_runtime.contract import ACCOUNT_HEADER, TICKET_HEADER, ticket
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.worker.call import CallLimits
-from trunkline_runtime.worker.doorway import MAX_HEAD_BYTES, OPEN_SECONDS
+from trunkline_runtime.worker.doorway import MAX_HEAD_BYTES, MAX_STANDING, OPEN_SECONDS
 from trunkline_runtime.worker.metrics import WorkerMetrics
-from trunkline_runtime.worker.orders import ReserveOrder
 from trunkline_runtime.worker.server import CallServer, Desk
 from trunkline_runtime.worker.switchboard import Switchboard
+from trunkline_runtime.worker.tickets import LinkTickets
 
+SETTINGS = Frame(Opcode.TEXT, told().encode()).serialize(mask=True)
 BYE = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
 
 
@@ -26,11 +28,14 @@ class Rig:
 
     def __init__(self) -> None:
         self.switchboard = Switchboard(slots=4, worker="w", boot="b")
+        tickets = LinkTickets()
+        self._key = tickets.issue(1)
+        self._numbers = itertools.count(1)
         desk = Desk(
             agent=AGENT,
             engine=LoopbackEngine(slots=4),
             switchboard=self.switchboard,
-            tickets=None,
+            tickets=tickets,
             limits=CallLimits(max_seconds=60),
             metrics=WorkerMetrics(),
             protocols=["realtime"],
@@ -46,9 +51,8 @@ class Rig:
             await self.stop.wait()
 
     def request(self, call: str) -> bytes:
-        """An upgrade with a ticket for a slot that is reserved for the call."""
-        order = ReserveOrder(call=call, agent=AGENT, settings={}, seconds=30)
-        return asking(f"{TICKET_HEADER}: {self.switchboard.reserve(order, 1)}")
+        """An upgrade with a ticket for a call."""
+        return asking(f"{TICKET_HEADER}: {ticket(1, self._key, next(self._numbers), call)}")
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -144,6 +148,25 @@ async def test_who_asks_nothing_is_cut_off() -> None:
         writer.close()
 
 
+async def test_who_has_said_nothing_may_stand_for_long_and_of_too_many_the_oldest_goes() -> None:
+    async with rig() as worker, contextlib.AsyncExitStack() as stack:
+        first, writer = await worker.open()
+        stack.callback(writer.close)
+        later = []
+        for _ in range(MAX_STANDING - 1):
+            later.append(await worker.open())
+            stack.callback(later[-1][1].close)
+        await asyncio.sleep(OPEN_SECONDS + 0.5)
+        assert len(worker.server.standing) == MAX_STANDING
+        _, writer = await worker.open()
+        stack.callback(writer.close)
+        with contextlib.suppress(ConnectionError):
+            assert await first.read() == b""
+        reader, writer = later[0]
+        writer.write(worker.request("a"))
+        assert (await reader.readuntil(b"\r\n\r\n"))[9:12] == b"101"
+
+
 async def test_a_server_that_stops_tells_its_calls_refuses_who_asks_and_cuts_who_does_not() -> None:
     async with rig() as worker:
         caller, _ = live = await worker.open()
@@ -167,7 +190,7 @@ async def test_a_server_that_stops_tells_its_calls_refuses_who_asks_and_cuts_who
 async def test_a_call_that_is_over_leaves_nothing_for_the_collector() -> None:
     async def call(worker: Rig, name: str) -> None:
         reader, writer = await worker.open()
-        writer.write(worker.request(name))
+        writer.write(worker.request(name) + SETTINGS)
         await reader.readuntil(b"session.created")
         writer.write(BYE)
         await reader.read()

@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from websockets.asyncio.client import connect
 from worker_rig import (
     AGENT,
     PATIENCE,
@@ -20,6 +19,7 @@ from worker_rig import (
     append,
     health,
     next_message,
+    refusal,
     worker,
     worker_config,
 )
@@ -81,15 +81,11 @@ async def outcome(child: asyncio.subprocess.Process) -> tuple[int | None, str, s
 async def test_sigterm_lets_the_call_go_on_and_ends_the_process_after_it() -> None:
     async with FakeGateway().serving() as gateway, process(**pod(gateway)) as child:
         await gateway.until(lambda: bool(gateway.free))
-        ticket = await gateway.reserve("call-1")
-        assert ticket is not None
-        url = f"ws://127.0.0.1:{gateway.hellos[0]['port']}{contract.REALTIME_PATH}"
-        headers = {contract.TICKET_HEADER: ticket}
-        async with connect(url, additional_headers=headers, proxy=None) as caller:
+        async with gateway.call("call-1") as caller:
             await next_message(caller, "session.created")
             child.send_signal(signal.SIGTERM)
             await gateway.until(lambda: gateway.free["draining"])
-            assert await gateway.reserve("call-2") is None
+            assert await refusal(gateway.call("call-2")) == (503, "no slot is free\n")
             await caller.send(append())
             await next_message(caller, "response.output_audio.delta")
             assert child.returncode is None
@@ -99,7 +95,6 @@ async def test_sigterm_lets_the_call_go_on_and_ends_the_process_after_it() -> No
     lines = [json.loads(line) for line in out.splitlines()]
     slots = [line for line in lines if line["logger"] == "trunkline.slots"]
     assert [(line["message"], line["slot"], line["call"]) for line in slots] == [
-        ("reserved", 0, "call-1"),
         ("live", 0, "call-1"),
         ("freed", 0, "call-1"),
     ]
@@ -107,17 +102,18 @@ async def test_sigterm_lets_the_call_go_on_and_ends_the_process_after_it() -> No
         ("echo-7", gateway.hellos[0]["boot"])
     }
     assert slots == sorted(slots, key=lambda line: float(line["t"]))
-    assert ticket not in out
-    assert WORKER_KEY not in out
+    assert gateway.hellos[0]["ticketKey"] not in out + err
+    assert WORKER_KEY not in out + err
 
 
 async def test_a_worker_killed_in_a_call_is_a_new_one_when_it_comes_back() -> None:
     async with FakeGateway().serving() as gateway:
         async with process(**pod(gateway)) as child:
             await gateway.until(lambda: bool(gateway.free))
-            await gateway.reserve("call-1")
-            child.kill()
-            await gateway.until(lambda: gateway.links == 0)
+            async with gateway.call("call-1") as caller:
+                await next_message(caller, "session.created")
+                child.kill()
+                await gateway.until(lambda: gateway.links == 0)
         gateway.messages.clear()
         async with process(**pod(gateway)):
             await gateway.until(lambda: gateway.free.get("n") == 2)

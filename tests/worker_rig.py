@@ -3,14 +3,16 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
+import pytest
 from tls_rig import Links
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import (
@@ -18,8 +20,10 @@ from trunkline_runtime.contract import (
     CALL_HEADER,
     HEARTBEAT_SECONDS,
     REALTIME_PATH,
+    SETTINGS_TYPE,
     TICKET_HEADER,
     WORKERS_PATH,
+    ticket,
     worker_server_name,
 )
 from trunkline_runtime.engine import FRAME_BYTES, Engine
@@ -47,6 +51,7 @@ class FakeGateway:
         self.hellos: list[dict[str, Any]] = []
         self.peers: list[str] = []
         self.messages: list[dict[str, Any]] = []  # all that workers said after their hello
+        self._numbers = itertools.count(1)
         self._changed = asyncio.Condition()
         self._links: set[ServerConnection] = set()
         self._server: Server | None = None
@@ -75,16 +80,16 @@ class FakeGateway:
         for link in list(self._links):
             await link.send(text)
 
-    async def reserve(self, call: str, deadline: float = 30, **settings: Any) -> str | None:
-        """Asks for a slot: the ticket, or None for `full`."""
-        before = len(self._answers(call))
-        await self.say(type="reserve", call=call, agent=AGENT, settings=settings, deadline=deadline)
-        await self.until(lambda: len(self._answers(call)) > before)
-        ticket = self._answers(call)[-1].get("ticket")
-        return None if ticket is None else str(ticket)
+    def ticket(self, call: str) -> str:
+        """What lets this gateway's call in at the worker that dialled last."""
+        hello, number = self.hellos[-1], next(self._numbers)
+        return ticket(hello["link"], hello["ticketKey"], number, call)
 
-    def _answers(self, call: str) -> list[dict[str, Any]]:
-        return [m for m in self.messages if m["type"] in ("granted", "full") and m["call"] == call]
+    def call(self, call: str, **settings: Any) -> "DataLink":
+        """A plain data link to that worker."""
+        url = f"ws://127.0.0.1:{self.hellos[-1]['port']}{REALTIME_PATH}"
+        headers = {TICKET_HEADER: self.ticket(call)}
+        return DataLink(connect(url, additional_headers=headers, proxy=None), settings)
 
     def cut(self) -> None:
         """Breaks all links without a word, as a gateway that is killed."""
@@ -165,7 +170,18 @@ class RunningWorker:
         """A connection to the data server on which nothing was said yet."""
         return await asyncio.open_connection("127.0.0.1", self.host.port, **self._secure)
 
-    def dial(self, ticket: str, path: str = REALTIME_PATH, **options: Any) -> connect:
+    def dial(
+        self,
+        ticket: str,
+        path: str = REALTIME_PATH,
+        settings: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> "DataLink":
+        """A data link on which the settings are told."""
+        return DataLink(self.knock(ticket, path, **options), {} if settings is None else settings)
+
+    def knock(self, ticket: str, path: str = REALTIME_PATH, **options: Any) -> connect:
+        """One on which nothing is said."""
         return connect(
             f"{'wss' if self._secure else 'ws'}://127.0.0.1:{self.host.port}{path}",
             **self._secure,
@@ -177,6 +193,43 @@ class RunningWorker:
 
     async def health(self, path: str) -> tuple[int, str]:
         return await health(self.host, path)
+
+
+class DataLink:
+    """A link that is dialled when it is awaited or entered, as those of `websockets`."""
+
+    def __init__(self, dialling: connect, settings: dict[str, Any]) -> None:
+        self._dialling = dialling
+        self._settings = settings
+
+    def __await__(self) -> Generator[Any, None, ClientConnection]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> ClientConnection:
+        self._connection = await self._open()
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def _open(self) -> ClientConnection:
+        connection = await self._dialling
+        await connection.send(told(**self._settings))
+        return connection
+
+
+async def refusal(dialling: connect | DataLink) -> tuple[int, str]:
+    """Status and sentence of a dial that must be refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        await dialling
+    body = refused.value.response.body
+    assert body is not None
+    return refused.value.response.status_code, bytes(body).decode()
+
+
+def told(**settings: Any) -> str:
+    """What a gateway says first on a data link."""
+    return json.dumps({"type": SETTINGS_TYPE, "settings": settings})
 
 
 async def health(host: WorkerHost, path: str) -> tuple[int, str]:
@@ -236,8 +289,6 @@ async def worker(
                 await gateway.until(lambda gateway=gateway: bool(gateway.free))  # type: ignore[misc]
         yield running
         running.stop.set()
-        for gateway in gateways:
-            gateway.cut()  # else a worker waits for the calls that they have reserved slots for
         async with asyncio.timeout(PATIENCE):
             await running.run
     finally:

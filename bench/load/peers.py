@@ -22,7 +22,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from trunkline_runtime.contract import AGENT_HEADER, HEARTBEAT_SECONDS, WORKERS_PATH
+from trunkline_runtime.contract import (
+    AGENT_HEADER,
+    HEARTBEAT_SECONDS,
+    WORKER_PROTOCOL_VERSION,
+    WORKERS_PATH,
+)
 
 AGENT: Final = "default/echo"
 WORKER_KEY: Final = "worker-key-of-the-benchmark"
@@ -68,7 +73,7 @@ async def echo(port: int) -> None:
 
 
 async def workers(control_port: int, data_port: int, count: int) -> None:
-    """Links of workers that grant whatever they are asked for."""
+    """Links of workers that always have a slot."""
     async with contextlib.AsyncExitStack() as stack:
         links = [
             await stack.enter_async_context(
@@ -86,27 +91,31 @@ async def workers(control_port: int, data_port: int, count: int) -> None:
         ]
         for number, link in enumerate(links):
             await link.send(json.dumps(_hello(number, data_port)))
-        work = [work(link) for link in links for work in (_grant, _beat)]
+        work = [work(link) for link in links for work in (_hear, _beat)]
         await asyncio.gather(_ready(), *work)
 
 
 def _hello(number: int, data_port: int) -> dict[str, Any]:
-    hello = {"type": "hello", "version": 1, "agent": AGENT, "worker": f"worker-{number}"}
+    hello = {
+        "type": "hello",
+        "version": WORKER_PROTOCOL_VERSION,
+        "agent": AGENT,
+        "worker": f"worker-{number}",
+    }
     hello |= {"boot": f"boot-{number}", "slots": SLOTS, "port": data_port}
+    hello |= {"link": 1, "ticketKey": "whatever"}  # whose tickets nobody looks at
     return hello | {"protocols": ["realtime"], "build": "benchmark"}
 
 
-async def _grant(link: ClientConnection) -> None:
-    async for text in link:
-        order = json.loads(text)
-        if order["type"] == "reserve":
-            granted = {"type": "granted", "call": order["call"], "ticket": order["call"]}
-            await link.send(json.dumps(granted))
+async def _hear(link: ClientConnection) -> None:
+    async for _ in link:
+        pass
 
 
 async def _beat(link: ClientConnection) -> None:
     while True:
-        await link.send(json.dumps({"type": "free", "n": SLOTS, "busy": 0, "draining": False}))
+        free = {"type": "free", "n": SLOTS, "busy": 0, "draining": False, "seq": 1}
+        await link.send(json.dumps(free))
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 

@@ -5,6 +5,8 @@ keys that it does not know. Durations are seconds as a float; clocks of two mach
 This file imports nothing of ours, so that the operator may read it.
 """
 
+import base64
+import hmac
 from enum import IntEnum
 from typing import Final, Literal, NotRequired, TypedDict
 
@@ -48,6 +50,8 @@ TICKET_HEADER: Final = "Trunkline-Ticket"
 HOPS_HEADER: Final = "Trunkline-Hops"  # of a call that a gateway sends on: how many have
 START_HEADER: Final = "Trunkline-Start"
 """In a burst worker's answers: how its container came up, cold or restored, and for how many seconds it has been."""
+SEQ_HEADER: Final = "Trunkline-Seq"
+"""In a pod's answer to a gateway that asks for a slot: the `seq` that a `Free` would have right after it."""
 AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
 
 # Environment of a worker, in a pod and in a Modal container alike.
@@ -85,8 +89,8 @@ TLS_KEY_FILE: Final = "tls.key"
 CA_CERT_FILE: Final = "ca.crt"
 CA_KEY_FILE: Final = "ca.key"
 
-BURST_SETTINGS_TYPE: Final = "trunkline.settings"
-"""The type of the first message on a burst data link, gateway to worker: `{type, settings}`."""
+SETTINGS_TYPE: Final = "trunkline.settings"
+"""The type of the first message on a data link, gateway to worker: `{type, settings}`."""
 
 # How a call's account reaches its gateway, which relays without decoding. Pings end at either side of the data link,
 # so neither caller nor engine ever sees these. A worker that knows them says so in its 101 by ACCOUNT_HEADER.
@@ -104,12 +108,24 @@ HEARTBEAT_SECONDS: Final = 1.0
 DEAD_AFTER_SECONDS: Final = (
     3.0  # silent for so long, a worker gets no new call, and a link is dialled anew
 )
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 1  # of operator and gateway, and the routes file
+WORKER_PROTOCOL_VERSION: Final = 2  # of worker and gateway
 
 # The longest control message: 1,000 agents' routes of 8 KiB each fit.
 MAX_CONTROL_BYTES: Final = 16 * 2**20
 # The longest message of a call. 512 KiB of Realtime JSON is 8 s of PCM16 in one event.
 MAX_CALL_MESSAGE_BYTES: Final = 512 * 2**10
+
+
+def ticket(link: int, key: str, number: int, call: str) -> str:
+    """What opens one data link of a pod for one call: `LINK.NUMBER.CALL.MAC`, of printable characters without a blank.
+
+    The gateway counts `number` up on each control link. MAC is HMAC-SHA256 of all before its dot, by the link's
+    `ticketKey`, in URL-safe base64. A worker takes each number once, and none of a link that is gone.
+    """
+    asked = f"{link}.{number}.{call}"
+    mac = hmac.digest(key.encode(), asked.encode(), "sha256")
+    return f"{asked}.{base64.urlsafe_b64encode(mac).decode()}"
 
 
 def worker_server_name(agent: str) -> str:
@@ -136,6 +152,9 @@ class Close(IntEnum):
 # --- worker and gateway, on WORKERS_PATH -------------------------------------------------------------
 # The upgrade carries `Authorization: Bearer <worker key>` and AGENT_HEADER. A gateway answers 401 to a
 # wrong key and 404 to an agent without a route; the worker tries again with back-off.
+#
+# A slot is asked for on the data link: its upgrade carries CALL_HEADER and TICKET_HEADER, and the worker's 101 gives
+# the slot to the call. It answers 503 where it has none, 403 where the ticket is none of its own.
 
 
 class Hello(TypedDict):
@@ -150,15 +169,18 @@ class Hello(TypedDict):
     port: int
     protocols: list[str]  # "realtime", and "moshi" where its codec is installed
     build: str
+    link: int  # which of the worker's links this is
+    ticketKey: str  # of this link alone: signs the tickets of what is asked for by it (`ticket`)
 
 
 class Free(TypedDict):
-    """Worker to gateway after each change and each HEARTBEAT_SECONDS; a hint, `granted` is the truth."""
+    """Worker to gateway after each change and each HEARTBEAT_SECONDS; a hint, its 101 is the truth."""
 
     type: Literal["free"]
-    n: int  # slots that a reserve would find now; 0 while draining
-    busy: int  # slots reserved or live, of all gateways together
+    n: int  # slots that a call would find now; 0 while draining
+    busy: int  # live slots, of all gateways together
     draining: bool
+    seq: int  # grows with every change: links may bring two of these in another order
     late: NotRequired[
         float
     ]  # share of its frames since the last beat that missed their deadline, if any
@@ -168,38 +190,6 @@ class Bye(TypedDict):
     """Worker to gateway: it exits now; its data links are closed or will be."""
 
     type: Literal["bye"]
-
-
-class Reserve(TypedDict):
-    """Gateway to worker. The same call asked for again gets the same ticket."""
-
-    type: Literal["reserve"]
-    call: str
-    agent: str
-    settings: "Settings"
-    deadline: float  # seconds from receipt until an unused grant lapses
-
-
-class Granted(TypedDict):
-    """Worker to gateway: the ticket opens one data link."""
-
-    type: Literal["granted"]
-    call: str
-    ticket: str
-
-
-class Full(TypedDict):
-    """Worker to gateway: no slot, or draining."""
-
-    type: Literal["full"]
-    call: str
-
-
-class Release(TypedDict):
-    """Gateway to worker: the grant will not be used."""
-
-    type: Literal["release"]
-    ticket: str
 
 
 class Drain(TypedDict):

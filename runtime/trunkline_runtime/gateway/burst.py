@@ -218,7 +218,7 @@ def refusal(status: int) -> str:
     return f"{REFUSALS.get(status, 'refused a session')} (HTTP {status})"
 
 
-def ticket(rung: BurstRung, agent: str, call: str) -> str:
+def burst_ticket(rung: BurstRung, agent: str, call: str) -> str:
     """What the session's container checks before it takes the data link. It is used once, and at once."""
     now = int(time.time())
     claims = {

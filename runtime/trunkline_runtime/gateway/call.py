@@ -150,7 +150,7 @@ class Call(asyncio.Protocol):
 
     def attach(self, leg: Leg) -> None:
         """Relays to a leg from now on, which first gets all that has been kept. The caller has its 101 already."""
-        self._leg, self._write = leg, leg.write
+        self._leg, self._write = leg, leg.open()
         if self._kept:
             self._write(bytes(self._kept))
         if self._again is None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, is_short
-from trunkline_runtime.gateway.handshake import Address, Door
-from trunkline_runtime.gateway.leg import Leg
+from trunkline_runtime.gateway.handshake import Address, Door, Handshake
+from trunkline_runtime.gateway.leg import HUNG_UP, Leg
 
 NO_ROOM: Final = frozenset(f"refused its data link with HTTP {status}" for status in (429, 503))
 
@@ -20,74 +20,68 @@ class Failed:
     full: bool = False  # there was no room, or the caller left: nobody's fault
     ours: bool = False  # it is this gateway that lacks something: nobody else is worth asking
     limited: bool = False  # Modal said that the workspace may have no more
+    late: bool = False  # there was no answer in time
+    seq: int | None = None  # of the state of a pod's slots right after its answer
 
 
-class Dialling:
-    """A connection that is being made from here on. Whoever has it must `ask` or `drop`.
+async def dial(address: Address, door: Door, by: float, ready: Leg | None = None) -> Leg | Failed:
+    """A leg whose worker has answered 101, or why there is none. `by` is a time of the loop's clock.
 
-    What is said there can follow: a worker is dialled while it is asked for a slot, and with its grant the connection
-    is there. Nothing is left behind when it fails, is dropped or its asking is cancelled.
+    `ready` is a connection to there on which nothing was said. Nothing is left behind when it fails or is cancelled.
     """
-
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._loop = asyncio.get_running_loop()
-        self._leg = Leg(address, self._loop)
-        assert self._leg.answered is not None
-        self._answered = self._leg.answered
-        self._connecting = self._loop.create_task(self._connect())
-
-    def __repr__(self) -> str:
-        return f"<Dialling {self._address.host}:{self._address.port} {self._leg!r}>"
-
-    @property
-    def failed(self) -> bool:
-        """Before it has asked: the worker cannot be reached, or has hung up."""
-        return self._answered.done()
-
-    async def ask(self, door: Door, by: float) -> Leg | Failed:
-        """A leg whose worker has answered 101, or why there is none. `by` is a time of the loop's clock."""
-        leg, why = self._leg, ""
-        leg.ask(door)
-        try:
-            async with asyncio.timeout_at(by):
-                why = await self._answered or ""
-        except TimeoutError:
-            why = "did not answer its data link in time"
-        except BaseException:
-            self.drop()
-            raise
-        if not why and leg.over:
-            why = "closed its data link at once"
-        if not why:
-            return leg
-        self.drop()
-        return Failed(why, full=why in NO_ROOM, ours=why == NO_DESCRIPTOR)
-
-    def drop(self) -> None:
-        """The connection is not wanted any more."""
-        self._connecting.cancel()
-        self._leg.abort()
-
-    async def _connect(self) -> None:
-        address = self._address
-        try:
-            await self._loop.create_connection(
-                lambda: self._leg,
-                address.host,
-                address.port,
-                ssl=address.tls,
-                server_hostname=(address.server_name or address.host) if address.tls else None,
-            )
-        except ssl.SSLCertVerificationError as error:
-            self._leg.fail(f"could not prove who it is: {error.verify_message}")
-        except OSError as error:
-            if is_short(error):
-                self._leg.fail(NO_DESCRIPTOR)
-                return
-            self._leg.fail(f"cannot be reached: {error.strerror or error}")
+    if ready is not None:
+        found = await _asked(ready, Handshake(address, door), by)
+        if not (isinstance(found, Failed) and found.why == HUNG_UP):
+            return found
+        # Perhaps before it was asked. A ticket opens one link, so it may be asked again.
+    loop = asyncio.get_running_loop()
+    leg = Leg(loop)
+    connecting = loop.create_task(connect(address, leg))
+    found = Failed("was not waited for")
+    try:
+        found = await _asked(leg, Handshake(address, door), by)
+    finally:
+        if isinstance(found, Failed):
+            connecting.cancel()
+    return found
 
 
-async def dial(address: Address, door: Door, by: float) -> Leg | Failed:
-    """Dials and asks at once."""
-    return await Dialling(address).ask(door, by)
+async def connect(address: Address, leg: Leg) -> None:
+    """Connects a leg, or tells it why not."""
+    try:
+        await asyncio.get_running_loop().create_connection(
+            lambda: leg,
+            address.host,
+            address.port,
+            ssl=address.tls,
+            server_hostname=(address.server_name or address.host) if address.tls else None,
+        )
+    except ssl.SSLCertVerificationError as error:
+        leg.fail(f"could not prove who it is: {error.verify_message}")
+    except OSError as error:
+        if is_short(error):
+            leg.fail(NO_DESCRIPTOR)
+            return
+        leg.fail(f"cannot be reached: {error.strerror or error}")
+
+
+async def _asked(leg: Leg, handshake: Handshake, by: float) -> Leg | Failed:
+    """Asks on a connection that is there or being made."""
+    answered, late = leg.answered, False
+    if answered is None:  # it is gone already
+        return Failed(HUNG_UP)
+    leg.ask(handshake)
+    why: str | None = "was not waited for"
+    try:
+        async with asyncio.timeout_at(by):
+            why = await answered
+        if why is None and leg.over:
+            why = HUNG_UP
+    except TimeoutError:
+        why, late = "did not answer its data link in time", True
+    finally:
+        if why is not None:
+            leg.abort()
+    if why is None:
+        return leg
+    return Failed(why, full=why in NO_ROOM, ours=why == NO_DESCRIPTOR, late=late, seq=leg.seq)

@@ -1,20 +1,17 @@
 """Where a call is dialled to on each rung, and what is said there. Pure but for a burst ticket's time of day."""
 
-import json
 import ssl
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from trunkline_runtime.contract import (
-    BURST_SETTINGS_TYPE,
     CALL_HEADER,
     HOPS_HEADER,
     TICKET_HEADER,
     worker_server_name,
 )
-from trunkline_runtime.gateway.burst import Session, ticket
-from trunkline_runtime.gateway.frames import text_frame
+from trunkline_runtime.gateway.burst import Session, burst_ticket
 from trunkline_runtime.gateway.handshake import Address, Door
 from trunkline_runtime.gateway.routes import BurstRung, Route, UpstreamRung
 
@@ -39,12 +36,13 @@ def warm_address(route: Route, host: str, port: int) -> Address:
     )
 
 
-def warm_door(wanted: Wanted, granted: str) -> Door:
-    """`granted` is the ticket that the pod's worker made."""
+def warm_door(wanted: Wanted, ticket: str) -> Door:
+    """`ticket` is signed for this call at the pod's worker."""
     return Door(
         target=wanted.target,
         subprotocol=wanted.subprotocol,
-        headers=((TICKET_HEADER, granted), (CALL_HEADER, wanted.call)),
+        headers=((TICKET_HEADER, ticket), (CALL_HEADER, wanted.call)),
+        opening=wanted.route.opening,
     )
 
 
@@ -55,16 +53,15 @@ def burst_address(rung: BurstRung, tls: ssl.SSLContext) -> Address:
 
 def burst_door(wanted: Wanted, session: Session) -> Door:
     """The container that a session at Modal is held in."""
-    settings = {"type": BURST_SETTINGS_TYPE, "settings": wanted.route.settings}
     return Door(
         target=urlsplit(session.rung.url).path + wanted.target,
         subprotocol=wanted.subprotocol,
         headers=(
             ("Modal-Authorization", f"Bearer {session.token}"),
-            (TICKET_HEADER, ticket(session.rung, wanted.route.agent, wanted.call)),
+            (TICKET_HEADER, burst_ticket(session.rung, wanted.route.agent, wanted.call)),
             (CALL_HEADER, wanted.call),
         ),
-        opening=text_frame(json.dumps(settings).encode(), masked=True),
+        opening=wanted.route.opening,
     )
 
 

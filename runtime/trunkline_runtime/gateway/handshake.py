@@ -12,12 +12,13 @@ from websockets.headers import build_host
 from websockets.utils import accept_key
 
 from trunkline_runtime import __version__
-from trunkline_runtime.contract import ACCOUNT_HEADER, START_HEADER
+from trunkline_runtime.contract import ACCOUNT_HEADER, SEQ_HEADER, START_HEADER
 from trunkline_runtime.upgrade import HEAD_END, fields_of
 
 MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
 USER_AGENT: Final = f"trunkline/{__version__}"
 STARTED: Final = re.compile(r"(cold|restored) ([0-9]+[.][0-9]+)")
+WHOLE: Final = re.compile(r"[0-9]{1,18}")
 ONE_LINE: Final = re.compile(r"[ -~]+")  # what a worker's ticket cannot end a line with
 SWITCHING: Final = re.compile(rb"HTTP/1\.1 101( [\t -~\x80-\xff]*)?")
 
@@ -47,43 +48,38 @@ class Handshake:
     """Our half of the upgrade, RFC 6455 section 4.1.
 
     Written by hand, for a caller waits for it: `websockets` takes five times as long to write the request and to check
-    the response. What the door need not be known for is made before, while it is not. A test holds it against theirs.
+    the response. A test holds it against theirs. Raises ValueError for what would be more than a line.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, door: Door) -> None:
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         host = build_host(address.host, address.port, address.tls is not None)
-        self._lines = (
-            f"Host: {host}",
-            f"User-Agent: {USER_AGENT}",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            f"Sec-WebSocket-Key: {key}",
-            "Sec-WebSocket-Version: 13",
-        )
+        fields = [
+            ("Host", host),
+            ("User-Agent", USER_AGENT),
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Key", key),
+            ("Sec-WebSocket-Version", "13"),
+            *door.headers,
+        ]
+        if door.subprotocol:
+            fields.append(("Sec-WebSocket-Protocol", door.subprotocol))
+        lines = [f"GET {door.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
+        if not all(map(ONE_LINE.fullmatch, lines)):
+            raise ValueError("a request's line may have printable characters alone")
+        self.request = "\r\n".join([*lines, "", ""]).encode("ascii")
+        self.opening = door.opening
         self._accept = accept_key(key)
-        self._offered: str | None = None
-        self._ours = False
+        self._offered, self._ours = door.subprotocol, door.ours
         self._response = b""
         self._status = b""
         self._switched = False
-        self.opening = b""
         self.subprotocol: str | None = None
         self.tells = False  # whether this worker gives an account of its calls
         self.started: tuple[str, float] | None = None
         """How a burst worker's container came up, and for how many seconds it has been; None = it does not say."""
-
-    def request(self, door: Door) -> bytes:
-        """What is said at a door, once. Raises ValueError for what would be more than a line."""
-        self._offered, self._ours, self.opening = door.subprotocol, door.ours, door.opening
-        fields = door.headers
-        if door.subprotocol:
-            fields = (*fields, ("Sec-WebSocket-Protocol", door.subprotocol))
-        said = [f"{name}: {value}" for name, value in fields]
-        lines = [f"GET {door.target} HTTP/1.1", *self._lines, *said]
-        if not all(map(ONE_LINE.fullmatch, lines)):
-            raise ValueError("a request's line may have printable characters alone")
-        return "\r\n".join([*lines, "", ""]).encode("ascii")
+        self.seq: int | None = None  # of a pod's worker: its slots' state right after this answer
 
     def receive(self, data: bytes) -> bytes | None:
         """What came behind the response; None until all of it is there."""
@@ -108,7 +104,11 @@ class Handshake:
 
     def _read(self, fields: Headers | None) -> None:
         """Judges a response whose status line is known; None: it has a line that is no field."""
-        if fields is None or not SWITCHING.fullmatch(self._status):
+        if fields is None:
+            return
+        if WHOLE.fullmatch(seq := "".join(fields.get_all(SEQ_HEADER))):
+            self.seq = int(seq)
+        if not SWITCHING.fullmatch(self._status):
             return
         connection = ",".join(fields.get_all("Connection")).split(",")
         protocols = fields.get_all("Sec-WebSocket-Protocol")

@@ -2,7 +2,7 @@
 
 A `Ladder` is asked for the next attempt and told how that went; it never waits and has no clock. Every
 attempt has a deadline, and none lies behind the route's `answerSeconds`. The last attempt that there is
-has all of that: a worker that is slow to grant is passed over only where there is somewhere else to go.
+has all of that: a worker that is slow to answer is passed over only where there is somewhere else to go.
 
 Standing in line for a slot is an attempt, too. What comes of it is a warm attempt at the worker whose slot came
 free (`offered`); where another gateway's caller was faster, the ladder sends its caller back into the line.
@@ -38,9 +38,10 @@ UPSTREAM: Final = "upstream"  # the rung's name; there is one at most
 class Patience:
     """How long a gateway waits for others, in seconds, and how many workers a warm rung tries."""
 
-    reserve: float = 0.25  # a worker answers in 0.2 ms; one that is silent so long is stuck
-    dial: float = 1.0  # inside a cluster
-    tries: int = 3  # two stuck workers then cost 2.5 s, and the last one what is left
+    answer: float = (
+        0.5  # a worker answers in 1 ms, or 5 by TLS; one that is silent so long is stuck
+    )
+    tries: int = 3  # two stuck workers then cost 1 s, and the last one what is left
     # For a caller or a worker that reads nothing: it holds the other for nobody.
     stall: float = 30.0
     # For a worker that is silent on all its links, before its calls are given up. More than the three seconds
@@ -51,7 +52,6 @@ class Patience:
 @dataclass(frozen=True, slots=True)
 class TryWarm:
     row: Row
-    reserve_by: float
     answer_by: float
     held: bool = False  # one of its slots is kept for this call already
 
@@ -205,9 +205,8 @@ class Ladder:
         self._note(Step("wait", "", IN_LINE, self._ms(now)))
         self._tries += 1
         # Longer than on the first rung: there is nothing else. Not all there is: others may come free.
-        reserve_by = min(now + 4 * self._patience.reserve, self._end)
-        answer_by = min(reserve_by + self._patience.dial, self._end)
-        attempt = TryWarm(row, reserve_by, answer_by, held=True)
+        answer_by = min(now + 4 * self._patience.answer, self._end)
+        attempt = TryWarm(row, answer_by, held=True)
         self._attempt, self._since = attempt, now
         return attempt
 
@@ -249,12 +248,9 @@ class Ladder:
             return None
         self._tried.add(row)
         self._tries += 1
-        reserve_by = min(now + self._patience.reserve, self._end)
         if self._nothing_after(pick):
-            # Slow is better than refused: it has all the time there is, less that of a dial.
-            reserve_by = max(reserve_by, self._end - self._patience.dial)
-            return TryWarm(row, reserve_by, self._end)
-        return TryWarm(row, reserve_by, min(reserve_by + self._patience.dial, self._end))
+            return TryWarm(row, self._end)  # slow is better than refused
+        return TryWarm(row, min(now + self._patience.answer, self._end))
 
     def _wait(self, now: float, rung: WaitRung) -> TryWait | None:
         until = self._end - LAST_SECONDS

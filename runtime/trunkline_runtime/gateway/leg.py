@@ -9,7 +9,7 @@ from websockets.frames import Close
 
 from trunkline_runtime.contract import ACCOUNT_PING, END_PING, MAX_CALL_MESSAGE_BYTES
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, ping_frame, pong_frame
-from trunkline_runtime.gateway.handshake import Address, Door, Handshake
+from trunkline_runtime.gateway.handshake import Handshake
 from trunkline_runtime.gateway.sockets import (
     LINGER_SECONDS,
     drop,
@@ -21,6 +21,7 @@ from trunkline_runtime.gateway.sockets import (
 if TYPE_CHECKING:
     from trunkline_runtime.gateway.call import Call
 
+HUNG_UP: Final = "closed its data link at once"
 ACCOUNT_SECONDS: Final = 0.5  # for a worker's account of its call; its Close goes then, in any case
 
 
@@ -29,6 +30,7 @@ class Leg(asyncio.Protocol):
 
     __slots__ = (
         "_aborted",
+        "_asked",
         "_awaited",
         "_call",
         "_early",
@@ -39,8 +41,8 @@ class Leg(asyncio.Protocol):
         "_jammed",
         "_linger",
         "_loop",
+        "_opening",
         "_ping_due",
-        "_request",
         "_stop",
         "_tells",
         "_transport",
@@ -49,16 +51,18 @@ class Leg(asyncio.Protocol):
         "home",
         "over",
         "passed",
+        "seq",
         "start",
         "started",
         "subprotocol",
     )
 
-    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.answered: asyncio.Future[str | None] | None = loop.create_future()
         """Why the worker does not take the call, or None where it does; None itself once that is known."""
         self.subprotocol: str | None = None  # that the worker selected
         self.started: tuple[str, float] | None = None  # what its worker says of its container
+        self.seq: int | None = None  # of the state of a pod's slots right after its answer
         self.start = ""  # what that means for the call: warm, cold or restored
         self.over = False  # the connection is gone
         self.passed = 0
@@ -66,8 +70,9 @@ class Leg(asyncio.Protocol):
         self._tells = False  # whether it will
         self._awaited: tuple[Callable[[], None], ...] = ()  # those who wait for that
         self._loop = loop
-        self._handshake: Handshake | None = Handshake(address)  # until the worker has answered
-        self._request = b""  # waits for the connection
+        self._handshake: Handshake | None = None  # until the worker has answered
+        self._asked = False
+        self._opening = b""  # goes before anything of the caller, and after the caller's 101
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self._call: Call | None = None
@@ -93,13 +98,16 @@ class Leg(asyncio.Protocol):
         if self._aborted:
             self._transport.abort()
             return
-        if self._request:
-            self._transport.write(self._request)
+        if self._handshake is not None:
+            self._transport.write(self._handshake.request)
         notice_dead_peer(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         if self._handshake is not None:
             self._answer(self._handshake, data)
+            return
+        if not self._asked:  # a worker that speaks first is none of ours
+            self.abort()
             return
         try:
             out = self._feed(data)
@@ -127,7 +135,7 @@ class Leg(asyncio.Protocol):
         self.over = True
         if self._linger is not None:
             self._linger.cancel()
-        self.fail("closed its data link at once")
+        self.fail(HUNG_UP)
         self._emit = self._feed = drop  # and with them the tracker, whose callback refers to us
         call, self._call = self._call, None
         if call is not None:
@@ -139,14 +147,19 @@ class Leg(asyncio.Protocol):
 
     # --- what its dialling asks for ---
 
-    def ask(self, door: Door) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether it is connected, as far as is known."""
+        return self._transport is not None and not self._transport.is_closing() and not self.over
+
+    def ask(self, handshake: Handshake) -> None:
         """Asks the worker to take a call, once it is connected; `answered` says how that went."""
+        self._asked = True
         if self.over or self._aborted:
             return
-        assert self._handshake is not None
-        self._request = self._handshake.request(door)
+        self._handshake = handshake
         if self._transport is not None:
-            self._transport.write(self._request)
+            self._transport.write(handshake.request)
 
     def fail(self, why: str) -> None:
         """It could not be connected."""
@@ -154,10 +167,12 @@ class Leg(asyncio.Protocol):
 
     # --- what the call asks for ---
 
-    @property
-    def write(self) -> Callable[[bytes], object]:
-        """Takes what the caller says."""
+    def open(self) -> Callable[[bytes], object]:
+        """Begins to speak to the worker; what is returned takes what the caller says."""
         assert self._transport is not None
+        opening, self._opening = self._opening, b""
+        if opening and self.ready:
+            self._transport.write(opening)
         return self._transport.write
 
     def attach(self, call: "Call", emit: Callable[[bytes], object]) -> None:
@@ -243,18 +258,15 @@ class Leg(asyncio.Protocol):
 
     def _answer(self, handshake: Handshake, data: bytes) -> None:
         assert self._transport is not None
-        if not self._request:  # a worker that speaks first is none of ours
-            self.abort()
-            return
         rest = handshake.receive(data)
         if rest is None:
             return
-        self._handshake, self._request = None, b""
+        self._handshake = None
+        self._opening, self.seq = handshake.opening, handshake.seq
         self.subprotocol = handshake.subprotocol
         self._tells = handshake.tells
         self.started = handshake.started
         if handshake.refusal is None:
-            self._transport.write(handshake.opening)
             self._transport.pause_reading()  # until the call takes it: what is early stays small
         self._tell(handshake.refusal)
         if rest and handshake.refusal is None:

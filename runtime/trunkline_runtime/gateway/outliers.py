@@ -20,9 +20,9 @@ from trunkline_runtime.gateway.table import Row
 class Demerit(StrEnum):
     """What a worker did wrong."""
 
-    REFUSED = "granted a slot and did not take its call"  # or could not be dialled
-    SILENT = "did not answer a reserve in time"
-    SLOW = "was slow to grant"
+    REFUSED = "offered a slot and did not take a call"  # or could not be dialled
+    SILENT = "did not answer a call in time"
+    SLOW = "was slow to answer a call"
     LATE = "missed deadlines of its frames"
 
 
@@ -34,7 +34,7 @@ WEIGHTS: Final[Mapping[Demerit, float]] = {
 }
 GOOD: Final = 0.5  # what an answered call takes back
 SLOW_SECONDS: Final = (
-    0.1  # a grant takes 0.2 ms; a worker that needs 500 times as long is short of something
+    0.1  # an answer takes 1 ms; a worker that needs 100 times as long is short of something
 )
 LATE_SHARE: Final = 0.05  # of the frames of a second: callers hear it
 ASIDE_SECONDS: Final = (5.0, 120.0)  # the first time, and the longest

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from trunkline_runtime.contract import KEPT
+from trunkline_runtime.contract import KEPT, NO_SLOT
 from trunkline_runtime.gateway.accounts.bill import Bill
 from trunkline_runtime.gateway.accounts.cashier import Cashier
 from trunkline_runtime.gateway.breaker import Breakers, Outcome
 from trunkline_runtime.gateway.burst import RESTORED, BurstSessions, Session, start_of
 from trunkline_runtime.gateway.descriptors import At, Descriptors
-from trunkline_runtime.gateway.dialling import Dialling, Failed, dial
+from trunkline_runtime.gateway.dialling import Failed, dial
 from trunkline_runtime.gateway.doors import (
     Wanted,
     burst_address,
@@ -37,13 +37,10 @@ from trunkline_runtime.gateway.ladder import (
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.line import Lines, Nothing, Waiter
-from trunkline_runtime.gateway.outliers import SLOW_SECONDS, Demerit
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Census, Row, Table
-from trunkline_runtime.gateway.worker_link import Granted
 from trunkline_runtime.gateway.workers import WorkerLinks
 
-HOLD_MARGIN_SECONDS: Final = 1.0  # a grant outlives our own deadline for its dialling by this much
 MOST_HOPS: Final = (
     1  # gateways that may send a call on: two that name each other must not play ball
 )
@@ -78,7 +75,7 @@ class Asked:
 
 
 class Placer:
-    """Reserves, starts sessions, waits and dials. Whatever an attempt held that did not end in a call is given back.
+    """Starts sessions, waits and dials. Whatever an attempt held that did not end in a call is given back.
 
     `changed` is called with an agent when its burst or its line changes.
     """
@@ -217,7 +214,7 @@ class Placer:
             row = woken.result()
         except asyncio.CancelledError:
             if not woken.cancelled():  # the caller left in the very turn in which it was served
-                self._table.settle(woken.result(), granted=False)
+                self._table.settle(woken.result(), taken=False)
             raise
         finally:
             self.lines.leave(agent, place)
@@ -227,52 +224,37 @@ class Placer:
     def _wake(self, woken: "asyncio.Future[Row]", row: Row) -> None:
         """Hands a slot to who waits, or on to the next: it may have given up in this very turn."""
         if woken.done():
-            self._table.settle(row, granted=False)
+            self._table.settle(row, taken=False)
         else:
             woken.set_result(row)
 
     async def _try_warm(self, attempt: TryWarm, asked: Asked, avoid: set[Row]) -> Leg | Failed:
-        """A leg, or why not; a worker that grants and does not take its call is to be avoided by it from then on."""
-        clock, wanted = asyncio.get_running_loop().time, asked.wanted
-        link = self._links.of(attempt.row)
+        """A leg, or why not; a worker that offers a slot and does not take the call is to be avoided by it from then on."""
+        loop, wanted, row = asyncio.get_running_loop(), asked.wanted, attempt.row
+        link = self._links.of(row)
+        if not attempt.held:
+            self._table.ask(row)
         if link is None:
-            if attempt.held:
-                self._table.settle(attempt.row, granted=False)
+            self._table.settle(row, taken=False)
             return Failed("lost its control link", full=True)
-        # Dialled while the worker decides: its grant finds the connection made.
-        dialling = Dialling(warm_address(wanted.route, link.host, link.port))
-        leg: Leg | Failed = Failed("")
-        grant: Granted | Failed | None = None
-        began = clock()
-        hold = attempt.answer_by - began + HOLD_MARGIN_SECONDS
+        address = warm_address(wanted.route, link.host, link.port)
+        began = loop.time()
+        found: Leg | Failed | None = None
         try:
-            grant = await link.reserve(
-                wanted.call, wanted.route.settings, attempt.reserve_by, hold, held=attempt.held
-            )
-            if not isinstance(grant, Granted):
-                if not grant.full:
-                    self._links.bad(attempt.row, Demerit.SILENT)
-                return grant
-            slow = clock() - began > SLOW_SECONDS
-            if dialling.failed:  # perhaps it let nobody wait so long
-                dialling = Dialling(warm_address(wanted.route, link.host, link.port))
-            leg = await dialling.ask(warm_door(wanted, grant.ticket), attempt.answer_by)
+            door = warm_door(wanted, link.ticket(wanted.call))
+            found = await dial(address, door, attempt.answer_by, link.standby.take(address))
         finally:
-            if not isinstance(leg, Leg):
-                dialling.drop()
-                if isinstance(grant, Granted):
-                    link.release(grant.ticket)
-        if isinstance(leg, Failed):
-            avoid.add(attempt.row)
-            if not leg.ours:
-                self._links.bad(attempt.row, Demerit.REFUSED)
-            return leg
-        if slow:
-            self._links.bad(attempt.row, Demerit.SLOW)
-        else:
-            self._links.good(attempt.row)
-        self._links.hold(attempt.row, leg)
-        return leg
+            answered = partial(self._links.answered, link, found, loop.time() - began)
+            if isinstance(found, Leg):
+                loop.call_soon(answered)  # its caller has the 101 first, and it counts as asked
+            else:
+                answered()
+        if isinstance(found, Failed):
+            if found.full:
+                return replace(found, why=NO_SLOT)
+            if not found.late:
+                avoid.add(row)
+        return found
 
     # --- beyond the cluster ---
 

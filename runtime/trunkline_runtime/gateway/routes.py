@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trunkline_runtime.contract import Settings
 from trunkline_runtime.gateway.access.jwks import KeySet
 from trunkline_runtime.gateway.access.limits import Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
@@ -90,7 +89,9 @@ class Route:
     admission_ms: float  # 0: no objective
     first_audio_ms: float = 0.0  # likewise
     protocols: frozenset[str] = frozenset()  # what callers may speak; empty: all
-    settings: Settings = field(repr=False)
+    opening: bytes = field(
+        repr=False
+    )  # what a worker is told of the settings, first on a data link
     rungs: tuple[Rung, ...]
     draining: frozenset[str]
     budget: Budget = field(default_factory=Budget)  # of its burst

@@ -6,14 +6,15 @@ import re
 import ssl
 from collections.abc import KeysView, Mapping
 from math import isfinite
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from trunkline_runtime.contract import PROTOCOL_VERSION, Settings
+from trunkline_runtime.contract import PROTOCOL_VERSION, SETTINGS_TYPE
 from trunkline_runtime.gateway.access.jwks import JwksError, KeySet, parse_jwks
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
 from trunkline_runtime.gateway.accounts.budget import Budget, Price
+from trunkline_runtime.gateway.frames import text_frame
 from trunkline_runtime.gateway.routes import (
     Access,
     BurstRung,
@@ -91,13 +92,19 @@ def _route(reader: "_Reader") -> Route:
         admission_ms=reader.number("admissionMs"),
         first_audio_ms=reader.number("firstAudioMs") if reader.has("firstAudioMs") else 0.0,
         protocols=frozenset(reader.texts("protocols") if reader.has("protocols") else ()),
-        settings=reader.settings("settings"),
+        opening=_opening(reader.mapping("settings")),
         rungs=tuple(_rung(_Reader(item, where)) for where, item in reader.items("rungs")),
         draining=frozenset(reader.texts("draining")),
         budget=_budget(reader.child("budget")) if reader.has("budget") else Budget(),
         warm_price=_warm_price(reader),
         worker_tls=_worker_tls(reader),
     )
+
+
+def _opening(settings: Mapping[str, Any]) -> bytes:
+    """Passed on as they are: the worker parses them at its own edge. Made once, for a caller would wait for it."""
+    told = json.dumps({"type": SETTINGS_TYPE, "settings": settings})
+    return text_frame(told.encode(), masked=True)
 
 
 def _worker_tls(reader: "_Reader") -> ssl.SSLContext | None:
@@ -306,10 +313,6 @@ class _Reader:
         if not isinstance(value, dict):
             raise RouteError(f"{self.where}.{key} must be an object")
         return value
-
-    def settings(self, key: str) -> Settings:
-        """Passed on as they are: the worker parses them at its own edge."""
-        return cast(Settings, self.mapping(key))
 
     def child(self, key: str) -> "_Reader":
         return _Reader(self._get(key), f"{self.where}.{key}")

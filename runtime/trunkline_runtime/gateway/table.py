@@ -1,7 +1,7 @@
 """The slot table: the workers of each agent as this gateway sees them, in buckets by free view.
 
-A row's view is what its worker last reported as free, less the reserves that are not yet answered. It is
-a hint; the worker's grant is the truth. Adding, moving and picking are O(1), or O(tries) where rows were
+A row's view is what its worker last reported as free, less the calls that it has been asked to take and has not
+answered. It is a hint; the worker's 101 is the truth. Adding, moving and picking are O(1), or O(tries) where rows were
 tried already. Nothing here has a clock, a socket or randomness of its own.
 """
 
@@ -22,7 +22,8 @@ class Row:
     draining: bool = False  # as reported
     barred: bool = False  # the route's own list says that it drains
     aside: bool = False  # it failed calls: it gets none for a while
-    asked: int = 0  # reserves without an answer, and slots that are held for callers who waited
+    asked: int = 0  # calls that it was asked to take, or that are held for it: it has not answered
+    seq: int = 0  # of the last report
     _bucket: int = field(default=0, init=False, repr=False)
     _index: int = field(default=0, init=False, repr=False)
 
@@ -40,7 +41,7 @@ class Census:
     pods: int
     slots: int
     busy: int
-    free: int  # that a reserve might have found
+    free: int  # that a call might have found
     draining: int  # pods
     aside: int = 0  # pods
 
@@ -107,9 +108,11 @@ class Table:
             del self._pools[row.agent]
         return True
 
-    def report(self, row: Row, *, free: int, busy: int, draining: bool) -> None:
-        """What the worker says of itself."""
-        row.free, row.busy, row.draining = free, busy, draining
+    def report(self, row: Row, *, free: int, busy: int, draining: bool, seq: int) -> None:
+        """What the worker says of itself; not what it said before the last report."""
+        if seq < row.seq:
+            return
+        row.free, row.busy, row.draining, row.seq = free, busy, draining, seq
         self._moved(row)
 
     def bar(self, row: Row, barred: bool) -> None:
@@ -123,20 +126,20 @@ class Table:
         self._moved(row)
 
     def ask(self, row: Row) -> None:
-        """A reserve is on its way, or will be in this turn."""
+        """The worker is asked to take a call, or will be in this turn."""
         row.asked += 1
         self._moved(row)
 
-    def settle(self, row: Row, *, granted: bool, full: bool = False) -> None:
-        """A reserve is answered, or nobody waits for the answer any more.
+    def settle(self, row: Row, *, taken: bool, full: bool = False, seq: int | None = None) -> None:
+        """The worker has answered, or nobody waits for the answer any more.
 
-        The worker's own report of the change may be in the same packet or behind it; until it comes
-        the row counts what the answer itself says.
+        `seq` is of its state right after that. A report of that state or a later one knows of a call that was taken; and
+        of one that was not, a later one. Else the row counts what the answer says, until the next report.
         """
         row.asked -= 1
-        if granted:
+        if taken and (seq is None or seq > row.seq):
             row.free = max(0, row.free - 1)
-        elif full:
+        elif full and (seq is None or seq >= row.seq):
             row.free = 0
         self._moved(row)
 
@@ -160,7 +163,7 @@ class Table:
         return None
 
     def free(self, agent: str) -> int:
-        """Free slots of an agent's workers, as they reported them or granted them away since."""
+        """Free slots of an agent's workers, as they reported them or gave them away since."""
         return sum(row.free for row in self.rows(agent))
 
     def view(self, agent: str) -> int:

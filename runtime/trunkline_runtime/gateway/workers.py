@@ -17,9 +17,11 @@ from trunkline_runtime.contract import (
     Close,
 )
 from trunkline_runtime.gateway.access.wish import bearers
+from trunkline_runtime.gateway.dialling import Failed
+from trunkline_runtime.gateway.doors import warm_address
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.leg import Leg
-from trunkline_runtime.gateway.outliers import LATE_SHARE, Demerit, Outliers
+from trunkline_runtime.gateway.outliers import LATE_SHARE, SLOW_SECONDS, Demerit, Outliers
 from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.table import Row, Table
 from trunkline_runtime.gateway.worker_link import (
@@ -34,7 +36,7 @@ from trunkline_runtime.process import answer
 log = logging.getLogger("trunkline.gateway")
 
 HELLO_SECONDS: Final = 5.0
-MAX_UNREAD_BYTES: Final = 2**20  # some 1,000 reserves that a worker does not read
+MAX_UNREAD_BYTES: Final = 2**20  # some 50,000 beats that a worker does not read
 
 
 _Process = tuple[str, str, str]
@@ -84,31 +86,28 @@ class WorkerLinks:
         """The link behind a row of the table."""
         return self._links.get(row)
 
-    def bad(self, row: Row, demerit: Demerit) -> None:
-        """A worker has failed a call, or is about to fail those that it has."""
-        if row not in self._links:
-            return
-        now, peers = asyncio.get_running_loop().time(), self._table.rows(row.agent)
-        seconds = self._outliers.bad(row, demerit, now, peers)
-        if seconds is not None:
-            extra = {"agent": row.agent, "worker": row.worker, "seconds": seconds}
-            log.warning("a worker is set aside", extra={**extra, "why": demerit.value})
-            self._table.set_aside(row, True)
-            self._changed(row.agent)
+    def answered(self, link: WorkerLink, found: Leg | Failed | None, seconds: float) -> None:
+        """What a worker has said to a call, and after how long; None where the caller left before that."""
+        had_free, row = link.row.free > 0, link.row
+        full = isinstance(found, Failed) and found.full
+        seq = found.seq if found else None
+        self._table.settle(row, taken=isinstance(found, Leg), full=full, seq=seq)
+        self._spent(link, had_free)
+        match found:
+            case Leg():
+                self._hold(row, found)
+                if seconds > SLOW_SECONDS:
+                    self._bad(row, Demerit.SLOW)
+                else:
+                    self._outliers.good(row)
+            case Failed(late=True):
+                self._bad(row, Demerit.SILENT)
+            case Failed(full=False, ours=False):
+                self._bad(row, Demerit.REFUSED)
 
     def aside(self) -> dict[str, int]:
         """How many workers are set aside, of agents that have any."""
         return self._outliers.aside()
-
-    def good(self, row: Row) -> None:
-        """A worker has taken a call."""
-        self._outliers.good(row)
-
-    def hold(self, row: Row, leg: Leg) -> None:
-        """A data link to the worker, which dies with it."""
-        self._legs.setdefault(_process(row), set()).add(leg)
-        leg.home = row
-        leg.when_gone(self._let_go)
 
     def refusal(self, request: Request) -> Response | None:
         """The plain answer instead of a link; None when the worker may dial in."""
@@ -168,6 +167,8 @@ class WorkerLinks:
                 until = now + self._patience.silence - DEAD_AFTER_SECONDS
                 self._silent[process] = _Silence(link.row, until, self._passed(process))
                 link.connection.transport.abort()
+            else:
+                self._stand_by(link, now)
         for process in list(self._silent):
             self._give_up(process, now)
         for row in self._outliers.back(now):
@@ -199,11 +200,12 @@ class WorkerLinks:
 
     def _greet(self, connection: ServerConnection, hello: Hello) -> WorkerLink:
         row = Row(agent=hello.agent, worker=hello.worker, boot=hello.boot, slots=hello.slots)
-        link = WorkerLink(connection, row, hello.port, self._table)
+        link = WorkerLink(connection, row, hello, self._table)
         old = self._table.add(row)
         if old is not None:
             self._links[old].connection.transport.abort()
         self._links[row] = link
+        self._stand_by(link, link.seen)
         self._silent.pop(_process(row), None)
         route = self._routes().get(hello.agent)
         link.bar(route is not None and hello.worker in route.draining)
@@ -214,22 +216,47 @@ class WorkerLinks:
         self._changed(hello.agent)
         return link
 
+    def _stand_by(self, link: WorkerLink, now: float) -> None:
+        if route := self._routes().get(link.row.agent):
+            link.standby.look(warm_address(route, link.host, link.port), now)
+
+    def _bad(self, row: Row, demerit: Demerit) -> None:
+        """A worker has failed a call, or is about to fail those that it has."""
+        if row not in self._links:
+            return
+        now, peers = asyncio.get_running_loop().time(), self._table.rows(row.agent)
+        seconds = self._outliers.bad(row, demerit, now, peers)
+        if seconds is not None:
+            extra = {"agent": row.agent, "worker": row.worker, "seconds": seconds}
+            log.warning("a worker is set aside", extra={**extra, "why": demerit.value})
+            self._table.set_aside(row, True)
+            self._changed(row.agent)
+
+    def _hold(self, row: Row, leg: Leg) -> None:
+        """A data link to the worker, which dies with it."""
+        self._legs.setdefault(_process(row), set()).add(leg)
+        leg.home = row
+        leg.when_gone(self._let_go)
+
     def _heard(self, link: WorkerLink, message: Mapping[str, Any]) -> None:
         link.seen = asyncio.get_running_loop().time()
         had_free = link.row.free > 0
         link.late = 0.0
         link.heard(message)
         if link.late > LATE_SHARE:
-            self.bad(link.row, Demerit.LATE)
+            self._bad(link.row, Demerit.LATE)
+        self._spent(link, had_free)
+
+    def _spent(self, link: WorkerLink, had_free: bool) -> None:
+        """The operator is told soon where that was the last free slot of its agent."""
         if had_free and not self._table.free(link.row.agent):
             self._changed(link.row.agent)
 
     def _lost(self, link: WorkerLink) -> None:
         self._links.pop(link.row, None)
+        link.standby.drop()
         self._outliers.forget(link.row)
-        removed = self._table.remove(link.row)
-        link.lost()  # after that: nobody who waits is to be given what it had
-        if removed:
+        if self._table.remove(link.row):
             log.info(
                 "a worker's link ended",
                 extra={"agent": link.row.agent, "worker": link.row.worker, "boot": link.row.boot},

@@ -1,9 +1,8 @@
-"""The links from a worker to all gateways: it dials them, offers its slots and answers their reserves.
+"""The links from a worker to all gateways: it dials them, offers its slots and drains as they wish.
 
 Names are resolved again and again, so gateways may come and go; each address has one link. A link that
-is lost frees its unclaimed reservations and ends no call. Everything that a link says goes through
-`broadcast`, which writes at once: an answer and the count that follows it cannot change places, and a
-gateway that does not read is dropped by the size of what waits for it.
+is lost takes its tickets with it and ends no call. Everything that a link says goes through `broadcast`, which writes
+at once: a gateway that does not read is dropped by the size of what waits for it.
 """
 
 import asyncio
@@ -29,8 +28,6 @@ from trunkline_runtime.contract import (
     MAX_CONTROL_BYTES,
     WORKERS_PATH,
     Bye,
-    Full,
-    Granted,
     Hello,
 )
 from trunkline_runtime.process import QUIET
@@ -38,11 +35,10 @@ from trunkline_runtime.tls import Given, why_no_link
 from trunkline_runtime.worker.orders import (
     DrainOrder,
     Malformed,
-    ReleaseOrder,
-    ReserveOrder,
     order_from,
 )
 from trunkline_runtime.worker.switchboard import Switchboard
+from trunkline_runtime.worker.tickets import LinkTickets
 
 log = logging.getLogger("trunkline.control")
 
@@ -87,7 +83,9 @@ async def addresses_of(gateway: Endpoint) -> frozenset[Endpoint]:
 class Dialling:
     """How a worker finds gateways and presents itself."""
 
-    hello: Hello
+    hello: Callable[[int, str], Hello]
+    """What is said first on a link, of its number and the key of its tickets."""
+    agent: str  # namespace/name
     key: str
     source: str | None  # the address to dial from, where gateways will find the data server
     tls: ssl.SSLContext | None = (
@@ -105,12 +103,14 @@ class ControlLinks:
         dialling: Dialling,
         gateways: tuple[Endpoint, ...],
         switchboard: Switchboard,
+        tickets: LinkTickets,
         late: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`late` is asked at each beat for the share of frames since the last that came too late."""
         self._dialling = dialling
         self._gateways = gateways
         self._switchboard = switchboard
+        self._tickets = tickets
         self._late = late
         self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}
         self._links: dict[Endpoint, asyncio.Task[None]] = {}
@@ -207,7 +207,7 @@ class ControlLinks:
             server_hostname=self._name_of(address) if tls else None,
             additional_headers={
                 "Authorization": f"Bearer {self._dialling.key}",
-                AGENT_HEADER: self._dialling.hello["agent"],
+                AGENT_HEADER: self._dialling.agent,
             },
             local_addr=(self._dialling.source, 0) if self._dialling.source else None,
             compression=None,
@@ -226,13 +226,14 @@ class ControlLinks:
         self._note(address, "linked")
         heard = False
         try:
-            broadcast([connection], json.dumps(self._dialling.hello))
+            hello = self._dialling.hello(number, self._tickets.issue(number))
+            broadcast([connection], json.dumps(hello))
             broadcast([connection], self._free())
             while True:
                 async with asyncio.timeout(DEAD_AFTER_SECONDS):
                     message = await connection.recv()
                 heard = True
-                self._obey(message, number, connection)
+                self._obey(message, number)
         except TimeoutError:
             self._note(address, f"lost: silent for {DEAD_AFTER_SECONDS:g} s")
             connection.transport.abort()
@@ -243,28 +244,14 @@ class ControlLinks:
             self._note(address, "left" if self._leaving else f"lost: {error}")
         finally:
             del self._up[number]
+            self._tickets.revoke(number)
             self._switchboard.lose(number)
         return heard
 
-    def _obey(self, message: str | bytes, number: int, connection: ClientConnection) -> None:
+    def _obey(self, message: str | bytes, number: int) -> None:
         match order_from(message):
-            case ReserveOrder() as order:
-                broadcast([connection], self._answer(order, number))
-            case ReleaseOrder(ticket):
-                self._switchboard.release(ticket)
             case DrainOrder(draining):
                 self._switchboard.drain(number, wanted=draining)
-
-    def _answer(self, order: ReserveOrder, number: int) -> str:
-        if order.agent != self._dialling.hello["agent"]:
-            log.warning(
-                "reserve for another agent", extra={"call": order.call, "agent": order.agent}
-            )
-            return json.dumps(Full(type="full", call=order.call))
-        ticket = self._switchboard.reserve(order, number)
-        if ticket is None:
-            return json.dumps(Full(type="full", call=order.call))
-        return json.dumps(Granted(type="granted", call=order.call, ticket=ticket))
 
     # --- what gateways are told ----------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from trunkline_runtime.process import QUIET, answer
 from trunkline_runtime.upgrade import HEAD_END, Refused, Upgrade, upgrade
 from trunkline_runtime.worker.slots import Seat
 
-OPEN_SECONDS: Final = 5.0  # for the upgrade; a gateway sends it at once, or when it has its grant
+OPEN_SECONDS: Final = 5.0  # for an upgrade that has begun, and for the reading of a plain answer
+STAND_SECONDS: Final = 300.0  # for the first word: a gateway connects before it has a call
+MAX_STANDING: Final = 512  # connections on which nothing was said; each gateway has one
 MAX_HEAD_BYTES: Final = 64 * 2**10  # a gateway's has 16 KiB at most; Modal adds fields of its own
 CLOSE_SECONDS: Final = 2.0  # for the peer's half of the close
 # A gateway answers pings itself. They find a peer that is gone without a word, which would otherwise
@@ -48,13 +50,10 @@ class DataLink(Connection):
 class Host(Protocol):
     """Whom a doorway asks, and tells of what comes in."""
 
-    standing: "set[Doorway]"  # doorways that have been asked nothing yet
+    standing: "dict[Doorway, None]"  # doorways that have been asked nothing yet, the oldest first
 
     def admit(self, asked: Upgrade) -> Seat | Response:
         """The seat for a call, or the plain answer."""
-
-    def spoiled(self, request: Request) -> None:
-        """What a request with a ticket asks for is no call: nobody will use that ticket."""
 
     def fields(self, asked: Upgrade | None) -> Iterable[tuple[str, str]]:
         """What else the 101 says, or a plain answer (None)."""
@@ -66,13 +65,14 @@ class Host(Protocol):
 class Doorway(asyncio.Protocol):
     """Gives way to a `DataLink` on the same transport, or answers plainly and closes it.
 
-    No task and no turn of the loop stands between a request and its 101, for a caller waits for that. A gateway dials
-    before it asks, so the link is made meanwhile.
+    No task and no turn of the loop stands between a request and its 101, for a caller waits for that. The link is made
+    while the request is on its way.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._head = b""
+        self._late: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Doorway head={len(self._head)}>"
@@ -81,39 +81,44 @@ class Doorway(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._link = DataLink()
         self._link.connection_made(transport)
-        self._host.standing.add(self)
-        self._late = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.abort)
+        if len(self._host.standing) >= MAX_STANDING:
+            next(iter(self._host.standing)).abort()
+        self._host.standing[self] = None
+        self._end_in(STAND_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         if self not in self._host.standing:
             return
+        begins = not self._head
         self._head += data
         end = self._head.find(HEAD_END, 0, MAX_HEAD_BYTES)
         if end >= 0:
-            self._host.standing.discard(self)
+            del self._host.standing[self]
             self._answer(upgrade(self._head[: end + 4]), self._head[end + 4 :])
         elif len(self._head) > MAX_HEAD_BYTES:
-            self._host.standing.discard(self)
+            del self._host.standing[self]
             self._refuse(answer(431, f"a head may have {MAX_HEAD_BYTES} bytes\n").serialize())
+        elif begins:
+            self._end_in(OPEN_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._host.standing.discard(self)
-        self._late.cancel()
+        self._host.standing.pop(self, None)
+        if self._late is not None:
+            self._late.cancel()
 
     def abort(self) -> None:
         self._transport.abort()
 
     def _answer(self, asked: Upgrade | Refused, early: bytes) -> None:
         if isinstance(asked, Refused):
-            if asked.request is not None:
-                self._host.spoiled(asked.request)
             self._refuse(asked.answer)
             return
         seat = self._host.admit(asked)
         if isinstance(seat, Response):
             self._refuse(seat.serialize())
             return
-        self._late.cancel()
+        if self._late is not None:
+            self._late.cancel()
         self._transport.write(asked.response(*self._host.fields(asked)))
         link = self._link
         link.asked = asked.request
@@ -122,8 +127,13 @@ class Doorway(asyncio.Protocol):
         if early:
             link.data_received(early)
 
+    def _end_in(self, seconds: float) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = asyncio.get_running_loop().call_later(seconds, self.abort)
+
     def _refuse(self, written: bytes) -> None:
-        """The timer goes on: it ends a peer that does not read the answer."""
+        self._end_in(OPEN_SECONDS)  # though the peer may not read the answer
         if written:
             status, end, rest = written.partition(b"\r\n")
             said = "".join(f"{name}: {value}\r\n" for name, value in self._host.fields(None))

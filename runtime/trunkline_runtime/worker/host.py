@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from trunkline_runtime import __version__
-from trunkline_runtime.contract import ENV_HEALTH_PORT, PROTOCOL_VERSION, Hello
+from trunkline_runtime.contract import ENV_HEALTH_PORT, WORKER_PROTOCOL_VERSION, Hello
 from trunkline_runtime.engine import Engine, EngineError, Watched
 from trunkline_runtime.process import serving_health
 from trunkline_runtime.worker.call import CallLimits
@@ -25,7 +25,7 @@ from trunkline_runtime.worker.control import ControlLinks, Dialling
 from trunkline_runtime.worker.metrics import Lateness, WorkerMetrics
 from trunkline_runtime.worker.server import CallServer, Desk, spoken_protocols
 from trunkline_runtime.worker.switchboard import STOPPING, Switchboard
-from trunkline_runtime.worker.tickets import BurstTickets
+from trunkline_runtime.worker.tickets import BurstTickets, LinkTickets, Tickets
 
 __all__ = ["ConfigError", "WorkerConfig", "WorkerHost", "make_engine", "run_worker"]
 
@@ -102,7 +102,9 @@ class WorkerHost:
         metrics.watch(switchboard)
         metrics.watch_engine(self._engine)
         async with contextlib.AsyncExitStack() as stack:
-            calls = CallServer(self._desk(switchboard, metrics))
+            warm = LinkTickets()
+            tickets = BurstTickets(config.ticket_key, config.agent) if config.ticket_key else warm
+            calls = CallServer(self._desk(switchboard, metrics, tickets))
             health = serving_health(
                 config.host,
                 config.health_port,
@@ -123,17 +125,17 @@ class WorkerHost:
             self._loaded = True
             log.info("ready", extra={"worker": config.worker, "boot": self.boot})
             late = Lateness(self._engine).share
-            links = ControlLinks(self._dialling(), config.gateways, switchboard, late)
+            links = ControlLinks(self._dialling(), config.gateways, switchboard, warm, late)
             metrics.watch_links(links)
             await self._serve(links, switchboard, stop)
 
-    def _desk(self, switchboard: Switchboard, metrics: WorkerMetrics) -> Desk:
+    def _desk(self, switchboard: Switchboard, metrics: WorkerMetrics, tickets: Tickets) -> Desk:
         config = self._config
         return Desk(
             agent=config.agent,
             engine=self._engine,
             switchboard=switchboard,
-            tickets=BurstTickets(config.ticket_key, config.agent) if config.ticket_key else None,
+            tickets=tickets,
             limits=CallLimits(max_seconds=config.max_seconds),
             metrics=metrics,
             protocols=spoken_protocols(),
@@ -150,17 +152,18 @@ class WorkerHost:
         # A gateway reaches the data server at the address that the link comes from.
         source = None if config.host in ANY_ADDRESS else config.host
         return Dialling(
-            hello=self._hello(),
+            hello=self._hello,
+            agent=config.agent,
             key=config.worker_key,
             source=source,
             tls=config.tls.gateways if config.tls else None,
         )
 
-    def _hello(self) -> Hello:
+    def _hello(self, link: int, ticket_key: str) -> Hello:
         config = self._config
         return Hello(
             type="hello",
-            version=PROTOCOL_VERSION,
+            version=WORKER_PROTOCOL_VERSION,
             agent=config.agent,
             worker=config.worker,
             boot=self.boot,
@@ -168,6 +171,8 @@ class WorkerHost:
             port=self.port,
             protocols=spoken_protocols(),
             build=__version__,
+            link=link,
+            ticketKey=ticket_key,
         )
 
     def _watch_engine(self, switchboard: Switchboard, broken: "asyncio.Future[str]") -> None:

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Final
 
 from trunkline_runtime.contract import (
-    BURST_SETTINGS_TYPE,
+    SETTINGS_TYPE,
     GuardRule,
     HookSettings,
     PolicySettings,
@@ -21,7 +21,6 @@ from trunkline_runtime.contract import (
 )
 
 MAX_CALL_ID: Final = 128  # characters; ours have 26
-MAX_RESERVE_SECONDS: Final = 60.0  # a gateway dials within one; a longer hold is a slot lost
 MAX_REPLIES: Final = 64  # as in the VoiceAgent; of guards and banned words, too
 MAX_BANNED_WORD: Final = 64  # characters
 MAX_HOOK_SECONDS: Final = 5.0
@@ -29,19 +28,6 @@ MAX_HOOK_SECONDS: Final = 5.0
 
 class Malformed(ValueError):
     """A message that no gateway of ours sends; the text says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveOrder:
-    call: str
-    agent: str
-    settings: Settings
-    seconds: float  # from receipt until an unused grant lapses
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseOrder:
-    ticket: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +40,13 @@ class Heartbeat:
     pass
 
 
-Order = ReserveOrder | ReleaseOrder | DrainOrder | Heartbeat
+Order = DrainOrder | Heartbeat
 
 
 def order_from(text: str | bytes) -> Order | None:
     """One control message of a gateway; None for a type that is not known. Raises `Malformed`."""
     message = _object(text)
     match message.get("type"):
-        case "reserve":
-            return ReserveOrder(
-                call=_text(message, "call", MAX_CALL_ID),
-                agent=_text(message, "agent", 512),
-                settings=settings_from(message.get("settings", {})),
-                seconds=min(_positive(message, "deadline"), MAX_RESERVE_SECONDS),
-            )
-        case "release":
-            return ReleaseOrder(_text(message, "ticket", 256))
         case "drain" | "undrain" as kind:
             return DrainOrder(kind == "drain")
         case "beat":
@@ -79,11 +56,11 @@ def order_from(text: str | bytes) -> Order | None:
     raise Malformed("a control message has a string as its type")
 
 
-def burst_settings_from(text: str | bytes) -> Settings:
-    """The settings that a gateway sends first on a burst data link. Raises `Malformed`."""
+def opening_from(text: str | bytes) -> Settings:
+    """The settings that a gateway sends first on a data link. Raises `Malformed`."""
     message = _object(text)
-    if message.get("type") != BURST_SETTINGS_TYPE:
-        raise Malformed(f"the first message on a burst link has the type {BURST_SETTINGS_TYPE}")
+    if message.get("type") != SETTINGS_TYPE:
+        raise Malformed(f"the first message on a data link has the type {SETTINGS_TYPE}")
     return settings_from(message.get("settings", {}))
 
 

@@ -25,6 +25,7 @@ from trunkline_runtime.contract import (
     ENV_PORT,
     MOSHI_PATH,
     REALTIME_PATH,
+    SEQ_HEADER,
     START_HEADER,
     TICKET_HEADER,
     Close,
@@ -38,16 +39,16 @@ from trunkline_runtime.wire.session import Session
 from trunkline_runtime.worker.call import Call, CallLimits, Ending
 from trunkline_runtime.worker.doorway import DataLink, Doorway
 from trunkline_runtime.worker.metrics import WorkerMetrics
-from trunkline_runtime.worker.orders import Malformed, burst_settings_from
+from trunkline_runtime.worker.orders import Malformed, opening_from
 from trunkline_runtime.worker.slots import Seat
 from trunkline_runtime.worker.switchboard import Switchboard
-from trunkline_runtime.worker.tickets import BurstTickets, TicketRefused
+from trunkline_runtime.worker.tickets import TicketRefused, Tickets
 
 log = logging.getLogger("trunkline.calls")
 
 REALTIME: Final = "realtime"
 PROTOCOLS: Final = {REALTIME_PATH: "realtime", MOSHI_PATH: "moshi"}
-SETTINGS_SECONDS: Final = 5.0  # for the first message of a burst link
+SETTINGS_SECONDS: Final = 5.0  # for the first message of a link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class Desk:
     agent: str
     engine: Engine
     switchboard: Switchboard
-    tickets: BurstTickets | None  # None: warm, and tickets are handles of the switchboard
+    tickets: Tickets
     limits: CallLimits
     metrics: WorkerMetrics
     protocols: Sequence[str]  # of PROTOCOLS, those that callers may speak
@@ -70,7 +71,7 @@ class CallServer:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.standing: set[Doorway] = set()
+        self.standing: dict[Doorway, None] = {}
         self._calls: dict[asyncio.Task[None], DataLink] = {}
         self._closing = False
 
@@ -112,21 +113,11 @@ class CallServer:
         if why is not None:
             return self._refuse(503, why)
         ticket = ",".join(asked.request.headers.get_all(TICKET_HEADER))  # two are none
-        if self._desk.tickets is None:
-            seat = self._desk.switchboard.claim(ticket)
-            if seat is None:
-                return self._refuse(403, "the ticket is wrong, lapsed or used: reserve again")
-            return seat
         try:
-            seat = self._burst_seat(self._desk.tickets, ticket)
+            seat = self._seat(ticket)
         except TicketRefused as error:
             return self._refuse(403, f"the ticket is refused: {error}")
         return self._refuse(503, "no slot is free") if seat is None else seat
-
-    def spoiled(self, request: Request) -> None:
-        """A warm ticket that came with no WebSocket's opening frees its slot; a burst ticket has none yet."""
-        for ticket in request.headers.get_all(TICKET_HEADER):
-            self._desk.switchboard.release(ticket)
 
     def fields(self, asked: Upgrade | None) -> list[tuple[str, str]]:
         """A gateway is told that there will be an account, and whether a container was started for its call.
@@ -138,6 +129,8 @@ class CallServer:
             fields.append(("Sec-WebSocket-Protocol", REALTIME))
         if self._desk.started is not None:
             fields.append((START_HEADER, self._desk.started()))
+        else:
+            fields.append((SEQ_HEADER, str(self._desk.switchboard.free()["seq"])))
         return fields
 
     def seated(self, seat: Seat, link: DataLink) -> None:
@@ -146,12 +139,12 @@ class CallServer:
         self._calls[task] = link
         task.add_done_callback(self._calls.pop)
 
-    def _burst_seat(self, tickets: BurstTickets, token: str) -> Seat | None:
+    def _seat(self, token: str) -> Seat | None:
         """A seat for a signed ticket, which is used only where there is one; raises `TicketRefused`."""
-        ticket = tickets.check(token, time.time())
+        ticket = self._desk.tickets.check(token, time.time())
         seat = self._desk.switchboard.take(ticket.call)
         if seat is not None:
-            tickets.use(ticket)
+            ticket.use()
         return seat
 
     def _refuse(self, status: int, sentence: str) -> Response:
@@ -190,14 +183,12 @@ class CallServer:
 
     async def _run(self, link: DataLink, seat: Seat, give_back: Callable[[], None]) -> Ending:
         desk = self._desk
-        if desk.tickets is not None:
-            settled = await _settled(link, seat)
-            if isinstance(settled, Ending):
-                await link.close(settled.code or Close.NORMAL, settled.reason)
-                return settled
-            seat = settled
+        settled = await _settled(link, seat)
+        if isinstance(settled, Ending):
+            await link.close(settled.code or Close.NORMAL, settled.reason)
+            return settled
         session, wishes = self._session(link.asked)
-        seat = replace(seat, settings=Settings(**{**seat.settings, **wishes}))
+        seat = replace(settled, settings=Settings(**{**settled.settings, **wishes}))
         call = Call(seat, link, session, desk.limits, desk.metrics)
         link.hang_up = call.hang_up
         try:
@@ -219,10 +210,10 @@ class CallServer:
 
 
 async def _settled(link: DataLink, seat: Seat) -> Seat | Ending:
-    """The seat with the settings that a gateway sends first on a burst link."""
+    """The seat with the settings that a gateway sends first."""
     try:
         async with asyncio.timeout(SETTINGS_SECONDS):
-            return replace(seat, settings=burst_settings_from(await link.recv()))
+            return replace(seat, settings=opening_from(await link.recv()))
     except TimeoutError:
         return Ending(Close.POLICY, f"no settings within {SETTINGS_SECONDS:g} s")
     except Malformed as error:

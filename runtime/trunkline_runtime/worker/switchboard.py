@@ -1,4 +1,4 @@
-"""The slots of a running worker: `Slots` with a clock, tickets, the slot log and those who want to know.
+"""The slots of a running worker: `Slots` with the slot log and those who want to know.
 
 All of it runs on one event loop and nothing awaits, so each method is one step for everyone else. What only tells of a
 step, its line in the slot log and the count of free slots, comes a moment after it: a caller waits for the step itself.
@@ -6,19 +6,22 @@ step, its line in the slot log and the count of free slots, comes a moment after
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from typing import Final
 
 from trunkline_runtime.contract import Free
-from trunkline_runtime.worker.orders import ReserveOrder
-from trunkline_runtime.worker.slots import Change, Reservation, Seat, Slots, State
+from trunkline_runtime.worker.slots import Change, Seat, Slots, State
 
 slot_log = logging.getLogger("trunkline.slots")
 """One line per change: who had which slot when. Callers' logs are joined with it, so it names every one."""
 
-TELL_SECONDS: Final = 0.002  # after a change: what an admission takes from its reserve to its 101
+SOON_SECONDS: Final = (
+    0.002  # after the last free slot went, or the first came back: callers go by that
+)
+LATER_SECONDS: Final = (
+    0.025  # after any other change: the gateway that asked has been told with its answer
+)
 
 STOPPING: Final = "stopping"
 """The worker's own wish to drain, beside those of its gateways."""
@@ -38,9 +41,10 @@ class Switchboard:
         self._drainers: set[int | str] = set()
         self._listeners: list[Callable[[], None]] = []
         self._telling: asyncio.TimerHandle | None = None
+        self._telling_at = 0.0
+        self._had_room = True
         self._unlogged: list[tuple[Change, float]] = []  # with the time of day in Unix seconds
-        self._lapsing: asyncio.TimerHandle | None = None
-        self._lapsing_at: float | None = None
+        self._seq = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -61,41 +65,20 @@ class Switchboard:
     def free(self) -> Free:
         """What gateways are told."""
         slots = self._slots
-        return Free(type="free", n=slots.room, busy=slots.busy, draining=slots.draining)
+        return Free(
+            type="free", n=slots.room, busy=slots.busy, draining=slots.draining, seq=self._seq
+        )
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` within `TELL_SECONDS` of a change, and once for all that has changed by then."""
+        """Calls `listener` soon after a change, and once for all that has changed by then."""
         self._listeners.append(listener)
 
     async def quiet(self) -> None:
-        """Returns when no slot is reserved or live."""
+        """Returns when no slot is live."""
         await self._quiet.wait()
 
-    def reserve(self, order: ReserveOrder, link: int) -> str | None:
-        """A ticket, or None when there is no room."""
-        now = self._loop.time()
-        self._slots.lapse(now)
-        ticket = self._slots.reserve(
-            Reservation(
-                call=order.call,
-                ticket=secrets.token_urlsafe(16),
-                link=link,
-                deadline=now + order.seconds,
-                settings=order.settings,
-            )
-        )
-        self._changed()
-        return ticket
-
-    def claim(self, ticket: str) -> Seat | None:
-        """The seat that a warm ticket opens; None for one that is wrong, lapsed or used."""
-        seat = self._slots.claim(ticket, self._loop.time())
-        self._changed()
-        return seat
-
     def take(self, call: str) -> Seat | None:
-        """A seat without reservation, for burst; None when there is no room."""
-        self._slots.lapse(self._loop.time())
+        """A seat for a call, to be given back by `end`; None when there is no room."""
         seat = self._slots.take(call)
         self._changed()
         return seat
@@ -104,13 +87,8 @@ class Switchboard:
         self._slots.end(seat)
         self._changed()
 
-    def release(self, ticket: str) -> None:
-        self._slots.release(ticket)
-        self._changed()
-
     def lose(self, link: int) -> None:
         """A control link is gone."""
-        self._slots.lose(link)
         self.drain(link, wanted=False)
 
     def drain(self, who: int | str, *, wanted: bool = True) -> None:
@@ -119,18 +97,12 @@ class Switchboard:
         draining = bool(self._drainers)
         if draining != self._slots.draining:
             self._slots.draining = draining
-            self._tell_soon()
-        self._changed()
+            self._noted()
 
     def offer(self, count: int) -> None:
         """Lets so many slots be in use at once; calls that are there go on."""
         self._slots.offered = min(count, len(self._slots))
-        self._tell_soon()
-
-    def _lapse(self) -> None:
-        self._lapsing = self._lapsing_at = None
-        self._slots.lapse(self._loop.time())
-        self._changed()
+        self._noted()
 
     def tell(self) -> None:
         """Logs what has happened and tells the listeners of it: now, and not in a moment."""
@@ -154,18 +126,16 @@ class Switchboard:
             t = time.time()
             self._unlogged += [(change, t) for change in changes]
             (self._quiet.clear if self._slots.busy else self._quiet.set)()
-            self._tell_soon()
-        self._set_timer()
+            self._noted()
 
-    def _set_timer(self) -> None:
-        deadline = self._slots.next_deadline
-        if deadline == self._lapsing_at:
-            return
-        if self._lapsing is not None:
-            self._lapsing.cancel()
-        self._lapsing = None if deadline is None else self._loop.call_at(deadline, self._lapse)
-        self._lapsing_at = deadline
-
-    def _tell_soon(self) -> None:
-        if self._telling is None:
-            self._telling = self._loop.call_later(TELL_SECONDS, self.tell)
+    def _noted(self) -> None:
+        """What gateways know is not true any more."""
+        self._seq += 1
+        had_room, self._had_room = self._had_room, self._slots.room > 0
+        soon = not had_room or not self._had_room
+        at = self._loop.time() + (SOON_SECONDS if soon else LATER_SECONDS)
+        if self._telling is not None:
+            if self._telling_at <= at:
+                return
+            self._telling.cancel()
+        self._telling, self._telling_at = self._loop.call_at(at, self.tell), at
