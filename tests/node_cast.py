@@ -87,11 +87,15 @@ class Nodes:
                 await self._world.make_ready(name)
         elif node in well:  # else nobody is there who would do anything
             if "deletionTimestamp" in pod["metadata"]:
-                await self._world.api.delete(
-                    f"{self._world.pods}/{name}", {"gracePeriodSeconds": 0}
-                )
+                await self._end(pod)
             elif not is_true(pod, "Ready"):
                 await self._world.make_ready(name)
+
+    async def _end(self, pod: Json) -> None:
+        """Like a kubelet, that very pod: another may have its name by now."""
+        path = f"{self._world.pods}/{pod['metadata']['name']}"
+        uid = pod["metadata"]["uid"]
+        await self._world.api.delete(path, {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})
 
     async def _well(self) -> dict[str, bool]:
         """Nodes whose kubelet speaks, the first first, and whether they take pods."""
@@ -118,9 +122,8 @@ class Nodes:
         """It is gone for good, and Kubernetes deletes its pods."""
         await self.first.remove()
         for pod in await self._here():
-            path = f"{self._world.pods}/{pod['metadata']['name']}"
             with contextlib.suppress(ApiError):  # the operator was faster
-                await self._world.api.delete(path, {"gracePeriodSeconds": 0})
+                await self._end(pod)
 
     async def cordon(self, *, on: bool) -> None:
         with contextlib.suppress(ApiError):  # it is gone
