@@ -46,7 +46,7 @@ from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.processes import Process
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import Cluster
-from trunkline_operator.cluster.mirror import PAGE
+from trunkline_operator.cluster.tidings import PAGE
 
 MEGABYTES: Final = 130
 # Of one with all agents there: it has then looked at all of them, and its watches have told of them.

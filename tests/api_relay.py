@@ -51,10 +51,11 @@ async def let_be(_: Request, __: int) -> bool:
 
 
 class ApiRelay:
-    """Relays to one API server. `before` and `after` may be set at any time."""
+    """Relays to one API server. `before`, `before_watch` and `after` may be set at any time."""
 
     def __init__(self, api: Api) -> None:
         self.before: Before = let_pass
+        self.before_watch: Before = let_pass
         self.after: After = let_be
         self.seen: list[Request] = []  # without watches
         self.answered: list[tuple[Request, int]] = []
@@ -149,7 +150,8 @@ class ApiRelay:
             return web.Response()
         if "watch" in arrived.query:
             self.watched.append(replace(request, number=0))
-            return await self._watch(arrived)
+            await self._tell()
+            return await self.before_watch(request) or await self._watch(arrived)
         self.seen.append(request)
         body = await arrived.read()
         await self._tell()

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import yaml
 from aiohttp import web
 
 from trunkline_dev.controlplane import ControlPlane
-from trunkline_operator.cluster.client import ApiError, Cluster, path, retry_delay
+from trunkline_operator.cluster.client import ApiError, Cluster, asked_wait, path, retry_delay
 from trunkline_operator.config import ConfigError
 
 
@@ -107,7 +107,7 @@ async def test_nothing_is_written_without_the_lease(cluster: Cluster, namespace:
 
 # --- an API server with troubles --------------------------------------------------------------------------
 
-Answer = Callable[[web.Request], web.StreamResponse]
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +117,7 @@ async def troubled(*answers: Answer) -> AsyncIterator[tuple[str, list[web.Reques
 
     async def handle(request: web.Request) -> web.StreamResponse:
         asked.append(request)
-        return answers[len(asked) - 1](request)
+        return await answers[len(asked) - 1](request)
 
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", handle)
@@ -149,16 +149,20 @@ def kubeconfig(folder: Path, server: str, **user: str) -> Path:
 
 def says(status: int, reason: str = "", **headers: str) -> Answer:
     body = {"kind": "Status", "reason": reason, "message": f"it is {reason}", "items": []}
-    return lambda _: web.json_response(body, status=status, headers=headers)
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status, headers=headers)
+
+    return answer
 
 
-def hangs_up(request: web.Request) -> web.StreamResponse:
+async def hangs_up(request: web.Request) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
 
 
-def page(_: web.Request) -> web.StreamResponse:
+async def page(_: web.Request) -> web.StreamResponse:
     return web.Response(status=503, text="<html>busy</html>")
 
 
@@ -181,8 +185,8 @@ async def test_a_server_that_asks_for_time_gets_it(tmp_path: Path) -> None:
 
 
 def test_no_server_may_ask_for_too_much_time() -> None:
-    assert retry_delay(0, "3600") == 5
-    assert retry_delay(0, "Wed, 21 Oct 2015 07:28:00 GMT") < 1
+    assert retry_delay(0, asked_wait("3600")) == 5
+    assert retry_delay(0, asked_wait("Wed, 21 Oct 2015 07:28:00 GMT")) < 1
 
 
 async def test_lasting_troubles_end_as_an_error(tmp_path: Path) -> None:
@@ -200,9 +204,9 @@ async def test_an_expired_token_is_read_anew(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("old")
 
-    def expired(request: web.Request) -> web.StreamResponse:
+    async def expired(request: web.Request) -> web.StreamResponse:
         token.write_text("new")
-        return says(401, "Unauthorized")(request)
+        return await says(401, "Unauthorized")(request)
 
     async with troubled(expired, says(200)) as (url, asked):
         file = kubeconfig(tmp_path, url, tokenFile=str(token))

@@ -10,13 +10,14 @@ import httpx
 import pytest
 from aiohttp import web
 from api_relay import ApiRelay, Request
+from node_cast import NODES
 from operator_cast import played
 from operator_rig import NAME, SPEC, World, operated
 from operator_ward import WATCHES
 
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
-from trunkline_operator.cluster.mirror import PAGE
+from trunkline_operator.cluster.tidings import PAGE
 from trunkline_operator.decisions.world import Phase, PodFacts
 from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 from trunkline_operator.handlers import LISTED_AT_ONCE
@@ -81,9 +82,10 @@ async def test_what_is_there_when_watches_begin_is_listed_page_by_page(
     """Of 1,000 pods in one piece 80 MB of objects are made, of which none is needed."""
     await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
     await relay.until(lambda it: sum(it.watches.values()) == WATCHES)
-    for where in (world.agents, world.pods):
-        limits = {it.limit for it in relay.seen if it.path == where}
-        assert limits == {PAGE, LISTED_AT_ONCE}
+    limits = {it.path: it.limit for it in relay.seen if it.path in (world.pods, NODES)}
+    assert limits == {world.pods: PAGE, NODES: PAGE}
+    # The mirror's lists, and kopf's.
+    assert {it.limit for it in relay.seen if it.path == world.agents} == {PAGE, LISTED_AT_ONCE}
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from api_relay import ApiRelay, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from operator_rig import CRD, CRDS, NAME, SPEC
@@ -14,7 +17,8 @@ from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import Cluster
-from trunkline_operator.cluster.mirror import SOON_SECONDS, Mirror
+from trunkline_operator.cluster.mirror import Mirror
+from trunkline_operator.cluster.tidings import SOON_SECONDS, Tidings
 from trunkline_runtime.contract import (
     ANNOTATION_DRAINING,
     FINALIZER,
@@ -61,8 +65,13 @@ async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
 
 
 @pytest.fixture
-def mirror(cluster: Cluster, namespace: str, told: Told) -> Mirror:
-    return Mirror(cluster, [namespace], told)
+def mirror(cluster: Cluster, told: Told) -> Mirror:
+    return Mirror(cluster, told)
+
+
+@pytest.fixture
+def tidings(mirror: Mirror, namespace: str) -> Tidings:
+    return Tidings(mirror, [namespace])
 
 
 # --- events -------------------------------------------------------------------------------------------
@@ -181,7 +190,7 @@ async def test_what_a_watch_tells_of_a_pod_that_a_look_has_ended_makes_no_other(
 ) -> None:
     going = pod(6, deletionTimestamp="2026-11-27T08:00:00Z", deletionGracePeriodSeconds=0)
     for early in (0, 1, 2):  # how much of it comes before the answer
-        mirror = Mirror(mirror.cluster, [], told)
+        mirror = Mirror(mirror.cluster, told)
         mirror.hear_pod("ADDED", pod(5))
         heard = [("MODIFIED", going), ("DELETED", pod(7))]
         with mirror.looking(KEY):
@@ -245,7 +254,7 @@ async def test_the_last_write_to_an_agent_is_its_end(mirror: Mirror) -> None:
 @given(st.data())
 def test_news_that_is_late_or_comes_twice_changes_nothing(data: st.DataObject) -> None:
     """Of each pod its history, told in order by a watch, and in any order by answers beside it."""
-    mirror = Mirror(None, [], Told())  # type: ignore[arg-type]  # nothing is asked
+    mirror = Mirror(None, Told())  # type: ignore[arg-type]  # nothing is asked
     left = set()
     for uid in "pqr":
         length = data.draw(st.integers(1, 4))
@@ -272,7 +281,7 @@ def test_news_that_is_late_or_comes_twice_changes_nothing(data: st.DataObject) -
 
 
 async def test_a_list_brings_what_a_lost_watch_missed(
-    api: Api, mirror: Mirror, told: Told, namespace: str
+    api: Api, mirror: Mirror, tidings: Tidings, told: Told, namespace: str
 ) -> None:
     await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
     await api.wait_for_one(
@@ -293,49 +302,114 @@ async def test_a_list_brings_what_a_lost_watch_missed(
     await api.create(pods, {"metadata": {"name": "stranger"}, "spec": spec})
     key = f"{namespace}/{NAME}"
     async with asyncio.timeout(20):
-        async with mirror.kept():
+        async with tidings.kept():
             assert mirror.agents == [key]
             assert [it.name for it in mirror.pods(key)] == ["one"]
             assert set(told.agents) == {key}
             told.agents.clear()
-            await mirror.list()
+            await tidings.list()
             assert told.agents == []  # nothing is new
             await api.delete(f"{pods}/one")
             await api.delete(f"{agents}/{NAME}")
-            await mirror.list()
+            await tidings.list()
             assert set(told.agents) == {key}
             assert (mirror.agents, mirror.pods(key)) == ([], ())
 
 
-async def test_a_watch_that_begins_anew_makes_a_list(
-    api: Api, mirror: Mirror, namespace: str
+async def test_a_watch_of_agents_that_begins_anew_makes_a_list(
+    api: Api, namespace: str, told: Told, tmp_path: Path
 ) -> None:
-    """It does not tell what was deleted while there was none."""
-    key = f"{namespace}/{NAME}"
+    """kopf's does not tell what was deleted while there was none."""
+    agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    async with (
+        ApiRelay(api).serving() as relay,
+        await Cluster.connect({"KUBECONFIG": str(relay.kubeconfig(tmp_path))}) as cluster,
+    ):
+
+        def listed(relay: ApiRelay) -> int:
+            return sum(it.path == agents for it in relay.seen)
+
+        mirror = Mirror(cluster, told)
+        async with Tidings(mirror, [namespace]).kept():
+            gone = agent(1)
+            gone["metadata"]["namespace"] = namespace
+            # At first and after 1 s; and the next would be after 2 and then 4 s.
+            await relay.until(lambda it: listed(it) == 3)
+            mirror.hear_agent(None, gone)
+            await relay.until(lambda it: listed(it) == 4, 3 * SOON_SECONDS)
+            async with asyncio.timeout(SOON_SECONDS):
+                while mirror.agents:  # its list is being read
+                    await asyncio.sleep(0.01)
+
+
+async def test_pods_that_come_and_go_are_told_without_a_list(
+    api: Api, namespace: str, told: Told, tmp_path: Path
+) -> None:
+    """Only of agents that are there: others have nobody to look at them."""
+    key, unknown = f"{namespace}/{NAME}", f"{namespace}/unknown"
     pods = f"/api/v1/namespaces/{namespace}/pods"
     spec = {"containers": [{"name": "c", "image": "i"}]}
-    labels = {LABEL_AGENT: NAME}
-    gone = asyncio.Event()
 
-    async with mirror.kept():
-        made = await api.create(pods, {"metadata": {"name": "a", "labels": labels}, "spec": spec})
-        mirror.hear_pod(None, made)
-        await api.delete(f"{pods}/a")
-        mirror._changed = lambda _: gone.set()
-        async with asyncio.timeout(5 * SOON_SECONDS):
-            await gone.wait()
-        assert mirror.pods(key) == ()
+    async def refuse(_: Request) -> web.Response:
+        return web.json_response({"reason": "Forbidden"}, status=403)
+
+    async def happens(mirror: Mirror, of: str, count: int, agents: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while len(mirror.pods(of)) != count or told.agents != agents:
+                await asyncio.sleep(0.005)
+        told.agents.clear()
+
+    async with (
+        ApiRelay(api).serving() as relay,
+        await Cluster.connect({"KUBECONFIG": str(relay.kubeconfig(tmp_path))}) as cluster,
+    ):
+        mirror = Mirror(cluster, told)
+        async with Tidings(mirror, [namespace]).kept():
+            relay.before = refuse  # who lists after the first
+            here = agent(1)
+            here["metadata"]["namespace"] = namespace
+            mirror.hear_agent("ADDED", here)
+            for name in NAME, "unknown":
+                metadata = {"name": name, "labels": {LABEL_AGENT: name}}
+                await api.create(pods, {"metadata": metadata, "spec": spec})
+            await happens(mirror, unknown, 1, [key])
+            await api.delete(f"{pods}/unknown")
+            await api.delete(f"{pods}/{NAME}")
+            await happens(mirror, key, 0, [key, key])  # it is to go, and is gone
+            assert mirror.pods(unknown) == ()
+
+
+async def test_a_list_of_nodes_brings_what_a_lost_watch_missed(
+    api: Api, mirror: Mirror, tidings: Tidings, told: Told, namespace: str
+) -> None:
+    name = f"node-of-{namespace}"
+    mirror.hear_agent("ADDED", agent(5))
+    mirror.hear_pod("ADDED", {**pod(6), "spec": {"nodeName": name}})
+    await api.create("/api/v1/nodes", {"metadata": {"name": name}, "spec": {"unschedulable": True}})
+    try:
+        version = await tidings._list_nodes()
+        assert version > 0
+        assert told.agents == [KEY]
+        assert mirror.pods(KEY)[0].node_leaving == "it is cordoned"
+        await tidings._list_nodes()
+        assert told.agents == [KEY]  # nothing is new
+    finally:
+        await api.delete(f"/api/v1/nodes/{name}")
+    await tidings._list_nodes()
+    assert told.agents == [KEY] * 2
+    assert mirror.pods(KEY)[0].node_leaving == ""
 
 
 async def test_a_list_leaves_what_is_newer_than_it(
-    api: Api, mirror: Mirror, namespace: str
+    api: Api, mirror: Mirror, tidings: Tidings, namespace: str
 ) -> None:
     """An event of a pod that was made while the list was on its way."""
     key = f"{namespace}/{NAME}"
     newer = pod(2**60)
     newer["metadata"]["namespace"] = namespace
     mirror.hear_pod("ADDED", newer)
-    await mirror.list()
+    await tidings.list()
     assert [it.uid for it in mirror.pods(key)] == ["p"]
 
 

@@ -29,6 +29,7 @@ from trunkline_operator.cluster.leader import identity, leading
 from trunkline_operator.cluster.lease import Candidate, epoch_after
 from trunkline_operator.cluster.mirror import Mirror
 from trunkline_operator.cluster.routes_secret import RoutesSecret
+from trunkline_operator.cluster.tidings import Tidings
 from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
 from trunkline_operator.decisions.manifests import Installation
 from trunkline_operator.fleet import Fleet
@@ -75,9 +76,8 @@ async def operate(config: OperatorConfig) -> None:
         gc.freeze()
         agenda, mirror = await assembled(config, cluster, stack, epoch, authority)
         health.ready, health.words = True, "ready"
-        nodes = await nodes_seen(cluster)
         await kopf.operator(
-            registry=registered(agenda, mirror, stack.aclose, nodes=nodes),
+            registry=registered(agenda, mirror, stack.aclose),
             settings=watching(config.namespaces),
             namespaces=config.namespaces,
             clusterwide=not config.namespaces,
@@ -132,6 +132,8 @@ async def assembled(
     def changed(agent: str) -> None:
         agenda.wake(agent)
 
+    # Asked first: from the first link to a gateway until there is an agenda nothing may be waited for.
+    nodes = await nodes_seen(cluster)
     sdk, custody = Sdk(modal), Custody(cluster, config.burst_secret)
     await custody.open()
     deployments = Deployments(sdk, changed)
@@ -151,7 +153,8 @@ async def assembled(
     herald = await stack.enter_async_context(Herald(cluster))
     treasury = await stack.enter_async_context(Treasury(fleet, changed))
     bills = await stack.enter_async_context(Bills(sdk, changed))
-    mirror = Mirror(cluster, config.namespaces, lambda agent: agenda.add(agent))
+    mirror = Mirror(cluster, lambda agent: agenda.add(agent))
+    tidings = Tidings(mirror, config.namespaces, nodes=nodes)
     reconciler = Reconciler(
         mirror,
         fleet,
@@ -173,7 +176,7 @@ async def assembled(
         fleet.set_route(agent, route)
     if kept:
         await stack.enter_async_context(kept.kept(fleet))
-    await stack.enter_async_context(mirror.kept())
+    await stack.enter_async_context(tidings.kept())
     agents = mirror.agents
     for agent in known.keys() - set(agents):
         fleet.forget(agent)
@@ -184,7 +187,7 @@ async def assembled(
     namespaces = config.namespaces
 
     async def living() -> dict[str, str]:
-        await mirror.list()  # as it is now, for an app is stopped by this
+        await tidings.list()  # as it is now, for an app is stopped by this
         return mirror.uids
 
     sweeper = Sweeper(

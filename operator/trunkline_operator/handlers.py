@@ -1,4 +1,4 @@
-"""kopf watches agents and their pods for the mirror; what is news makes its agent looked at.
+"""kopf watches agents for the mirror; what is news makes its agent looked at. Pods and nodes are watched by `cluster.watch`.
 
 Only `on.event`: kopf's other handlers are told what changed instead of what is, bring kopf's finalizer and
 annotations, and lose events while a handler runs.
@@ -12,18 +12,18 @@ import kopf
 from trunkline_operator.agenda import Agenda
 from trunkline_operator.cluster.client import Cluster
 from trunkline_operator.cluster.mirror import Mirror
-from trunkline_runtime.contract import GROUP, LABEL_AGENT, PLURAL, VERSION
+from trunkline_runtime.contract import GROUP, PLURAL, VERSION
 
 # A watch that a network device has cut in silence is noticed after this at the latest.
 WATCH_SECONDS: Final = 300
-# An operator that starts with 1,000 agents took 191 MB where they were listed in one piece.
+# An operator that starts with 1,000 agents took 191 MB where all was listed in one piece.
 LISTED_AT_ONCE: Final = 100
 
 
 def registered(
-    agenda: Agenda, mirror: Mirror, close: Callable[[], Awaitable[None]], *, nodes: bool
+    agenda: Agenda, mirror: Mirror, close: Callable[[], Awaitable[None]]
 ) -> kopf.OperatorRegistry:
-    """What kopf is to call; `nodes` says whether it may watch those. `close` ends all that runs in its event loop, before kopf waits for it."""
+    """What kopf is to call. `close` ends all that runs in its event loop, before kopf waits for it."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -41,18 +41,6 @@ def registered(
         if agent := mirror.hear_agent(event["type"], event["object"]):
             agenda.add(agent)
 
-    @kopf.on.event("v1", "pods", labels={LABEL_AGENT: kopf.PRESENT}, registry=registry)
-    async def pod_changed(event: kopf.RawEvent, **_: Any) -> None:
-        if agent := mirror.hear_pod(event["type"], event["object"]):
-            agenda.wake(agent)
-
-    if nodes:
-
-        @kopf.on.event("v1", "nodes", registry=registry)
-        async def node_changed(event: kopf.RawEvent, **_: Any) -> None:
-            for agent in mirror.hear_node(event["type"], event["object"]):
-                agenda.wake(agent)
-
     return registry
 
 
@@ -66,14 +54,13 @@ def watching(namespaces: tuple[str, ...]) -> kopf.OperatorSettings:
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.connect_timeout = 10
-    settings.watching.label_selectors["v1", "pods"] = LABEL_AGENT
-    # What is there when a watch begins is listed, and kopf makes objects of all that it reads: 40 KB of a pod.
+    # What is there when a watch begins is listed, and kopf makes objects of all that it reads: 20 KB of an agent.
     settings.watching.chunk_size = LISTED_AT_ONCE
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.persistence.diffbase_storage = NoMemory()
     settings.persistence.progress_storage = NothingToProgress()
-    # An object's worker holds its last event, 40 KB of a pod, for so long.
+    # An agent's worker holds its last event, 20 KB, for so long.
     settings.queueing.idle_timeout = 0.2
     # Handlers only make notes, so nothing is worth waiting for at the end.
     settings.queueing.exit_timeout = 0.2

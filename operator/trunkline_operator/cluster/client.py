@@ -5,6 +5,7 @@ expect to find), so all of them are tried again after 429, a server's error or a
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -56,6 +57,7 @@ AGENTS: Final = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 """All agents of all namespaces."""
 
 REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+NODES: Final = "/api/v1/nodes"
 PODS: Final = "/api/v1/pods"
 """All pods of all namespaces."""
 
@@ -63,14 +65,16 @@ PODS: Final = "/api/v1/pods"
 class ApiError(Exception):
     """What the API server answered instead. Status 0: nothing answered.
 
-    `reason` is a word of the API ("NotFound", "Conflict", "Invalid", …), `message` its sentence.
+    `reason` is a word of the API ("NotFound", "Conflict", "Invalid", …), `message` its sentence, `wait` the seconds
+    that it asks to be left alone for.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, wait: float = 0.0) -> None:
         super().__init__(f"{status} {reason}: {message}" if status else message)
         self.status = status
         self.reason = reason
         self.message = message
+        self.wait = wait
 
     @property
     def lasting(self) -> bool:
@@ -84,12 +88,16 @@ def path(kind: str, namespace: str, name: str | None = None) -> str:
     return collection if name is None else f"{collection}/{name}"
 
 
-def retry_delay(attempt: int, retry_after: str | None) -> float:
-    """Seconds before the next try; a server's wish counts, up to a bound."""
-    backoff = FIRST_DELAY * 2.0**attempt * random.uniform(0.5, 1.5)
+def retry_delay(attempt: int, asked: float) -> float:
+    """Seconds before the next try, where the server asks for so many."""
+    return max(FIRST_DELAY * 2.0**attempt * random.uniform(0.5, 1.5), asked)
+
+
+def asked_wait(retry_after: str | None) -> float:
+    """The seconds that a server asks for, up to a bound."""
     # The other form of the header is a date, which the API server never sends.
     asked = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
-    return max(backoff, min(asked, LONGEST_RETRY_AFTER))
+    return min(asked, LONGEST_RETRY_AFTER)
 
 
 class Cluster:
@@ -101,6 +109,8 @@ class Cluster:
         # Like kopf, heed only the kubeconfig's proxy: a proxy from the environment would also get
         # requests to loopback, which no other client of Kubernetes sends there.
         configuration.client_session_kwargs = {"trust_env": False}
+        # Each watch keeps a connection, one for each namespace; how many requests there are is bounded by who asks.
+        configuration.connection_pool_maxsize = 0
         self._rest = RESTClientObject(configuration)
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each request that changes something; see `trunkline_operator.cluster.leader`."""
@@ -246,11 +256,11 @@ class Cluster:
         url = f"{self.server}{path}?{urlencode(params)}" if params else self.server + path
         renewed = False
         for attempt in range(TRIES):
-            retry_after = None
             if method != "GET" and not self.may_write():
                 raise ApiError(0, "NotLeader", "nothing is written without the Lease")
             try:
-                status, retry_after, text = await self._send(method, url, body, media)
+                response = await self._send(method, url, body, media)
+                status, text = response.status, await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as failure:
                 error = unreachable(self.server, failure)
                 REQUESTS.labels(verb(method, media), resource(path), "0").inc()
@@ -261,7 +271,7 @@ class Cluster:
                         return read(text)
                     except (ValueError, msgspec.MsgspecError) as failure:
                         raise ApiError(status, "Unreadable", f"{path}: {failure}") from failure
-                error = refused(status, text)
+                error = refused(response, text)
                 if status == 401 and not renewed:
                     renewed = True
                     await self.log_in_again()
@@ -269,13 +279,44 @@ class Cluster:
                 if status not in TRANSIENT:
                     raise error
             if attempt + 1 < TRIES:
-                await asyncio.sleep(retry_delay(attempt, retry_after))
+                await asyncio.sleep(retry_delay(attempt, error.wait))
         raise error
 
+    @contextlib.asynccontextmanager
+    async def watching(
+        self, path: str, params: Mapping[str, str], silence: float
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """An answer that goes on until the server ends it. Raises ApiError, also for one that is silent for so many seconds."""
+        url = f"{self.server}{path}?{urlencode(params)}"
+        limits = aiohttp.ClientTimeout(connect=TIMEOUT.connect, sock_read=silence)
+        try:
+            response = await self._send("GET", url, None, "application/json", limits)
+            if response.status == 401:
+                response.close()
+                await self.log_in_again()
+                response = await self._send("GET", url, None, "application/json", limits)
+            REQUESTS.labels("watch", resource(path), str(response.status)).inc()
+            try:
+                if response.status >= 400:
+                    raise refused(response, await response.read())
+                yield response.content
+            finally:
+                # TLS would say goodbye to a server that goes on to send, and wait for its answer.
+                if response.connection and response.connection.transport:
+                    response.connection.transport.abort()
+                response.close()
+        except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+            REQUESTS.labels("watch", resource(path), "0").inc()
+            raise unreachable(self.server, failure) from failure
+
     async def _send(
-        self, method: str, url: str, body: Json | None, media: str
-    ) -> tuple[int, str | None, bytes]:
-        """Status, Retry-After and body of one answer."""
+        self,
+        method: str,
+        url: str,
+        body: Json | None,
+        media: str,
+        limits: aiohttp.ClientTimeout = TIMEOUT,
+    ) -> aiohttp.ClientResponse:
         # The API server compresses answers above 128 KiB for whoever takes that. Between machines of one
         # cluster that costs more time than it saves, as client-go's controllers found (DisableCompression).
         headers = {
@@ -286,10 +327,11 @@ class Cluster:
         }
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
-        response = await self._rest.request(
-            method, url, headers=headers, body=body, _request_timeout=TIMEOUT
+        answer = await self._rest.request(
+            method, url, headers=headers, body=body, _request_timeout=limits
         )
-        return response.status, response.headers.get("Retry-After"), await response.read()
+        response: aiohttp.ClientResponse = answer.response
+        return response
 
 
 def _json(text: bytes) -> Json:
@@ -320,12 +362,13 @@ def resource(path: str) -> str:
     return "/".join(parts[::2])
 
 
-def refused(status: int, text: bytes) -> ApiError:
+def refused(response: aiohttp.ClientResponse, text: bytes) -> ApiError:
     try:
         answer = json.loads(text)
     except ValueError:  # a load balancer's page
         answer = {"message": text[:200].decode(errors="replace")}
-    return ApiError(status, answer.get("reason") or str(status), answer.get("message") or "")
+    status, wait = response.status, asked_wait(response.headers.get("Retry-After"))
+    return ApiError(status, answer.get("reason") or str(status), answer.get("message") or "", wait)
 
 
 def unreachable(server: str, failure: Exception) -> ApiError:

@@ -1,4 +1,4 @@
-"""What is read of a list's answer: of a pod what a look sees, of an agent where and which it is.
+"""What is read of a list's answer, and of a watch's events: of a pod or node what a look sees, of an agent where and which it is.
 
 A list is most of what an operator at rest does. Half of a pod's 6 KB of JSON are its managed fields, and of the rest
 a look sees little. What is not declared here is passed over without being made into objects: 5 MB of a thousand pods
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Metadata(TypedDict, total=False):
-    """Of a pod."""
+    """Of a pod or node."""
 
     name: str
     namespace: str
@@ -28,16 +28,37 @@ class Metadata(TypedDict, total=False):
     ownerReferences: list[dict[str, Any]] | None
 
 
+class Object(TypedDict):
+    """Whatever has a name and a version."""
+
+    metadata: Metadata
+
+
 class PodSpec(TypedDict, total=False):
     nodeName: str
 
 
-class Pod(TypedDict, total=False):
+class Pod(Object, total=False):
     """As `PodFacts.of` takes it, and the mirror."""
 
-    metadata: Metadata
     spec: PodSpec
     status: dict[str, Any]
+
+
+class NodeSpec(TypedDict, total=False):
+    taints: list[dict[str, Any]] | None
+    unschedulable: bool
+
+
+class NodeStatus(TypedDict, total=False):
+    conditions: list[dict[str, Any]] | None
+
+
+class Node(Object, total=False):
+    """As `NodeFacts.of` takes it. Most of a node is the images that it holds."""
+
+    spec: NodeSpec
+    status: NodeStatus
 
 
 class Name(msgspec.Struct, frozen=True, gc=False):
@@ -64,8 +85,13 @@ class Agent(msgspec.Struct, frozen=True):
     text: msgspec.Raw
 
 
-class _ListMeta(msgspec.Struct):
+class Mark(msgspec.Struct):
+    """How far a list or a watch has come."""
+
     version: str = msgspec.field(name="resourceVersion")
+
+
+class _ListMeta(Mark):
     rest: str = msgspec.field(name="continue", default="")
 
 
@@ -85,7 +111,10 @@ class Page(msgspec.Struct, Generic[Item]):
 Reader = Callable[[bytes], Page[Item]]
 """Reads an answer; raises `msgspec.MsgspecError` for what is no such list."""
 
+_POD: Final = msgspec.json.Decoder(Pod)
+_NODE: Final = msgspec.json.Decoder(Node)
 _PODS: Final = msgspec.json.Decoder(_List[Pod])
+_NODES: Final = msgspec.json.Decoder(_List[Node])
 _AGENTS: Final = msgspec.json.Decoder(_List[msgspec.Raw])
 _NAMED: Final = msgspec.json.Decoder(_Named)
 
@@ -96,8 +125,24 @@ def pods(text: bytes) -> Page[Pod]:
     return Page(int(found.metadata.version), found.items or [], found.metadata.rest)
 
 
+def nodes(text: bytes) -> Page[Node]:
+    """A `Reader` of nodes."""
+    found = _NODES.decode(text)
+    return Page(int(found.metadata.version), found.items or [], found.metadata.rest)
+
+
 def agents(text: bytes) -> Page[Agent]:
     """A `Reader` of agents."""
     found = _AGENTS.decode(text)
     items = [Agent(_NAMED.decode(item).metadata, item) for item in found.items or []]
     return Page(int(found.metadata.version), items, found.metadata.rest)
+
+
+def pod(text: bytes) -> Pod:
+    """One pod; raises `msgspec.MsgspecError` for what is none."""
+    return _POD.decode(text)
+
+
+def node(text: bytes) -> Node:
+    """One node; likewise."""
+    return _NODE.decode(text)

@@ -1,6 +1,7 @@
 """What the cluster holds of agents and their pods: a look reads it here and asks the API server nothing.
 
-Three tell of it: watches, the answers to our own writes, and a list of everything now and then.
+Three tell of it: watches (kopf's of agents, `cluster.watch` of pods and nodes), the answers to our own writes, and lists
+(`cluster.tidings`).
 
 Rules
 - The newest version of an object counts, whoever brings it. Versions of one resource grow and compare as
@@ -13,8 +14,7 @@ Rules
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,24 +22,15 @@ import msgspec
 
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.cluster import listed
-from trunkline_operator.cluster.client import AGENTS, PODS, ApiError, Cluster, path
-from trunkline_operator.decisions.nodes import FINE, NodeFacts
+from trunkline_operator.cluster.client import Cluster
+from trunkline_operator.cluster.nodes import Nodes
 from trunkline_operator.decisions.world import PodFacts
 from trunkline_runtime.contract import LABEL_AGENT
 
-# How long a pod or an agent may be wrong here after a watch was lost in silence.
-LIST_SECONDS: Final = 30.0
-# A watch that begins, or begins anew, does not tell what was deleted before. Nor does it tell when it has begun:
-# so there is a list after this time, and others each twice as late.
-SOON_SECONDS: Final = 1.0
-# A page of pods is up to 3 MB; reading it takes 10 ms, in which nothing else happens.
-PAGE: Final = 500
 # Of uids that a late event may still name. What falls out may be shown until the next list.
 REMEMBERED: Final = 4096
 DELETED: Final = "DELETED"
 GONE: Final = -1  # what is told of an object that is no more, instead of a version
-
-log = logging.getLogger("trunkline.reconcile")
 
 
 @dataclass(slots=True)
@@ -58,22 +49,20 @@ class _Pod:
 
 
 class Mirror:
-    """All agents of these namespaces (none given: of all) and their pods. `changed(agent)`: look at it."""
+    """Agents and their pods. `changed(agent)`: look at it. `cluster.tidings` fills it."""
 
-    def __init__(
-        self, cluster: Cluster, namespaces: Sequence[str], changed: Callable[[str], None]
-    ) -> None:
+    def __init__(self, cluster: Cluster, changed: Callable[[str], None]) -> None:
         self.cluster = cluster
-        self._namespaces = namespaces
         self._changed = changed
         self._agents: dict[str, _Agent] = {}
         self._pods: dict[str, _Pod] = {}  # by uid
         self._of: dict[str, set[str]] = {}  # uids of an agent's pods
-        self._nodes: dict[str, NodeFacts] = {}  # those that are not fine
+        self._nodes = Nodes()
         self._gone: dict[str, None] = {}  # uids, the oldest first
         # Of agents that are being looked at: what was heard of which object, by uid.
         self._held: dict[str, set[tuple[str, int]]] = {}
-        self._anew = asyncio.Event()  # a watch has begun
+        self.anew = asyncio.Event()
+        """A list is due: a watch of agents has begun, or something was not as it was here. Its reader clears it."""
 
     def __repr__(self) -> str:
         return f"Mirror({len(self._agents)} agents, {len(self._pods)} pods)"
@@ -98,7 +87,7 @@ class Mirror:
 
     def pods(self, key: str) -> tuple[PodFacts, ...]:
         """All pods with the agent's label, whoever owns them."""
-        found = (self._placed(self._pods[uid].facts) for uid in self._of.get(key, ()))
+        found = (self._nodes.placed(self._pods[uid].facts) for uid in self._of.get(key, ()))
         return tuple(sorted(found, key=lambda pod: pod.name))
 
     # --- watches --------------------------------------------------------------------------------------
@@ -109,34 +98,39 @@ class Mirror:
             gone = obj["metadata"]
             return self._unless_looking(self._drop_agent(gone), (gone["uid"], GONE))
         if kind is None:
-            self._anew.set()
+            self.anew.set()
         return self._unless_looking(self._put_agent(obj), _news(obj["metadata"]))
 
-    def hear_pod(self, kind: str | None, obj: Mapping[str, Any]) -> str:
+    def hear_pod(self, kind: str, obj: Mapping[str, Any]) -> str:
         """Takes an event in; the agent that must be looked at, "" = none."""
         if kind == DELETED:
             uid = obj["metadata"]["uid"]
             return self._unless_looking(self._drop_pod(uid), (uid, GONE))
-        if kind is None:
-            self._anew.set()
         return self._unless_looking(self._put_pod(obj), _news(obj["metadata"]))
 
-    def hear_node(self, kind: str | None, obj: Mapping[str, Any]) -> "list[str]":
+    def hear_node(self, kind: str, node: Mapping[str, Any]) -> "list[str]":
         """Takes an event in; the agents that must be looked at, because something is new of a node of theirs."""
-        name, facts = obj["metadata"]["name"], NodeFacts.of(obj)
-        if kind == DELETED:
-            facts = FINE  # Kubernetes deletes its pods
-        if facts == self._nodes.get(name, FINE):
-            return []
-        if facts == FINE:
-            del self._nodes[name]
-        else:
-            self._nodes[name] = facts
-        return sorted({pod.agent for pod in self._pods.values() if pod.facts.node == name})
+        name = node["metadata"]["name"]
+        news = self._nodes.drop(name) if kind == DELETED else self._nodes.put(node)
+        return self._on(name) if news else []
 
-    def _placed(self, pod: PodFacts) -> PodFacts:
-        node = self._nodes.get(pod.node)
-        return pod.on(node) if node else pod
+    def _on(self, node: str) -> "list[str]":
+        """The agents with a pod there."""
+        return sorted({pod.agent for pod in self._pods.values() if pod.facts.node == node})
+
+    def pod_event(self, kind: str, pod: listed.Pod) -> None:
+        """As `hear_pod`, and whoever must be looked at is."""
+        self._tell_known(self.hear_pod(kind, pod))
+
+    def node_event(self, kind: str, node: listed.Node) -> None:
+        """As `hear_node`, likewise."""
+        self._tell_known(*self.hear_node(kind, node))
+
+    def _tell_known(self, *keys: str) -> None:
+        """Only agents that are there are looked at for their pods."""
+        for key in keys:
+            if key in self._agents:
+                self._changed(key)
 
     # --- looks and what they write --------------------------------------------------------------------
 
@@ -190,7 +184,7 @@ class Mirror:
 
     def missing(self, uid: str) -> None:
         """The API says that there is no such pod; a list soon tells whether it is so."""
-        self._anew.set()
+        self.anew.set()
         self._tell(self._drop_pod(uid, for_ever=False))
 
     def _unless_looking(self, key: str, news: tuple[str, int]) -> str:
@@ -206,61 +200,7 @@ class Mirror:
 
     # --- lists ----------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Lists everything once, then now and then."""
-        await self.list()
-        task = asyncio.create_task(self._list_again(), name="mirror")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def list(self) -> None:
-        """Has everything as it is now."""
-        # Pods first: an agent that is known has its pods known.
-        await self._list("Pod", PODS, listed.pods, self._take_pod, LABEL_AGENT)
-        await self._list("VoiceAgent", AGENTS, listed.agents, self._take_agent)
-
-    async def _list_again(self) -> None:
-        delay = SOON_SECONDS
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._anew.wait(), delay)
-                await asyncio.sleep(SOON_SECONDS)
-                self._anew.clear()
-                delay = SOON_SECONDS
-            delay = min(2 * delay, LIST_SECONDS)
-            try:
-                await self.list()
-            except ApiError as error:
-                log.warning("agents and pods cannot be listed: %s", error)
-
-    async def _list(
-        self,
-        kind: str,
-        everywhere: str,
-        read: listed.Reader[listed.Item],
-        take: Callable[[listed.Item], str],
-        label: str = "",
-    ) -> None:
-        for namespace in self._namespaces or [""]:
-            seen: set[str] = set()
-            version = 0
-            where = path(kind, namespace) if namespace else everywhere
-            async for page in self.cluster.pages(where, read, PAGE, label):
-                version = page.version
-                seen.update(map(take, page.items))
-            self._drop_all_but(seen, kind, namespace, version)
-
-    def _take_pod(self, pod: listed.Pod) -> str:
-        """Takes a listed pod in; its uid."""
-        metadata = pod["metadata"]
-        self._tell(self._unless_looking(self._put_pod(pod), _news(metadata)))
-        return metadata["uid"]
-
-    def _take_agent(self, agent: listed.Agent) -> str:
+    def listed_agent(self, agent: listed.Agent) -> str:
         """Takes a listed agent in; its uid."""
         known = self._agents.get(agent.name.key)
         if known is None or known.version < int(agent.name.version):
@@ -268,19 +208,25 @@ class Mirror:
             self._tell(self._unless_looking(self._put_agent(obj), _news(obj["metadata"])))
         return agent.name.uid
 
-    def _drop_all_but(self, seen: set[str], kind: str, namespace: str, version: int) -> None:
-        """What a list of this version did not have."""
-        here = f"{namespace}/" if namespace else ""
-        if kind == "Pod":
-            for uid, pod in list(self._pods.items()):
-                if pod.agent.startswith(here) and pod.version <= version and uid not in seen:
-                    self._tell(self._drop_pod(uid))
-            return
+    def only_agents(self, space: str, uids: set[str], version: int) -> None:
+        """A list of a namespace ("" = of all) at this version had no others."""
         for key, agent in list(self._agents.items()):
-            if key.startswith(here) and agent.version <= version and agent.uid not in seen:
-                namespace_, _, name = key.partition("/")
-                gone = {"namespace": namespace_, "name": name, "uid": agent.uid}
+            if _in(space, key) and agent.version <= version and agent.uid not in uids:
+                namespace, _, name = key.partition("/")
+                gone = {"namespace": namespace, "name": name, "uid": agent.uid}
                 self._tell(self._drop_agent(gone))
+
+    def only_pods(self, space: str, uids: set[str], version: int) -> None:
+        """Likewise."""
+        for uid, pod in list(self._pods.items()):
+            if _in(space, pod.agent) and pod.version <= version and uid not in uids:
+                self._tell_known(self._drop_pod(uid))
+
+    def only_nodes(self, names: set[str]) -> None:
+        """There are no others."""
+        for name in self._nodes.others(names):
+            self._nodes.drop(name)
+            self._tell_known(*self._on(name))
 
     def _tell(self, key: str) -> None:
         if key:
@@ -348,6 +294,11 @@ class Mirror:
 def _but_for_marks(after: PodFacts, seen: PodFacts) -> PodFacts:
     """The pod, with what we write on it as it was seen."""
     return replace(after, draining_since=seen.draining_since, protected=seen.protected)
+
+
+def _in(space: str, key: str) -> bool:
+    """Whether namespace/name is of that namespace; all are of ""."""
+    return not space or key.startswith(f"{space}/")
 
 
 def _key(metadata: Mapping[str, Any]) -> str:
