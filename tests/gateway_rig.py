@@ -41,6 +41,7 @@ from trunkline_runtime.contract import (
 from trunkline_runtime.gateway.call import Call
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.process import GatewayConfig, Running, serving
+from trunkline_runtime.worker.switchboard import SOON_SECONDS
 
 AGENT = "default/echo"
 KEY = "caller-key"
@@ -317,6 +318,11 @@ class FakeWorker:
             with contextlib.suppress(ConnectionClosed):
                 await link.send(self._free())
 
+    async def _tell_soon(self) -> None:
+        """As a worker does: a report that overtakes an answer counts its slot twice until that comes."""
+        await asyncio.sleep(SOON_SECONDS)
+        await self._tell()
+
     async def changed(self) -> None:
         """What it offers is not what it was."""
         self.seq += 1
@@ -358,7 +364,7 @@ class FakeWorker:
 
     async def _talk(self, connection: ServerConnection) -> None:
         slot: int = connection.slot  # type: ignore[attr-defined]  # see above
-        await self._tell()
+        self._do(self._tell_soon())
         try:
             self.settings.append(json.loads(await connection.recv()))
             async for message in connection:
