@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from api_relay import ApiRelay, Request, let_be
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_rig import NAME, SPEC, World, operated
@@ -28,7 +29,8 @@ from ports import free_port
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
 from trunkline_dev.processes import Process, ProcessFailed
-from trunkline_operator.cluster.leader import LOST_STATUS, identity
+from trunkline_operator.cluster.client import Cluster, path
+from trunkline_operator.cluster.leader import LOST_STATUS, Tenure, identity
 from trunkline_operator.cluster.lease import (
     ANNOTATION_EPOCH,
     DEADLINE_SECONDS,
@@ -568,6 +570,33 @@ async def test_an_operator_that_is_stopped_while_it_starts_gives_the_lease_back(
         await starting
     lease = await world.api.get(operators.path)
     assert holder(lease) == ""
+
+
+async def test_a_lease_whose_writing_was_cut_short_is_given_back(
+    api: Api, namespace: str, tmp_path: Path
+) -> None:
+    """The API server has made it, and the operator was told to stop before it heard of that."""
+    made = asyncio.Event()
+
+    async def keep_from_the_operator(request: Request, _: int) -> bool:
+        if request.writes:
+            made.set()
+            await asyncio.get_running_loop().create_future()
+        return False
+
+    async with ApiRelay(api).serving() as relay:
+        relay.after = keep_from_the_operator
+        env = {"KUBECONFIG": str(relay.kubeconfig(tmp_path))}
+        async with await Cluster.connect(env) as cluster:
+            tenure = Tenure(cluster, namespace, "lease", Candidate("one", "lease", lambda: 0.5))
+            winning = asyncio.create_task(tenure.won(lambda _: None))
+            await made.wait()
+            winning.cancel()
+            await asyncio.wait([winning])
+            relay.after = let_be
+            assert holder(await api.get(path("Lease", namespace, "lease"))) == "one"
+            await tenure.leave()
+            assert holder(await api.get(path("Lease", namespace, "lease"))) == ""
 
 
 async def test_an_operator_that_is_cut_off_ends_before_another_begins(operators: Operators) -> None:

@@ -128,6 +128,9 @@ class Tenure:
                 candidate.read(None, time.monotonic())
             else:
                 self._unable(error)
+        except asyncio.CancelledError:
+            candidate.failed(time.monotonic())  # it may have been done: to leave, it is read first
+            raise
         else:
             self._answer(action, found, sent)
 
