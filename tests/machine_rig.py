@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx
+
 from trunkline_dev.callers import Holder
 from trunkline_dev.demo import AGENTS
 from trunkline_dev.kube import Json, is_true
@@ -28,7 +30,10 @@ def agent(name: str, **spec: Any) -> Json:
 
 @contextlib.asynccontextmanager
 async def running(machine: Machine, body: Json, seconds: float = SOON) -> AsyncIterator[str]:
-    """An agent that is Ready within so many seconds; deleted, and waited for, at the end."""
+    """An agent that is Ready within so many seconds, and known to all gateways; deleted, and waited for, at the end.
+
+    It is Ready when one gateway knows a pod, and the others may learn of it a moment later.
+    """
     name = body["metadata"]["name"]
     await machine.apply(body)
     try:
@@ -40,10 +45,24 @@ async def running(machine: Machine, body: Json, seconds: float = SOON) -> AsyncI
             ),
             seconds,
         )
+        if body["spec"].get("warm", {}).get("minPods"):
+            await until(lambda: known_everywhere(machine, name))
         yield name
     finally:
         await machine.api.delete(f"{AGENTS}/{name}")
         await machine.api.wait_gone(f"{AGENTS}/{name}", SOON)
+
+
+async def known_everywhere(machine: Machine, name: str) -> bool:
+    """Whether each gateway has a free slot of the agent."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for number in range(machine.config.gateways):
+            address = f"http://{machine.gateway_address(number)}:{contract.HEALTH_PORT}"
+            state = (await client.get(address + contract.STATE_PATH)).json()
+            workers = state["agents"].get(f"default/{name}", {}).get("workers", {})
+            if not any(worker["free"] for worker in workers.values()):
+                return False
+    return True
 
 
 @contextlib.asynccontextmanager
