@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from trunkline_operator.agent.policy import allowed_burst
@@ -61,6 +62,9 @@ SECRETS_SECONDS: Final = 30.0
 # The agent's own Secret, which nobody else writes: a thousand agents at rest would read 33 of them a second. If
 # somebody deletes it, it is a new pod that misses it, and where one does not come up it is read as the others are.
 OWN_SECONDS: Final = 300.0
+EDITED_SECONDS: Final = (
+    60.0  # whoever edits an agent wants it looked at; who edits again has just had that
+)
 Edition = tuple[int, object, object]
 # A look that comes a little sooner reads them as well, so that it need not be followed by another.
 FRESH_SHARE: Final = 5 / 6
@@ -103,13 +107,14 @@ def edition_of(obj: Json) -> Edition:
 def own_lasts(pods: Sequence[PodFacts], *, edited: bool, leaving: bool = False) -> float:
     """Seconds for which the agent's own Secret counts as read.
 
-    A pod may not come up because somebody has deleted it, and whoever edits an agent wants it looked at. An agent
-    that leaves gets no new pod, nor a Secret in place of one that is gone; and a deletion counts as an edit.
+    A pod may not come up because somebody has deleted it. An agent that leaves gets no new pod, nor a Secret in place of
+    one that is gone; and a deletion counts as an edit.
     """
     if leaving:
         return math.inf
-    waits = any(pod.node and not pod.ready for pod in pods)
-    return SECRETS_SECONDS if edited or waits else OWN_SECONDS
+    if any(pod.node and not pod.ready for pod in pods):
+        return SECRETS_SECONDS
+    return EDITED_SECONDS if edited else OWN_SECONDS
 
 
 class Observer:
@@ -218,10 +223,10 @@ class Observer:
         known = self._read.get(agent.key, {}).get(name)
         edited = known is not None and known.edition not in (None, edition)
         pods, leaving = self._mirror.pods(agent.key), agent.deleted_at is not None
-        await self._secret(agent, name, own_lasts(pods, edited=edited, leaving=leaving))
+        lasts = partial(own_lasts, pods, leaving=leaving)
+        await self._secret(agent, name, lasts(edited=edited))
         own = self._read[agent.key][name]
-        if own is not known or own.edition is None:
-            own.edition = edition
+        own.edition, own.lasts = edition, lasts(edited=False)  # an edit makes no look but its own
         if own.certificate is None:
             own.certificate = self._certificate(own.entries or {}, agent, now)
         return own
