@@ -88,6 +88,8 @@ class WorkerLinks:
 
     def answered(self, link: WorkerLink, found: Leg | Failed | None, seconds: float) -> None:
         """What a worker has said to a call, and after how long; None where the caller left before that."""
+        if route := self._routes().get(link.row.agent):
+            link.standby.renew(warm_address(route, link.host, link.port))
         had_free, row = link.row.free > 0, link.row
         full = isinstance(found, Failed) and found.full
         seq = found.seq if found else None

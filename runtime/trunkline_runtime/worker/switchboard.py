@@ -44,6 +44,7 @@ class Switchboard:
         self._telling_at = 0.0
         self._had_room = True
         self._unlogged: list[tuple[Change, float]] = []  # with the time of day in Unix seconds
+        self._logging: asyncio.Handle | None = None
         self._seq = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -106,18 +107,23 @@ class Switchboard:
 
     def tell(self) -> None:
         """Logs what has happened and tells the listeners of it: now, and not in a moment."""
+        self._log()
         if self._telling is None:
             return
         self._telling.cancel()
         self._telling = None
+        for listener in self._listeners:
+            listener()
+
+    def _log(self) -> None:
+        """Line by line, each soon: twenty at once would keep a caller waiting for a millisecond."""
+        self._logging = None
         unlogged, self._unlogged = self._unlogged, []
         for change, t in unlogged:
             slot_log.info(
                 change.step.value,
                 extra={"call": change.call, "slot": change.slot, "t": t, **self._names},
             )
-        for listener in self._listeners:
-            listener()
 
     def _changed(self) -> None:
         """Sees to all that follows from what happened."""
@@ -125,6 +131,8 @@ class Switchboard:
         if changes:
             t = time.time()
             self._unlogged += [(change, t) for change in changes]
+            if self._logging is None:
+                self._logging = self._loop.call_soon(self._log)
             (self._quiet.clear if self._slots.busy else self._quiet.set)()
             self._noted()
 
