@@ -23,7 +23,7 @@ from trunkline_operator.cluster.tidings import PAGE
 from trunkline_operator.decisions.world import Phase, PodFacts
 from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 from trunkline_operator.handlers import LISTED_AT_ONCE
-from trunkline_operator.observing import EDITED_SECONDS, OWN_SECONDS, SECRETS_SECONDS, own_lasts
+from trunkline_operator.observing import OWN_SECONDS, SECRETS_SECONDS, TOUCHED_SECONDS, own_lasts
 from trunkline_runtime.contract import LABEL_AGENT
 
 EDITS = 10
@@ -184,25 +184,31 @@ async def looks(world: World) -> float:
 def test_the_own_secret_is_read_seldom_but_where_a_pod_may_miss_it() -> None:
     pod = PodFacts(name="desk-0", uid="u", owner="o", phase=Phase.PENDING)
     at_rest: list[list[PodFacts]] = [[], [pod], [replace(pod, node="n", ready=True)]]
-    assert {own_lasts(pods, edited=False) for pods in at_rest} == {OWN_SECONDS}
-    assert {own_lasts(pods, edited=True) for pods in at_rest} == {EDITED_SECONDS}
-    assert own_lasts([replace(pod, node="n")], edited=True) == SECRETS_SECONDS
-    assert own_lasts([pod, replace(pod, node="n")], edited=False) == SECRETS_SECONDS
-    assert own_lasts([replace(pod, node="n")], edited=True, leaving=True) == math.inf
+    assert {own_lasts(pods, touched=False) for pods in at_rest} == {OWN_SECONDS}
+    assert {own_lasts(pods, touched=True) for pods in at_rest} == {TOUCHED_SECONDS}
+    assert own_lasts([pod, replace(pod, node="n")], touched=False) == SECRETS_SECONDS
+    assert own_lasts([replace(pod, node="n")], touched=True, leaving=True) == math.inf
 
 
-async def test_an_edit_makes_no_look_but_its_own(no_node: World, relay: ApiRelay) -> None:
+async def test_an_edit_of_the_spec_makes_no_look_but_its_own_and_a_label_has_the_secret_read(
+    no_node: World, relay: ApiRelay
+) -> None:
     world = no_node
+    own = f"{world.secrets}/{NAME}-trunkline"
+
+    def reads() -> int:
+        return [it.path for it in relay.seen if it.method == "GET"].count(own)
+
     await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
     await world.apply(ONE_POD)
     await world.agent(lambda it: (it.get("status") or {}).get("replicas") == 1)
     began = time.monotonic()
-    await world.api.patch(world.agent_path, {"metadata": {"labels": {"team": "phones"}}})
     await world.api.patch(world.agent_path, {"spec": {"slo": {"admissionMs": 400}}})
     await world.agent(lambda it: it["status"]["observedGeneration"] == it["metadata"]["generation"])
     await asyncio.sleep(SECRETS_SECONDS + 2 - (time.monotonic() - began))
-    own = f"{world.secrets}/{NAME}-trunkline"
-    assert own not in [it.path for it in relay.seen if it.method == "GET"]
+    assert reads() == 0
+    await world.api.patch(world.agent_path, {"metadata": {"labels": {"look": "now"}}})
+    await relay.until(lambda _: reads() == 1)
 
 
 def test_writing_all_routes_takes_a_twentieth_of_the_time_at_most() -> None:

@@ -62,9 +62,7 @@ SECRETS_SECONDS: Final = 30.0
 # The agent's own Secret, which nobody else writes: a thousand agents at rest would read 33 of them a second. If
 # somebody deletes it, it is a new pod that misses it, and where one does not come up it is read as the others are.
 OWN_SECONDS: Final = 300.0
-EDITED_SECONDS: Final = (
-    60.0  # whoever edits an agent wants it looked at; who edits again has just had that
-)
+TOUCHED_SECONDS: Final = 5.0  # whoever changes a label alone wants the agent looked at
 Edition = tuple[int, object, object]
 # A look that comes a little sooner reads them as well, so that it need not be followed by another.
 FRESH_SHARE: Final = 5 / 6
@@ -99,22 +97,23 @@ class _Read:
 
 
 def edition_of(obj: Json) -> Edition:
-    """What differs after an edit by anybody but the operator, be it of a label."""
+    """What differs after an edit by anybody but the operator: of the spec, of a label, of an annotation."""
     metadata = obj["metadata"]
     return metadata["generation"], metadata.get("labels"), metadata.get("annotations")
 
 
-def own_lasts(pods: Sequence[PodFacts], *, edited: bool, leaving: bool = False) -> float:
+def own_lasts(pods: Sequence[PodFacts], *, touched: bool, leaving: bool = False) -> float:
     """Seconds for which the agent's own Secret counts as read.
 
     A pod may not come up because somebody has deleted it. An agent that leaves gets no new pod, nor a Secret in place of
-    one that is gone; and a deletion counts as an edit.
+    one that is gone.
     """
     if leaving:
         return math.inf
-    if any(pod.node and not pod.ready for pod in pods):
-        return SECRETS_SECONDS
-    return EDITED_SECONDS if edited else OWN_SECONDS
+    if touched:
+        return TOUCHED_SECONDS
+    waits = any(pod.node and not pod.ready for pod in pods)
+    return SECRETS_SECONDS if waits else OWN_SECONDS
 
 
 class Observer:
@@ -221,12 +220,16 @@ class Observer:
             return _Read()
         name, edition = secret_name(agent), edition_of(obj)
         known = self._read.get(agent.key, {}).get(name)
-        edited = known is not None and known.edition not in (None, edition)
+        before = edition if known is None or known.edition is None else known.edition
+        touched = before != edition and before[0] == edition[0]
         pods, leaving = self._mirror.pods(agent.key), agent.deleted_at is not None
         lasts = partial(own_lasts, pods, leaving=leaving)
-        await self._secret(agent, name, lasts(edited=edited))
+        await self._secret(agent, name, lasts(touched=touched))
         own = self._read[agent.key][name]
-        own.edition, own.lasts = edition, lasts(edited=False)  # an edit makes no look but its own
+        if own is not known:
+            own.lasts = lasts(touched=False)
+        if own is not known or not touched:
+            own.edition = edition
         if own.certificate is None:
             own.certificate = self._certificate(own.entries or {}, agent, now)
         return own

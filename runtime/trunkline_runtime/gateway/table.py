@@ -138,7 +138,7 @@ class Table:
         """
         row.asked -= 1
         if taken and (seq is None or seq > row.seq):
-            row.free = max(0, row.free - 1)
+            row.free, row.busy = max(0, row.free - 1), min(row.busy + 1, row.slots)
         elif full and (seq is None or seq >= row.seq):
             row.free = 0
         self._moved(row)
