@@ -63,7 +63,6 @@ class Upgrade:
 class Refused:
     """A request that no WebSocket begins with, and the plain answer to it."""
 
-    request: Request | None  # None: it is no HTTP/1.1 at all
     answer: bytes  # b"": whoever speaks no HTTP is not spoken to in HTTP by `websockets`
 
 
@@ -124,10 +123,10 @@ def _any(head: bytes) -> Upgrade | Refused:
     written = b"".join(protocol.data_to_send())
     protocol.parser.close()  # its frame refers to the protocol: one cycle less
     if not isinstance(request, Request):
-        return Refused(None, written)
+        return Refused(written)
     response = protocol.accept(request)
     if response.status_code != 101:
-        return Refused(request, response.serialize())
+        return Refused(response.serialize())
     return Upgrade(request, response.headers["Sec-WebSocket-Accept"])
 
 
