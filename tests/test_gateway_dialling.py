@@ -249,3 +249,21 @@ async def test_a_worker_that_speaks_first_is_hung_up_on() -> None:
         port.writers[0].write(b"HTTP/1.1 101 Switching Protocols\r\n")
         await until(lambda: standby._leg is not None and not standby._leg.ready)
         standby.drop()
+
+
+@on_uvloop
+async def test_it_yields_its_place_to_a_caller_and_comes_back_later() -> None:
+    port = Port()
+    async with port.serving() as address:
+        standby, now = Standby(), asyncio.get_running_loop().time()
+        standby.look(address, now - AGAIN_SECONDS)
+        await until(lambda: len(port.writers) == 1 and standby._leg is not None)
+        standby.yield_place()
+        await until(lambda: not port.writers)
+        standby.look(address, now + AGAIN_SECONDS / 2)
+        await asyncio.sleep(0.05)
+        assert port.came == 1
+        standby.look(address, now + 2 * AGAIN_SECONDS)
+        await until(lambda: port.came == 2 and standby._leg is not None)
+        standby.drop()
+        await until(lambda: not port.writers)

@@ -219,6 +219,7 @@ class Gateway:
 
     def short_of_descriptors(self, at: At) -> None:
         self.descriptors.short(at)
+        self.workers.yield_places()
 
     def turned_away(self, away: Away) -> None:
         self._ledger.turned_away(away)

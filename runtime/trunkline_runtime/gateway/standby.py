@@ -52,6 +52,13 @@ class Standby:
             self._leg = None
         self.renew(address)
 
+    def yield_place(self) -> None:
+        """Its file descriptor is wanted for a caller."""
+        self._next_look = self._loop.time() + AGAIN_SECONDS
+        if self._leg is not None:
+            self._leg.abort()
+            self._leg = None
+
     def drop(self) -> None:
         """The worker is gone."""
         self._dropped = True

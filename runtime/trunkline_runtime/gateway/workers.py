@@ -107,6 +107,11 @@ class WorkerLinks:
             case Failed(full=False, ours=False):
                 self._bad(row, Demerit.REFUSED)
 
+    def yield_places(self) -> None:
+        """File descriptors are short: a caller needs one more than a connection that stands by."""
+        for link in self._links.values():
+            link.standby.yield_place()
+
     def aside(self) -> dict[str, int]:
         """How many workers are set aside, of agents that have any."""
         return self._outliers.aside()
