@@ -9,14 +9,14 @@ the peer out. Before that somebody has worked with the API server, which is slow
 for each agent:
 
     act        ours                                       plain kopf
-    created    finalizer, Secret, pod, status             finalizer, Secret, pod, status, kopf's annotation
+    created    Secret, pod, status                        finalizer, Secret, pod, status, kopf's annotation
     edited     status                                     status, kopf's annotation
     replaced   old pod deleted, new pod, status           the same, and kopf's annotation
-    deleted    pod deleted, finalizer                     pod deleted, finalizer
+    deleted    pod deleted                                pod deleted, finalizer
 
-No pod gets a node, so none has a worker, and nobody has calls to be drained: ours deletes such a pod at once, as the
-peer always would. Ours lets an agent go only when the API has said that its pod is gone, which the peer never
-asks. Ours watches pods and nodes too, lists everything now and then, holds a link to a gateway and gives it routes;
+The agents have no burst. Ours would give them a finalizer with it, as kopf does for every handler of deletions; without,
+Kubernetes ends all that was made for an agent. No pod gets a node, so none has a worker and a deleted one is gone at once.
+Ours watches pods and nodes too, lists everything now and then, holds a link to a gateway and gives it routes;
 the peer does nothing of that. Our status has five conditions and the reasons for them, 1.2 KB, the peer's three
 numbers, 0.1 KB; each later write to the agent, also the one that asks for its end, reads and writes that anew. Our
 pod's manifest has 2.5 KB, the peer's 1.7.

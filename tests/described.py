@@ -26,7 +26,7 @@ from trunkline_operator.cluster.credentials import (
     hub_token_missing,
 )
 from trunkline_operator.decisions.events import Event, Look, Memory, chosen, of_look, of_status
-from trunkline_operator.decisions.manifests import template_hash
+from trunkline_operator.decisions.manifests import owned_by, template_hash
 from trunkline_operator.decisions.nodes import GOING, NodeFacts
 from trunkline_operator.decisions.plan import planned, rfc3339
 from trunkline_operator.decisions.spending import terms
@@ -58,7 +58,7 @@ def pod(agent: VoiceAgent, worker: Json | None, ready: Json, **conditions: Json)
             "uid": "pod-0",
             "creationTimestamp": STARTED,
             "annotations": {ANNOTATION_TEMPLATE: template_hash(agent, INSTALLATION)},
-            "ownerReferences": [{"uid": agent.uid, "controller": True}],
+            "ownerReferences": [owned_by(agent)],
         },
         "status": {
             "phase": "Running" if worker and "running" in worker["state"] else "Pending",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from fake_gateway import agent_load, worker_load
 from node_cast import Nodes
-from operator_rig import NAME, Json, World
+from operator_rig import NAME, World
 
 from trunkline_dev.kube import ApiError, is_true
 from trunkline_runtime.contract import LABEL_AGENT
@@ -53,45 +53,3 @@ async def played(world: World, nodes: Nodes | None = None) -> AsyncIterator[None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def collected(world: World) -> AsyncIterator[None]:
-    """Kubernetes' garbage collector, for pods of an agent that was gone before it could say farewell.
-
-    The API server deletes at once what has no finalizer when it looks, also where one is acknowledged in that very moment:
-    11 of 300 agents that were deleted within 4 ms of a finalizer's PATCH. Pods of all others are the operator's to delete.
-    """
-    gone: set[str] = set()
-
-    async def sweep() -> None:
-        for pod in await world.api.list(world.pods):
-            owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", ())}
-            if owners & gone:
-                path = f"{world.pods}/{pod['metadata']['name']}"
-                with contextlib.suppress(ApiError):  # somebody else was faster
-                    await world.api.delete(path, {"gracePeriodSeconds": 0})
-
-    async def agents() -> None:
-        before: dict[str, Json] = {}
-        async with contextlib.aclosing(world.api.follow(world.agents)) as changes:
-            async for found in changes:
-                for uid in before.keys() - found.keys():
-                    if "deletionTimestamp" not in before[uid]["metadata"]:
-                        gone.add(uid)
-                        await sweep()
-                before = dict(found)
-
-    async def pods() -> None:
-        async with contextlib.aclosing(world.api.follow(world.pods)) as changes:
-            async for _ in changes:
-                if gone:
-                    await sweep()
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part()) for part in (agents, pods)]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()

@@ -16,7 +16,14 @@ from ports import free_port
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, ApiError, condition, is_true
 from trunkline_dev.processes import Process, base_environment
-from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, GROUP, LABEL_AGENT, PLURAL, VERSION
+from trunkline_runtime.contract import (
+    ENV_OPERATOR_TOKEN,
+    FINALIZER,
+    GROUP,
+    LABEL_AGENT,
+    PLURAL,
+    VERSION,
+)
 
 Json = dict[str, Any]
 
@@ -29,6 +36,8 @@ SPEC: Json = {
     "warm": {"maxPods": 2, "gpu": {"count": 0}, "scaleDown": {"delaySeconds": 0}},
     "access": {"public": True},
 }
+NO_ACCOUNT: Json = {"modal": {"credentialsSecretRef": {"name": "nobody"}, "gpu": []}}
+"""A burst for which nothing is deployed. Its agent has the finalizer: somebody may yet make that Secret."""
 
 
 class World:
@@ -37,6 +46,10 @@ class World:
     def __init__(self, api: Api, plane: ControlPlane, namespace: str, logs: Path) -> None:
         self.api, self.namespace, self.logs = api, namespace, logs
         self.gateway = FakeGateway()
+        self.spec = SPEC  # of its agent, if no other is given
+        self.kept = (
+            False  # whether its agent is applied with the finalizer, as one that has had burst
+        )
         self.health = f"http://127.0.0.1:{free_port()}"
         self.env = base_environment() | {
             "KUBECONFIG": str(plane.kubeconfig),
@@ -142,8 +155,8 @@ class World:
         body = {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": "VoiceAgent",
-            "metadata": {"name": NAME},
-            "spec": spec or SPEC,
+            "metadata": {"name": NAME} | ({"finalizers": [FINALIZER]} if self.kept else {}),
+            "spec": spec or self.spec,
         }
         await self.api.apply(self.agent_path, body)
 
@@ -195,6 +208,14 @@ class World:
         await self.make_ready(f"{NAME}-0")
         await self.serve_calls(0)
         await self.agent(lambda it: is_true(it, "Ready"))
+
+
+def stranger_of(agent: str, **metadata: Any) -> Json:
+    """A pod with the agent's label that is not the agent's."""
+    return {
+        "metadata": {"name": f"{agent}-stranger", "labels": {LABEL_AGENT: agent}, **metadata},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }
 
 
 def rights_path(body: Json, namespace: str) -> str:

@@ -14,7 +14,9 @@ import httpx
 import pytest
 import yaml
 from fake_gateway import TOKEN, FakeGateway
-from operator_rig import NAME, SPEC, World, operated
+from node_cast import bind
+from operator_rig import NAME, SPEC, World, operated, stranger_of
+from operator_ward import leaving
 from ports import free_port
 from websockets.asyncio.server import serve
 
@@ -26,7 +28,6 @@ from trunkline_dev.processes import base_environment
 from trunkline_runtime.contract import (
     ANNOTATION_DRAINING,
     ENV_OPERATOR_TOKEN,
-    FINALIZER,
     GROUP,
     VERSION,
 )
@@ -45,7 +46,7 @@ async def test_an_agent_becomes_pods_a_secret_a_route_and_a_status(world: World)
     await world.apply()
     (pod,) = await world.pod_count(1)
     agent = await world.agent(lambda it: bool(it.get("status")))
-    assert agent["metadata"]["finalizers"] == [FINALIZER]
+    assert "finalizers" not in agent["metadata"]
     assert pod["metadata"]["name"] == f"{NAME}-0"
     assert pod["metadata"]["ownerReferences"][0]["uid"] == agent["metadata"]["uid"]
     assert pod["spec"]["containers"][0]["image"] == "trunkline/worker:test"
@@ -104,6 +105,7 @@ async def test_an_agent_takes_over_the_secret_of_the_one_that_had_its_name(world
 
 async def test_keys_that_nobody_knows_any_more_take_no_new_call_and_end_none(world: World) -> None:
     """An agent and its own Secret were deleted while no operator was there."""
+    world.kept = True
     await world.start()
     await world.one_ready_pod()
     await world.serve_calls(1)
@@ -193,7 +195,8 @@ async def test_a_crashed_operator_that_comes_back_changes_nothing(world: World) 
     )  # the new epoch
 
 
-async def test_a_deleted_agent_is_drained_and_leaves_nothing(world: World) -> None:
+async def test_a_deleted_agent_that_is_kept_is_drained_and_leaves_nothing(world: World) -> None:
+    world.kept = True
     await world.start()
     await world.one_ready_pod()
     await world.serve_calls(1)
@@ -210,13 +213,53 @@ async def test_a_deleted_agent_is_drained_and_leaves_nothing(world: World) -> No
     await world.gateway.until(lambda it: it.routes == {})
 
 
-async def test_an_agent_whose_finalizer_was_torn_off_leaves_the_routes(world: World) -> None:
+async def test_a_deleted_agent_without_burst_goes_at_once_and_its_pods_after_their_calls(
+    world: World,
+) -> None:
+    """An agent of the same name may be there before they have gone."""
     await world.start()
     await world.one_ready_pod()
+    await bind(world, f"{NAME}-0", "a-node")
+    await world.serve_calls(1)
+    agent = await world.agent(lambda it: it["status"]["slots"]["busy"] == 1)
+    session = agent["spec"]["session"]
+    await world.api.delete(world.agent_path)
+    assert await world.api.list(world.agents) == []
+    await world.gateway.until(lambda it: it.routes == {})
+    pod = await world.api.wait_for_one(f"{world.pods}/{NAME}-0", leaving)
+    # A worker that is told to end has that long for its calls.
+    grace = pod["spec"]["terminationGracePeriodSeconds"]
+    assert pod["metadata"]["deletionGracePeriodSeconds"] == grace > session["maxSeconds"]
+    await world.apply()
+    await world.api.wait_for_one(f"{world.pods}/{NAME}-1")
+    assert leaving(await world.api.get(f"{world.pods}/{NAME}-0"))
+
+
+async def test_pods_whose_agent_went_while_no_operator_was_there_go_too(world: World) -> None:
+    await world.start()
+    await world.one_ready_pod()
+    await bind(world, f"{NAME}-0", "a-node")
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "other", "uid": "another"}
+    stranger = stranger_of(NAME, ownerReferences=[{**owner, "controller": True}])
+    await world.api.create(world.pods, stranger)
+    world.processes.pop().kill()
+    await world.api.delete(world.agent_path)
+    await world.start()
+    await world.api.wait_for_one(f"{world.pods}/{NAME}-0", leaving)
+    assert not leaving(await world.api.get(f"{world.pods}/{NAME}-stranger"))
+    assert not [line for line in world.log if line["level"] in ("WARNING", "ERROR")]
+
+
+async def test_an_agent_whose_finalizer_was_torn_off_leaves_the_routes(world: World) -> None:
+    world.kept = True
+    await world.start()
+    await world.one_ready_pod()
+    await bind(world, f"{NAME}-0", "a-node")
     await world.serve_calls(1)
     await world.api.delete(world.agent_path)
     await world.api.patch(world.agent_path, {"metadata": {"finalizers": None}})
     await world.gateway.until(lambda it: it.routes == {})
+    await world.api.wait_for_one(f"{world.pods}/{NAME}-0", leaving)
 
 
 async def test_missing_secrets_are_told_and_used_once_they_are_there(world: World) -> None:
@@ -383,6 +426,7 @@ async def test_the_rights_that_the_chart_gives_are_enough(
     world: World, tmp_path: Path, namespaced: bool
 ) -> None:
     values = {"watchNamespaces": [world.namespace]} if namespaced else {}
+    world.kept = True
     async with world.charted(values, "rbac.yaml", "operator.yaml"):
         file = await world.kubeconfig_of("trunkline-operator", tmp_path)
         flags = (

@@ -12,7 +12,14 @@ from trunkline_dev.kube import Api
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import ApiError, Cluster, ended
 from trunkline_operator.decisions.world import PodFacts
-from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
+from trunkline_runtime.contract import (
+    ANNOTATION_CA,
+    ANNOTATION_DRAINING,
+    ANNOTATION_TEMPLATE,
+    GROUP,
+    KIND,
+    VERSION,
+)
 
 Json = dict[str, Any]
 
@@ -43,13 +50,15 @@ async def listing(cluster: Cluster, pods: str) -> list[listed.Pod]:
 async def test_a_look_sees_the_same_of_a_listed_pod_as_of_the_whole_one(
     api: Api, cluster: Cluster, pods: str
 ) -> None:
-    owner = {"apiVersion": "v1", "kind": "X", "name": "x", "uid": "u", "controller": True}
+    owner: Json = {"kind": KIND, "name": "x", "uid": "u", "controller": True}
+    owner |= {"apiVersion": f"{GROUP}/{VERSION}"}
+    stranger: Json = {"apiVersion": "v1", "kind": "X", "name": "x", "uid": "v", "controller": True}
     notes = {
         ANNOTATION_DRAINING: "2026-11-27T08:00:00Z",
         ANNOTATION_TEMPLATE: "t",
         ANNOTATION_CA: "c",
     }
-    await api.create(pods, body("plain-0"))
+    await api.create(pods, body("plain-0", ownerReferences=[stranger]))
     await api.create(pods, body("full-1", "n", ownerReferences=[owner], annotations=notes))
     await api.create(pods, body("going-2", "n"))
     await api.delete(f"{pods}/going-2")
@@ -77,7 +86,7 @@ async def test_a_look_sees_the_same_of_a_listed_pod_as_of_the_whole_one(
     assert facts == [PodFacts.of(pod) for pod in whole]
     assert [it.terminating for it in facts] == [False, True, False]
     assert facts[0].draining
-    assert facts[0].owner == "u"
+    assert [it.owner for it in facts] == ["u", "", ""]
     assert "out of memory" in facts[0].trouble
     assert facts[0].unready
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from api_relay import ApiRelay, Request
 from node_cast import NODES
 from operator_cast import played
-from operator_rig import NAME, SPEC, World, operated
+from operator_rig import NAME, SPEC, World, operated, stranger_of
 from operator_ward import WATCHES
 
 from trunkline_dev.controlplane import ControlPlane
@@ -24,7 +24,6 @@ from trunkline_operator.decisions.world import Phase, PodFacts
 from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 from trunkline_operator.handlers import LISTED_AT_ONCE
 from trunkline_operator.observing import OWN_SECONDS, SECRETS_SECONDS, TOUCHED_SECONDS, own_lasts
-from trunkline_runtime.contract import LABEL_AGENT
 
 EDITS = 10
 ONE_POD: dict[str, Any] = {**SPEC, "warm": {"minPods": 1, "maxPods": 1, "gpu": {"count": 0}}}
@@ -71,11 +70,11 @@ async def test_a_look_reads_nothing_that_is_watched(world: World, relay: ApiRela
     read = [it for it in relay.seen if not it.writes and it.path not in (world.agents, world.pods)]
     assert read == []
     made = [(it.method, it.path.removeprefix(world.agent_path)) for it in relay.seen if it.writes]
-    finalizer, secret, pod, status = made[:4]
-    assert finalizer == ("PATCH", "")
+    secret, pod, status = made[:3]
     assert secret == ("POST", world.secrets)
     assert pod == ("POST", world.pods)
     assert status == ("PATCH", "/status")
+    assert [path for method, path in made if method == "DELETE"] == [f"{world.pods}/{NAME}-0"]
 
 
 async def test_what_is_there_when_watches_begin_is_listed_page_by_page(
@@ -126,6 +125,7 @@ async def test_an_agent_goes_without_a_watch_that_tells_of_its_pods_end(
 ) -> None:
     """The API's answer to the delete says that the pod is gone, as it had no node."""
     world = no_node
+    world.kept = True
     await world.start(env={"KUBECONFIG": str(relay.kubeconfig(world.logs))})
     await world.apply(ONE_POD)
     await world.agent(lambda it: (it.get("status") or {}).get("replicas") == 1)
@@ -163,15 +163,6 @@ async def test_no_pod_is_made_before_its_secret(no_node: World, relay: ApiRelay)
     made = [it.path for it in relay.seen if it.method == "POST"]
     made = [path for path in made if path in (world.secrets, world.pods)]
     assert made == [world.secrets] * 3 + [world.pods]
-
-
-def stranger_of(agent: str) -> dict[str, object]:
-    """A pod with the agent's label that nobody owns."""
-    labels = {LABEL_AGENT: agent}
-    return {
-        "metadata": {"name": f"{agent}-stranger", "labels": labels},
-        "spec": {"containers": [{"name": "c", "image": "i"}]},
-    }
 
 
 async def looks(world: World) -> float:

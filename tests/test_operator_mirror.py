@@ -248,6 +248,24 @@ async def test_the_last_write_to_an_agent_is_its_end(mirror: Mirror) -> None:
     assert mirror.agents == []
 
 
+async def test_pods_outlive_an_agent_that_a_later_list_does_not_have(
+    mirror: Mirror, told: Told
+) -> None:
+    def owned(version: int, uid: str, by: str) -> Json:
+        owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "VoiceAgent", "uid": by}
+        return pod(version, uid, ownerReferences=[{**owner, "controller": True}])
+
+    mirror.hear_pod("ADDED", owned(5, "p", by="a"))
+    owners = mirror.owners("ns")
+    # Its agent was made after the list, and nothing has told of it yet.
+    mirror.hear_pod("ADDED", owned(9, "q", by="b"))
+    mirror.only_agents("ns", set(), 8, owners)
+    assert [orphan.uid for orphan in mirror.orphans(KEY)] == ["p"]
+    assert told.agents == [KEY]
+    mirror.asked_to_go("p")
+    assert mirror.orphans(KEY) == ()
+
+
 # --- any order --------------------------------------------------------------------------------------------
 
 

@@ -78,11 +78,20 @@ def of(step: type, pod: PodFacts) -> Any:
 # --- from nothing ----------------------------------------------------------------------------------------
 
 
-def test_a_new_agent_gets_finalizer_then_secret_then_pods() -> None:
+def test_a_new_agent_gets_its_secret_then_pods() -> None:
     agent = an_agent(warm__minPods=2, metadata={"finalizers": []})
-    first, second, *pods = steps(agent, a_world(secret_exists=False))
-    assert (first, second) == (AddFinalizer(), EnsureSecret("desk-trunkline"))
+    first, *pods = steps(agent, a_world(secret_exists=False))
+    assert first == EnsureSecret("desk-trunkline")
     assert created(tuple(pods)) == ["desk-0", "desk-1"]
+
+
+def test_an_agent_with_burst_gets_the_finalizer_before_all_else() -> None:
+    """Kubernetes would end its pods, and nobody its app."""
+    agent = an_agent(metadata={"finalizers": []}, **BURST)
+    first, second, *_, last = steps(agent, a_world(secret_exists=False))
+    assert (first, second) == (AddFinalizer(), EnsureSecret("desk-trunkline"))
+    assert isinstance(last, DeployBurst)
+    assert AddFinalizer() not in steps(an_agent(**BURST), a_world())
 
 
 def test_a_certificate_is_there_before_the_pods_that_need_it() -> None:
@@ -552,8 +561,13 @@ def test_an_app_that_perhaps_never_was_is_not_waited_for() -> None:
 
 
 def test_somebody_elses_finalizer_is_not_ours_to_act_on() -> None:
-    agent = an_agent(metadata={"deletionTimestamp": rfc3339(NOW), "finalizers": ["other/one"]})
-    assert steps(agent, a_world([a_pod(agent, 0)])) == ()
+    """Nor its app; pods drain, as nothing else would make of a deleted agent."""
+    deleted = {"deletionTimestamp": rfc3339(NOW), "finalizers": ["other/one"]}
+    agent = an_agent(metadata=deleted, **BURST)
+    pod = a_pod(agent, 0)
+    world = a_world([pod], {"desk-0": 1}, burst=DEPLOYED)
+    assert steps(agent, world) == (of(Drain, pod), Requeue(DEADLINE))
+    assert steps(agent, a_world(burst=DEPLOYED)) == ()
 
 
 # --- a random world --------------------------------------------------------------------------------------
@@ -712,11 +726,18 @@ class Cluster(RuleBasedStateMachine):
     def edit_burst(self, on: bool) -> None:
         self.burst_on = on
 
-    @precondition(lambda self: self.finalizers and self.deleted_at is None)
+    @precondition(lambda self: self.deleted_at is None)
     @rule(surely=st.sampled_from([False, False, False, True]))
     def delete_agent(self, surely: bool) -> None:
         if surely:
             self.deleted_at = self.now
+            self.gone_if_nothing_keeps_it()
+
+    def gone_if_nothing_keeps_it(self) -> None:
+        """Then its pods are told to end, as `Actor.bury` does: their workers let calls end."""
+        self.gone = not self.finalizers
+        for pod in self.pods.values():
+            pod.terminating |= self.gone
 
     @rule()
     def operator_restarts(self) -> None:
@@ -797,7 +818,7 @@ class Cluster(RuleBasedStateMachine):
                 assert self.late or not self.pods
                 self.finalizers, self.gone = [], True
             case EnsureSecret():
-                assert self.finalizers
+                assert self.finalizers or not self.burst_on
                 self.secret = True
             case CreatePod(name, manifest):
                 assert name not in self.pods
@@ -826,6 +847,7 @@ class Cluster(RuleBasedStateMachine):
             case DeletePod(name, uid):
                 self.delete(self.pods[name], uid)
             case DeployBurst(_, goal):
+                assert self.finalizers
                 self.burst, self.work = replace(self.burst, working=True), goal
             case ScaleBurst(_, scalings):
                 self.burst = replace(
@@ -885,6 +907,7 @@ class Cluster(RuleBasedStateMachine):
             self.calm_with_calls()
             self.calls_gone()
             self.deleted_at = self.now
+            self.gone_if_nothing_keeps_it()
         self.deletion()
 
     def calm_with_calls(self) -> None:

@@ -15,8 +15,8 @@ from forked_operator import Nursery
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from node_cast import Nodes
-from operator_cast import collected, played
-from operator_rig import NAME, SPEC, Json, operated
+from operator_cast import played
+from operator_rig import NAME, NO_ACCOUNT, SPEC, Json, operated
 from operator_ward import Ward, leaving
 
 from trunkline_dev.controlplane import ControlPlane
@@ -68,7 +68,7 @@ class Trial:
         self.warm: Json = {**SPEC["warm"], "minPods": 1, "maxPods": 4, "autoscaling": "internal"}
 
     async def apply(self) -> None:
-        await self.world.apply({**SPEC, "warm": self.warm})
+        await self.world.apply({**self.world.spec, "warm": self.warm})
 
     @property
     def wanted(self) -> int:
@@ -174,7 +174,8 @@ class Trial:
             world.pods, whole, 45, labelSelector=f"{LABEL_AGENT}={NAME}"
         )
         agent = await world.agent(tells)
-        assert agent["metadata"]["finalizers"] == [FINALIZER]
+        kept = [FINALIZER] if "burst" in world.spec else None
+        assert agent["metadata"].get("finalizers") == kept
         owners = {owner["uid"] for pod in pods for owner in pod["metadata"]["ownerReferences"]}
         assert owners <= {agent["metadata"]["uid"]}
         assert len(await world.api.list(world.secrets)) == 1
@@ -198,14 +199,21 @@ def nursery() -> Iterator[Nursery]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(done=acts)
+@given(done=acts, more=st.sampled_from([{}, {"burst": NO_ACCOUNT}]))
 def test_any_sequence_ends_in_the_declared_state(
-    control_plane: ControlPlane, nursery: Nursery, tmp_path_factory: Any, done: list[Act]
+    control_plane: ControlPlane,
+    nursery: Nursery,
+    tmp_path_factory: Any,
+    done: list[Act],
+    more: Json,
 ) -> None:
-    asyncio.run(one_life(control_plane, nursery, tmp_path_factory.mktemp("life"), done))
+    """Of an agent without the finalizer, and of one that has it."""
+    asyncio.run(one_life(control_plane, nursery, tmp_path_factory.mktemp("life"), done, more))
 
 
-async def one_life(plane: ControlPlane, nursery: Nursery, folder: Path, done: list[Act]) -> None:
+async def one_life(
+    plane: ControlPlane, nursery: Nursery, folder: Path, done: list[Act], more: Json
+) -> None:
     namespace = f"random-{os.getpid()}-{next(_numbers)}"
     async with Api(plane.kubeconfig) as api, ApiRelay(api).serving() as relay:
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
@@ -213,8 +221,8 @@ async def one_life(plane: ControlPlane, nursery: Nursery, folder: Path, done: li
             operated(api, plane, namespace, folder) as world,
             Nodes.of(world) as nodes,
             played(world, nodes),
-            collected(world),
         ):
+            world.spec = {**SPEC, **more}
             ward = Ward(world, relay, nursery)
             try:
                 await ward.started()

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from api_relay import ApiRelay, Request
 from operator_cast import played
-from operator_rig import NAME, SPEC, World, operated
+from operator_rig import NAME, NO_ACCOUNT, SPEC, World, operated
 from operator_ward import WATCHES
 
 from trunkline_dev.controlplane import ControlPlane
@@ -75,8 +75,8 @@ async def test_throttled_it_waits_as_it_is_told_and_comes_through(
     await world.agent(lambda it: is_true(it, "Ready"))
     assert time.monotonic() - began >= 3
     assert next(left, None) is None
-    # 3 that were refused; finalizer, Secret, pod; and statuses.
-    assert len([it for it in relay.seen if it.writes]) <= 3 + 3 + 4
+    # 3 that were refused; Secret, pod; and statuses.
+    assert len([it for it in relay.seen if it.writes]) <= 3 + 2 + 4
 
 
 async def test_an_agent_that_others_change_at_the_same_moment_is_read_again(
@@ -93,8 +93,8 @@ async def test_an_agent_that_others_change_at_the_same_moment_is_read_again(
         return None
 
     relay.before = before
-    await world.apply()
-    agent = await world.agent(lambda it: is_true(it, "Ready"))
+    await world.apply({**SPEC, "burst": NO_ACCOUNT})
+    agent = await world.agent(lambda it: is_true(it, "WarmReady"))
     assert len(agent["metadata"]["finalizers"]) == 2
     conflicts = [it for it, status in relay.answered if status == 409]
     assert len(conflicts) == 2

@@ -118,7 +118,7 @@ class Actor:
                 if isinstance(step, CreatePod):
                     acts.made += await self._create(seen, step)
                 elif isinstance(step, DeletePod):
-                    acts.ended |= await self._delete(seen, step)
+                    acts.ended |= await self._delete(seen.agent.key, step)
                 else:
                     await self._take(seen, step)
             except ApiError as error:
@@ -139,6 +139,20 @@ class Actor:
             else:
                 acts.taken.append(step)
         return acts
+
+    async def bury(self, key: str) -> None:
+        """Has the pods go whose agent is gone. Workers let calls end, for which their pods have the grace.
+
+        Kubernetes' garbage collector does so too, sooner or later. Raises the first `ApiError`.
+        """
+        failures = []
+        for pod in self._mirror.orphans(key):
+            try:
+                await self._delete(key, DeletePod(pod.name, pod.uid))
+            except ApiError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def tell(self, agent: Json, status: Json) -> None:
         """Merges this into the agent's status; nothing, if it is gone."""
@@ -164,10 +178,10 @@ class Actor:
         self._mirror.made_pod(made)
         return [PodFacts.of(made)]
 
-    async def _delete(self, seen: Seen, step: DeletePod) -> set[str]:
+    async def _delete(self, key: str, step: DeletePod) -> set[str]:
         """Deletes a pod; its uid, if the API says that it is gone."""
-        log.info("%s: %s", seen.agent.key, words(step), extra={"agent": seen.agent.key})
-        where = path("Pod", seen.agent.namespace, step.name)
+        log.info("%s: %s", key, words(step), extra={"agent": key})
+        where = path("Pod", key.partition("/")[0], step.name)
         deleted = await self._cluster.delete(where, step.uid)
         if deleted is None:
             self._mirror.missing(step.uid)

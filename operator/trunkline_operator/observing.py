@@ -215,8 +215,9 @@ class Observer:
 
     async def _own(self, obj: Json, agent: VoiceAgent, now: float) -> _Read:
         """The agent's own Secret, and whether its certificate is good."""
-        # The finalizer is the first thing that is made. Without it there was no operator here before.
-        if FINALIZER not in agent.finalizers:
+        # Without either, no operator has come as far as the Secret; or it was killed then, and the Secret is found when
+        # another is made.
+        if not (FINALIZER in agent.finalizers or obj.get("status")):
             return _Read()
         name, edition = secret_name(agent), edition_of(obj)
         known = self._read.get(agent.key, {}).get(name)

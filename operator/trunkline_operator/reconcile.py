@@ -130,6 +130,8 @@ class Reconciler:
         obj = self._mirror.agent(key)
         if obj is None:
             self._forget(key)
+        await self._actor.bury(key)
+        if obj is None:
             return None, "gone"
         notes = self._notes_of(key, obj["metadata"]["uid"])
         now = time.time()

@@ -23,7 +23,8 @@ MANAGED_BY: Final = "trunkline"
 ANNOTATION_DRAINING: Final = f"{GROUP}/draining"  # when the drain began, RFC 3339
 ANNOTATION_TEMPLATE: Final = f"{GROUP}/template"  # hash of image, model, hardware and slots
 ANNOTATION_CA: Final = f"{GROUP}/ca"  # identity of the CA of its links; none: plain
-FINALIZER: Final = f"{GROUP}/drain"  # pods drained, Modal app stopped
+# Of agents with burst: Kubernetes ends pods by itself, and no app at Modal.
+FINALIZER: Final = f"{GROUP}/drain"
 
 # Default ports. A gateway listens on the first two and on HEALTH_PORT, a worker on WORKER_PORT and
 # HEALTH_PORT, an operator on HEALTH_PORT alone.

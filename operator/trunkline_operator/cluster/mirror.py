@@ -8,7 +8,7 @@ Rules
   integers (Kubernetes API concepts, "Resource versions": guaranteed since 1.35, and so with etcd before).
 - A uid that was deleted stays deleted.
 - What a newer list does not have is deleted. So what a lost watch kept back is known by the next list.
-- Pods are kept of all agents, known or not: a name may be taken before its agent comes.
+- Pods are kept of all agents, known or not: a name may be taken before its agent comes, and they outlive it.
 - What is no newer than what is here was looked at, or is what a look has made: it makes no other look.
 """
 
@@ -89,6 +89,16 @@ class Mirror:
         """All pods with the agent's label, whoever owns them."""
         found = (self._nodes.placed(self._pods[uid].facts) for uid in self._of.get(key, ()))
         return tuple(sorted(found, key=lambda pod: pod.name))
+
+    def orphans(self, key: str) -> tuple[PodFacts, ...]:
+        """Pods that nobody has asked to go though their agent, of this name, is gone."""
+        return tuple(
+            pod for pod in self.pods(key) if pod.owner in self._gone and not pod.terminating
+        )
+
+    def owners(self, space: str) -> set[str]:
+        """uids of the agents that the pods of a namespace ("" = of all) have, or had."""
+        return {pod.facts.owner for pod in self._pods.values() if _in(space, pod.agent)} - {""}
 
     # --- watches --------------------------------------------------------------------------------------
 
@@ -208,13 +218,19 @@ class Mirror:
             self._tell(self._unless_looking(self._put_agent(obj), _news(obj["metadata"])))
         return agent.name.uid
 
-    def only_agents(self, space: str, uids: set[str], version: int) -> None:
-        """A list of a namespace ("" = of all) at this version had no others."""
+    def only_agents(self, space: str, uids: set[str], version: int, owners: set[str]) -> None:
+        """A list of a namespace ("" = of all) at this version had no others; `owners` of pods were there before it."""
         for key, agent in list(self._agents.items()):
             if _in(space, key) and agent.version <= version and agent.uid not in uids:
                 namespace, _, name = key.partition("/")
-                gone = {"namespace": namespace, "name": name, "uid": agent.uid}
-                self._tell(self._drop_agent(gone))
+                left = {"namespace": namespace, "name": name, "uid": agent.uid}
+                self._tell(self._drop_agent(left))
+        if gone := owners - uids:
+            for uid in gone:
+                _remember(self._gone, uid)
+            for key in {pod.agent for pod in self._pods.values() if pod.facts.owner in gone}:
+                if self.orphans(key):
+                    self._changed(key)
 
     def only_pods(self, space: str, uids: set[str], version: int) -> None:
         """Likewise."""

@@ -105,11 +105,12 @@ class Tidings:
 
     async def _list_agents(self, space: str) -> None:
         seen, version = set[str](), 0
+        owners = self._mirror.owners(space)
         pages = self._mirror.cluster.pages(where("VoiceAgent", space), listed.agents, PAGE)
         async for page in pages:
             version = page.version
             seen.update(map(self._mirror.listed_agent, page.items))
-        self._mirror.only_agents(space, seen, version)
+        self._mirror.only_agents(space, seen, version, owners)
 
     async def _list_nodes(self) -> int:
         """Has all nodes as they are now; the version of that."""

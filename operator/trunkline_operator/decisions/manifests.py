@@ -182,9 +182,9 @@ def _tmp(agent: VoiceAgent) -> list[Json]:
     return [{"name": TMP_VOLUME, "emptyDir": {"sizeLimit": limit}}]
 
 
-def _metadata(agent: VoiceAgent, name: str) -> Json:
-    """Of an object that the agent owns: it goes when the agent goes."""
-    owner = {
+def owned_by(agent: VoiceAgent) -> Json:
+    """The reference by which an object goes when the agent goes."""
+    return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,
         "name": agent.name,
@@ -192,11 +192,15 @@ def _metadata(agent: VoiceAgent, name: str) -> Json:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def _metadata(agent: VoiceAgent, name: str) -> Json:
+    """Of an object that the agent owns."""
     return {
         "name": name,
         "namespace": agent.namespace,
         "labels": {LABEL_AGENT: agent.name, LABEL_MANAGED_BY: MANAGED_BY},
-        "ownerReferences": [owner],
+        "ownerReferences": [owned_by(agent)],
     }
 
 

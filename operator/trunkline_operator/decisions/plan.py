@@ -153,7 +153,8 @@ def _demand(view: View) -> Demand:
 
 def _foundation(view: View) -> Iterator[Step]:
     """What must be there before a pod is made."""
-    if FINALIZER not in view.agent.finalizers:
+    # Kubernetes ends pods and Secret with their agent, but no app at Modal.
+    if view.agent.burst is not None and FINALIZER not in view.agent.finalizers:
         yield AddFinalizer()
     if not view.world.secret_exists:
         yield EnsureSecret(secret_name(view.agent))
@@ -341,9 +342,11 @@ def retry_wait(failures: int) -> float:
 
 
 def _farewell(view: View, deleted_at: float) -> Iterator[Step]:
-    """All pods drained and gone, the app stopped, then the finalizer. It ends by a deadline."""
-    if FINALIZER not in view.agent.finalizers:
-        return
+    """All pods drained and gone, the app stopped, then the finalizer. It ends by a deadline.
+
+    An agent that others' finalizers keep has its pods drained, too.
+    """
+    ours = FINALIZER in view.agent.finalizers
     deadline = view.last_call(deleted_at)
     late = view.now >= deadline
     here = [pod for pod in view.pods if not pod.terminating]
@@ -354,11 +357,12 @@ def _farewell(view: View, deleted_at: float) -> Iterator[Step]:
             yield Drain(pod.name, pod.uid, rfc3339(view.now))
     # Past the deadline nobody waits for a pod that is going: its node may be gone.
     empty = not here and (late or not view.pods)
-    app, left = _app_left(view), _app_lost(view, late)
+    app, left = (_app_left(view), _app_lost(view, late)) if ours else ("", "")
     if app and not left:
         yield from _stop(view, app, late)
     elif empty:
-        yield RemoveFinalizer(left)
+        if ours:
+            yield RemoveFinalizer(left)
         return
     if not late:
         yield Requeue(deadline - view.now)

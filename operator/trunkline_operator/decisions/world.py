@@ -15,7 +15,13 @@ from trunkline_operator.burst.limit import Limit, recalled
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.nodes import NodeFacts
 from trunkline_operator.scaling.spend import Account, Terms
-from trunkline_runtime.contract import ANNOTATION_CA, ANNOTATION_DRAINING, ANNOTATION_TEMPLATE
+from trunkline_runtime.contract import (
+    ANNOTATION_CA,
+    ANNOTATION_DRAINING,
+    ANNOTATION_TEMPLATE,
+    GROUP,
+    KIND,
+)
 
 CONTAINER: Final = "worker"
 """The pod's container that is the worker."""
@@ -49,7 +55,7 @@ class PodFacts:
 
     name: str
     uid: str
-    owner: str  # uid of its controller
+    owner: str  # uid of the agent that controls it
     phase: Phase
     ready: bool = False
     started: bool = False  # its worker runs and has been ready once; so it may hold calls
@@ -109,7 +115,7 @@ class PodFacts:
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
-            owner=next((o["uid"] for o in owners if o.get("controller")), ""),
+            owner=next((o["uid"] for o in owners if _controls(o)), ""),
             phase=Phase(status.get("phase", Phase.PENDING)),
             ready=conditions.get("Ready", {}).get("status") == "True",
             # Without word of `started`, a container that runs is taken for one that may hold calls.
@@ -140,6 +146,12 @@ def _start_seconds(metadata: Json, ready: Json, worker: Json) -> float | None:
         return None
     took = (epoch(since) or 0.0) - (epoch(created) or 0.0)
     return took if 0 <= took <= LONGEST_START_SECONDS else None
+
+
+def _controls(owner: Mapping[str, Any]) -> bool:
+    """Whether an owner reference is of an agent. Others may use our labels for pods of theirs."""
+    group = owner["apiVersion"].partition("/")[0]
+    return (group, owner["kind"]) == (GROUP, KIND) and bool(owner.get("controller"))
 
 
 def _moment(stamp: str | None) -> float | None:
