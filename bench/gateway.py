@@ -34,7 +34,7 @@ from typing import Any, Final
 import report
 from load import relays
 from load.relays import ASYNCIO, HAPROXY, NGINX, TRUNKLINE, UVLOOP, Relay, Stand
-from load.rig import BenchError, Generator, Load, Places, build, free_ports, loading, tell
+from load.rig import BenchError, Generator, Load, Places, awake, build, free_ports, loading, tell
 from load.soak import Churn, soak
 
 ALONE: Final = "the load generator alone"
@@ -376,6 +376,7 @@ def _admissions(bench: Bench) -> dict[str, list[Admission]]:
             SEEN: (gateway, bench.callers.token),
             NEW: (gateway, bench.callers.tokens),
         } | {relay.name: (relay, bench.callers.keys) for relay in bare}
+        stack.enter_context(awake())
         for number in range(bench.effort.admission_rounds + 1):
             for name, (relay, bearers) in turns.items():
                 admission = _admission(bench, relay, bearers)
