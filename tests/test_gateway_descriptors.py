@@ -169,23 +169,28 @@ async def was_cut_off(connection: socket.socket) -> bool:
     return False
 
 
-async def asked_with_none_left(process: Process) -> bytes:
-    """The head of the answer to a caller who was accepted while there were descriptors, and asked when there were none."""
+async def asked_with_none_left(process: Process) -> list[bytes]:
+    """The heads of the answers to callers who were accepted while there were descriptors, and asked when there were none.
+
+    They are more than there are workers: to each of those a connection may stand by.
+    """
     while files(process) > FILES // 2:
         await asyncio.sleep(0.01)
-    reader, writer = await asyncio.open_connection("127.0.0.1", process.calls)
+    callers = [await asyncio.open_connection("127.0.0.1", process.calls) for _ in range(3)]
     await http(process.health, "/readyz")  # who is answered there came later
     try:
         with contextlib.ExitStack() as strangers:
             probe = strangers.enter_context(idle(process.health))
             while not await was_cut_off(probe):  # probes come without number
                 probe = strangers.enter_context(idle(process.health))
-            writer.write(HEAD.encode())
-            return await reader.readuntil(b"\r\n\r\n")
+            for _, writer in callers:
+                writer.write(HEAD.encode())
+            return [await reader.readuntil(b"\r\n\r\n") for reader, _ in callers]
     finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        for _, writer in callers:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @pytest.mark.timeout(120)
@@ -197,10 +202,12 @@ async def test_a_worker_that_cannot_be_dialled_for_want_of_one_is_not_to_blame(
     async with a_process(tmp_path, (FILES, FILES)) as process, a_worker_of(process, name="real-1"):
         while await workers(process) < 2:
             await asyncio.sleep(0.02)
+        told: list[bytes] = []
         async with asyncio.timeout(SECONDS):
-            while not (head := await asked_with_none_left(process)).startswith(b"HTTP/1.1 503 "):
-                pass  # some of what took them all was let go of in between
-        assert b"Retry-After" in head
+            while not told:  # else some of what took them all was let go of in between
+                heads = await asked_with_none_left(process)
+                told = [head for head in heads if head.startswith(b"HTTP/1.1 503 ")]
+        assert all(b"Retry-After" in head for head in told)
         async with asyncio.timeout(SECONDS):
             while not isinstance(found := await answer(process), ClientConnection):
                 await asyncio.sleep(0.05)

@@ -13,8 +13,15 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from trunkline_runtime.contract import ACCOUNT_HEADER, START_HEADER
-from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES, Address, Door, Handshake
+from trunkline_runtime.contract import ACCOUNT_HEADER, SEQ_HEADER, START_HEADER
+from trunkline_runtime.gateway.handshake import (
+    MAX_HEAD_BYTES,
+    OF_A_POD,
+    Address,
+    Door,
+    Handshake,
+)
+from trunkline_runtime.upgrade import Upgrade, upgrade
 
 PLACE = Address(host="10.0.0.7", port=8080)
 REALTIME = Subprotocol("realtime")
@@ -41,6 +48,15 @@ def answered(written: bytes, subprotocol: bool = True) -> bytes:
     response.headers[ACCOUNT_HEADER] = "1"
     response.headers[START_HEADER] = "cold 1.250"
     return response.serialize()
+
+
+def of_a_pod(written: bytes) -> bytes:
+    """What a pod's worker says to it."""
+    found = upgrade(written)
+    assert isinstance(found, Upgrade)
+    fields = [(ACCOUNT_HEADER, "1")]
+    fields += [("Sec-WebSocket-Protocol", name) for name in found.subprotocols]
+    return found.response(*fields, (SEQ_HEADER, "7"))
 
 
 @pytest.mark.parametrize("subprotocol", [None, "realtime"])
@@ -85,6 +101,39 @@ def test_what_a_worker_says_of_itself_is_read() -> None:
     theirs, written = asked(Door(target="/", subprotocol=None, headers=(), ours=False))
     assert theirs.receive(answered(written, subprotocol=False)) == b""
     assert not theirs.tells, "an upstream is not believed"
+
+
+@pytest.mark.parametrize("subprotocol", [None, "realtime"])
+def test_the_answer_of_a_pod_is_read_as_any_other(subprotocol: str | None) -> None:
+    """Though all at once, and in whatever pieces it comes."""
+    first, written = asked(door(subprotocol))
+    whole = of_a_pod(written)
+    assert OF_A_POD.fullmatch(whole)
+    for said in (whole, whole.replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n")):
+        for cut in range(len(said)):
+            ours, _ = asked(door(subprotocol))
+            ours._accept = first._accept
+            rest = ours.receive(said[:cut])
+            assert rest is None
+            assert ours.receive(said[cut:] + b"early") == b"early"
+            assert (ours.refusal, ours.subprotocol) == (None, subprotocol)
+            assert (ours.tells, ours.seq, ours.started) == (True, 7, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "instead"),
+    [
+        (b"Sec-WebSocket-Accept: ", b"Sec-WebSocket-Accept: x"),
+        (b"Protocol: realtime", b"Protocol: other"),
+        (b"websocket", b"h2c"),
+        (b" 101 ", b" 200 "),
+    ],
+)
+def test_the_answer_of_a_pod_to_somebody_else_is_not_believed(wrong: bytes, instead: bytes) -> None:
+    ours, written = asked(door())
+    assert wrong in of_a_pod(written)
+    ours.receive(of_a_pod(written).replace(wrong, instead))
+    assert ours.refusal is not None
 
 
 def test_a_ticket_cannot_add_a_line() -> None:
@@ -137,7 +186,7 @@ def test_only_spaces_and_tabs_may_stand_around_a_token() -> None:
 def test_it_believes_nothing_that_websockets_would_not(seed: int) -> None:
     draw = random.Random(seed)
     ours, written = asked(door())
-    for said in mutants(draw, answered(written), EXTRA):
+    for said in mutants(draw, draw.choice((answered, of_a_pod))(written), EXTRA):
         again, _ = asked(door())
         again._accept = ours._accept
         rest = again.receive(said)

@@ -21,10 +21,8 @@ from websockets.utils import accept_key
 from trunkline_runtime.process import QUIET
 
 HEAD_END: Final = b"\r\n\r\n"
-_FIELD: Final = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)"
-)  # RFC 9110, section 5
-_ASKED: Final = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
+_FIELD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*")  # RFC 9110, section 5
+_ASKED: Final = re.compile(r"GET ([!-~]+) HTTP/1\.1")
 _KEY: Final = re.compile(r"[0-9A-Za-z+/]{22}==")  # 16 bytes
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TOKENS: Final = re.compile(rf"{_TOKEN}(?:, ?{_TOKEN})*")
@@ -77,23 +75,22 @@ def offered(headers: Headers) -> list[str]:
     return [name.strip(" \t") for line in lines for name in line.split(",")]
 
 
-def fields_of(lines: Sequence[bytes]) -> Headers | None:
-    """The fields of a head; None where a line is none, or there are more than anybody sends."""
+def fields_of(lines: Sequence[str]) -> Headers | None:
+    """The fields of a head that was read as ISO-8859-1; None where a line is none, or there are more than anybody sends."""
     if len(lines) > MAX_NUM_HEADERS:
         return None
     found = Headers()
     for line in lines:
-        match = _FIELD.fullmatch(line)
-        if match is None or len(line) + 2 > MAX_LINE_LENGTH:
+        if _FIELD.fullmatch(line) is None or len(line) + 2 > MAX_LINE_LENGTH:
             return None
-        # Both have just been looked at.
-        found.set_insecure(match[1].decode("ascii"), match[2].strip(b" \t").decode("latin-1"))
+        name, _, value = line.partition(":")
+        found.set_insecure(name, value.strip(" \t"))  # both have just been looked at
     return found
 
 
 def _ordinary(head: bytes) -> Upgrade | None:
     """The request as nearly all clients write it."""
-    first, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
+    first, *lines = head.removesuffix(HEAD_END).decode("latin-1").split("\r\n")
     asked = _ASKED.fullmatch(first)
     if asked is None or len(first) + 2 > MAX_LINE_LENGTH:
         return None
@@ -111,7 +108,7 @@ def _ordinary(head: bytes) -> Upgrade | None:
             and len(headers.get_all("Origin")) < 2
             and all(map(_TOKENS.fullmatch, headers.get_all("Sec-WebSocket-Protocol")))
         ):
-            return Upgrade(Request(asked[1].decode("ascii"), headers), accept_key(key))
+            return Upgrade(Request(asked[1], headers), accept_key(key))
     return None
 
 

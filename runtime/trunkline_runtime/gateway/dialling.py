@@ -9,6 +9,7 @@ from trunkline_runtime.gateway.descriptors import NO_DESCRIPTOR, is_short
 from trunkline_runtime.gateway.handshake import Address, Door, Handshake
 from trunkline_runtime.gateway.leg import HUNG_UP, Leg
 
+LATE: Final = "did not answer its data link in time"
 NO_ROOM: Final = frozenset(f"refused its data link with HTTP {status}" for status in (429, 503))
 
 
@@ -30,7 +31,7 @@ async def dial(address: Address, door: Door, by: float, ready: Leg | None = None
     `ready` is a connection to there on which nothing was said. Nothing is left behind when it fails or is cancelled.
     """
     if ready is not None:
-        found = await _asked(ready, Handshake(address, door), by)
+        found = await _asked(ready, Handshake(address, door, ready.key), by)
         if not (isinstance(found, Failed) and found.why == HUNG_UP):
             return found
         # Perhaps before it was asked. A ticket opens one link, so it may be asked again.
@@ -67,21 +68,22 @@ async def connect(address: Address, leg: Leg) -> None:
 
 async def _asked(leg: Leg, handshake: Handshake, by: float) -> Leg | Failed:
     """Asks on a connection that is there or being made."""
-    answered, late = leg.answered, False
+    answered = leg.answered
     if answered is None:  # it is gone already
         return Failed(HUNG_UP)
     leg.ask(handshake)
+    late = asyncio.get_running_loop().call_at(by, leg.fail, LATE)
     why: str | None = "was not waited for"
     try:
-        async with asyncio.timeout_at(by):
-            why = await answered
+        why = await answered
         if why is None and leg.over:
             why = HUNG_UP
-    except TimeoutError:
-        why, late = "did not answer its data link in time", True
     finally:
+        late.cancel()
         if why is not None:
             leg.abort()
     if why is None:
         return leg
-    return Failed(why, full=why in NO_ROOM, ours=why == NO_DESCRIPTOR, late=late, seq=leg.seq)
+    return Failed(
+        why, full=why in NO_ROOM, ours=why == NO_DESCRIPTOR, late=why == LATE, seq=leg.seq
+    )

@@ -37,7 +37,7 @@ from trunkline_runtime.gateway.descriptors import At, Descriptors
 from trunkline_runtime.gateway.doors import Wanted
 from trunkline_runtime.gateway.handshake import MAX_HEAD_BYTES
 from trunkline_runtime.gateway.holdings import Holdings
-from trunkline_runtime.gateway.intake import Answered, Intake
+from trunkline_runtime.gateway.intake import Answered, Begun, Intake
 from trunkline_runtime.gateway.ladder import LEFT, Placement, Rejected
 from trunkline_runtime.gateway.ledger import Ledger
 from trunkline_runtime.gateway.leg import Leg
@@ -307,7 +307,6 @@ class Gateway:
     async def _place(self, asked: Asked, guest: Guest) -> Answered | Denied:
         """A worker's answer; the tenant's place is given back where there is none."""
         call, begun, route = asked.wanted.call, asked.begun, asked.route
-        party = _party(call, guest)
         self._ledger.arrived(route.agent)
         leg: Leg | None = None
         gone: list[Placement] = []  # what was tried for a caller that left
@@ -317,17 +316,22 @@ class Gateway:
         except asyncio.CancelledError:
             ms = (asyncio.get_running_loop().time() - begun) * 1000
             unplaced = Placement(result=Rejected(LEFT), steps=(), ms=ms)
-            self._ledger.left(party, gone[0] if gone else unplaced)
+            self._ledger.left(_party(call, guest), gone[0] if gone else unplaced)
             raise
         finally:
             if leg is None:
                 self._reception.end(guest)
         if leg is None:
-            return self._refuse(party, placement)
+            return self._refuse(_party(call, guest), placement)
         self.holdings.hold(leg)
+        return Answered(leg, partial(self._begins, asked, guest, leg, placement))
+
+    def _begins(self, asked: Asked, guest: Guest, leg: Leg, placement: Placement) -> Begun:
+        """Books a call whose caller has its 101."""
+        call, route, party = asked.wanted.call, asked.route, _party(asked.wanted.call, guest)
         self._reception.answered(guest, warm=placement.rung == "warm")
         loop = asyncio.get_running_loop()
-        # Metrics and a line of the log take as long as a tenth of an admission: the caller has its 101 first.
+        # Metrics and a line of the log take as long as a tenth of an admission: what is in the sockets goes first.
         loop.call_soon(self._placed, call, route, placement)
         price = price_of(route, placement)
         asked.bill.placed(price, loop.time(), warm=placement.rung == "warm")
@@ -344,7 +348,7 @@ class Gateway:
             first_audio_ms=route.first_audio_ms,
         )
         again = partial(self._again, guest, asked, leg.subprotocol)
-        return Answered(leg, facts, partial(self._ended, guest, asked.bill), again)
+        return Begun(facts, partial(self._ended, guest, asked.bill), again)
 
     def _placed(self, call: str, route: Route, placement: Placement) -> None:
         self._ledger.placed(route, placement)

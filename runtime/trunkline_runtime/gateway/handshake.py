@@ -1,11 +1,12 @@
 """How a worker is asked to take a call: where it is, what is said at its door, and how its answer is read."""
 
 import base64
+import functools
 import re
 import secrets
 import ssl
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from websockets.datastructures import Headers
 from websockets.headers import build_host
@@ -19,8 +20,19 @@ MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
 USER_AGENT: Final = f"trunkline/{__version__}"
 STARTED: Final = re.compile(r"(cold|restored) ([0-9]+[.][0-9]+)")
 WHOLE: Final = re.compile(r"[0-9]{1,18}")
-ONE_LINE: Final = re.compile(r"[ -~]+")  # what a worker's ticket cannot end a line with
-SWITCHING: Final = re.compile(rb"HTTP/1\.1 101( [\t -~\x80-\xff]*)?")
+LINES: Final = re.compile(r"(?:[ -~]+\r\n)+")  # which no ticket of a worker's can end
+# The 101 of a pod's worker, as `Upgrade.response` writes it. All of it is read at once, for a caller waits.
+OF_A_POD: Final = re.compile(
+    rb"HTTP/1\.1 101 Switching Protocols\r\nDate: [ -~]{1,64}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    rb"Sec-WebSocket-Accept: ([!-~]+)\r\n%b: 1\r\n(?:Sec-WebSocket-Protocol: ([!-~]+)\r\n)?%b: ([0-9]{1,18})\r\n\r\n"
+    % (ACCOUNT_HEADER.encode(), SEQ_HEADER.encode())
+)
+SWITCHING: Final = re.compile(r"HTTP/1\.1 101( [\t -~\x80-\xff]*)?")
+
+
+_host = functools.lru_cache(maxsize=1024)(
+    build_host
+)  # it takes addresses apart to see what they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,19 @@ class Door:
     ours: bool = True  # a worker, whose account of the call is believed
 
 
+class Key(NamedTuple):
+    """What a worker proves with that it has read our request, and the proof."""
+
+    sent: str
+    proof: str
+
+    @classmethod
+    def fresh(cls) -> "Key":
+        """One that nobody knows, for one request."""
+        sent = base64.b64encode(secrets.token_bytes(16)).decode()
+        return cls(sent, accept_key(sent))
+
+
 class Handshake:
     """Our half of the upgrade, RFC 6455 section 4.1.
 
@@ -51,29 +76,25 @@ class Handshake:
     the response. A test holds it against theirs. Raises ValueError for what would be more than a line.
     """
 
-    def __init__(self, address: Address, door: Door) -> None:
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        host = build_host(address.host, address.port, address.tls is not None)
-        fields = [
-            ("Host", host),
-            ("User-Agent", USER_AGENT),
-            ("Upgrade", "websocket"),
-            ("Connection", "Upgrade"),
-            ("Sec-WebSocket-Key", key),
-            ("Sec-WebSocket-Version", "13"),
-            *door.headers,
-        ]
+    def __init__(self, address: Address, door: Door, key: Key | None = None) -> None:
+        key = key or Key.fresh()
+        host = _host(address.host, address.port, address.tls is not None)
+        more = [f"{name}: {value}\r\n" for name, value in door.headers]
         if door.subprotocol:
-            fields.append(("Sec-WebSocket-Protocol", door.subprotocol))
-        lines = [f"GET {door.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
-        if not all(map(ONE_LINE.fullmatch, lines)):
+            more.append(f"Sec-WebSocket-Protocol: {door.subprotocol}\r\n")
+        written = (
+            f"GET {door.target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {USER_AGENT}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key.sent}\r\nSec-WebSocket-Version: 13\r\n{''.join(more)}"
+        )
+        if written.count("\r\n") != 7 + len(more) or not LINES.fullmatch(written):
             raise ValueError("a request's line may have printable characters alone")
-        self.request = "\r\n".join([*lines, "", ""]).encode("ascii")
+        self.request = f"{written}\r\n".encode("ascii")
         self.opening = door.opening
-        self._accept = accept_key(key)
+        self._accept = key.proof
         self._offered, self._ours = door.subprotocol, door.ours
         self._response = b""
-        self._status = b""
+        self._status = ""
         self._switched = False
         self.subprotocol: str | None = None
         self.tells = False  # whether this worker gives an account of its calls
@@ -84,10 +105,12 @@ class Handshake:
     def receive(self, data: bytes) -> bytes | None:
         """What came behind the response; None until all of it is there."""
         self._response += data
+        if (found := OF_A_POD.match(self._response)) and self._takes(found):
+            return self._response[found.end() :]
         end = self._response.find(HEAD_END)
         if end < 0 or end + 4 > MAX_HEAD_BYTES:
             return None if len(self._response) <= MAX_HEAD_BYTES else b""
-        first, *lines = self._response[:end].split(b"\r\n")
+        first, *lines = self._response[:end].decode("latin-1").split("\r\n")
         self._status = first
         self._read(fields_of(lines))
         return self._response[end + 4 :]
@@ -97,10 +120,20 @@ class Handshake:
         """Why the worker did not switch protocols."""
         if self._switched:
             return None
-        status = self._status.split(b" ")[1:2]
-        if status and status[0].isdigit() and status[0] != b"101":
-            return f"refused its data link with HTTP {status[0].decode()}"
+        status = self._status.split(" ")[1:2]
+        if status and status[0].isascii() and status[0].isdigit() and status[0] != "101":
+            return f"refused its data link with HTTP {status[0]}"
         return "gave an answer to its data link that is no WebSocket handshake"
+
+    def _takes(self, found: re.Match[bytes]) -> bool:
+        """Whether this is the answer to our request."""
+        accept, protocol, seq = found[1].decode(), found[2], found[3]
+        subprotocol = None if protocol is None else protocol.decode()
+        if accept != self._accept or subprotocol not in (None, self._offered):
+            return False
+        self._switched, self.subprotocol, self.tells = True, subprotocol, self._ours
+        self.seq = int(seq)
+        return True
 
     def _read(self, fields: Headers | None) -> None:
         """Judges a response whose status line is known; None: it has a line that is no field."""

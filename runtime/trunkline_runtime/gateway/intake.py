@@ -47,13 +47,20 @@ TOO_MANY: Final = Denied(
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A worker is on the line for this caller."""
+class Begun:
+    """What a call begins with."""
 
-    leg: Leg
     facts: Facts
     ended: Ended
     again: Again
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A worker is on the line for this caller. `begin` is asked once, as soon as the caller has been told."""
+
+    leg: Leg
+    begin: Callable[[], Begun]
 
 
 class Desk(Protocol):
@@ -240,9 +247,8 @@ class Intake(asyncio.Protocol):
             fields.append(("Sec-WebSocket-Protocol", leg.subprotocol))
         self._answered = True
         self._transport.write(asked.response(*fields))
-        call = Call(
-            answered.facts, self._transport, answered.ended, self._desk.gone, answered.again
-        )
+        begun = answered.begin()
+        call = Call(begun.facts, self._transport, begun.ended, self._desk.gone, begun.again)
         self._desk.opened(call)
         self._gone()
         self._transport.set_protocol(call)

@@ -219,15 +219,15 @@ class Ladder:
             self._descend()
         self._attempt = None
 
-    def answered(self, now: float) -> Placement:
-        """The open attempt's worker has answered: the call is placed."""
+    def answered(self, now: float, start: str = "", warm: Census | None = None) -> Placement:
+        """The open attempt's worker has answered: the call is placed. `start` and `warm` are for its record."""
         match self._attempt:
             case TryWarm(row):
-                return self._placed(Warm(row.worker), now)
+                return self._placed(Warm(row.worker), now, start, warm)
             case TryBurst(rung):
-                return self._placed(Burst(rung.name), now)
+                return self._placed(Burst(rung.name), now, start, warm)
             case TryUpstream():
-                return self._placed(Upstream(), now)
+                return self._placed(Upstream(), now, start, warm)
         raise AssertionError("no attempt is open that could be answered")
 
     def rejected(self, rejected: Rejected, now: float) -> Placement:
@@ -294,12 +294,16 @@ class Ladder:
     def _ms(self, now: float) -> float:
         return (now - self._since) * 1000
 
-    def _placed(self, result: Result, now: float) -> Placement:
+    def _placed(
+        self, result: Result, now: float, start: str = "", warm: Census | None = None
+    ) -> Placement:
         return Placement(
             result=result,
             steps=tuple(self._steps),
             ms=(now - self._begun) * 1000,
             answered_ms=0.0 if self._attempt is None else self._ms(now),
+            start=start,
+            warm=warm,
         )
 
 

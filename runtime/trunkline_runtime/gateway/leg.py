@@ -9,7 +9,7 @@ from websockets.frames import Close
 
 from trunkline_runtime.contract import ACCOUNT_PING, END_PING, MAX_CALL_MESSAGE_BYTES
 from trunkline_runtime.gateway.frames import Stop, Tracker, close_frame, ping_frame, pong_frame
-from trunkline_runtime.gateway.handshake import Handshake
+from trunkline_runtime.gateway.handshake import Handshake, Key
 from trunkline_runtime.gateway.sockets import (
     LINGER_SECONDS,
     drop,
@@ -49,6 +49,7 @@ class Leg(asyncio.Protocol):
         "account",
         "answered",
         "home",
+        "key",
         "over",
         "passed",
         "seq",
@@ -87,6 +88,7 @@ class Leg(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._gone: tuple[Callable[[Leg], object], ...] = ()
         self.home: object = None  # whose leg it is, for whoever keeps it
+        self.key: Key | None = None  # for its handshake, made while nobody waits for that
 
     def __repr__(self) -> str:
         return f"<Leg over={self.over} attached={self._call is not None} passed={self.passed}>"
@@ -162,7 +164,7 @@ class Leg(asyncio.Protocol):
             self._transport.write(handshake.request)
 
     def fail(self, why: str) -> None:
-        """It could not be connected."""
+        """It could not be connected, or the worker took too long."""
         self._tell(why)
 
     # --- what the call asks for ---

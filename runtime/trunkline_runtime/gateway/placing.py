@@ -20,7 +20,6 @@ from trunkline_runtime.gateway.doors import (
     burst_door,
     upstream_address,
     upstream_door,
-    warm_address,
     warm_door,
 )
 from trunkline_runtime.gateway.ladder import (
@@ -148,8 +147,7 @@ class Placer:
                 case Rejected():
                     return None, replace(ladder.rejected(attempt, clock()), warm=warm)
             if isinstance(found, Leg):
-                placement = ladder.answered(clock())
-                return found, replace(placement, warm=warm, start=found.start)
+                return found, ladder.answered(clock(), found.start, warm)
             ladder.failed(clock(), found.why)
             if found.ours:
                 self._descriptors.short(At.DIAL)
@@ -237,7 +235,7 @@ class Placer:
         if link is None:
             self._table.settle(row, taken=False)
             return Failed("lost its control link", full=True)
-        address = warm_address(wanted.route, link.host, link.port)
+        address = link.address(wanted.route)
         began = loop.time()
         found: Leg | Failed | None = None
         try:

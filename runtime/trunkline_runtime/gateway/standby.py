@@ -8,7 +8,7 @@ import asyncio
 from typing import Final
 
 from trunkline_runtime.gateway.dialling import connect
-from trunkline_runtime.gateway.handshake import Address
+from trunkline_runtime.gateway.handshake import Address, Key
 from trunkline_runtime.gateway.leg import Leg
 
 CONNECT_SECONDS: Final = 5.0
@@ -32,7 +32,9 @@ class Standby:
     def take(self, address: Address) -> Leg | None:
         """The connection, for a call; None where there is none to that address."""
         leg, self._leg = self._leg, None
-        if leg is not None and not (leg.ready and self._address == address):
+        if leg is not None and not (
+            leg.ready and (self._address is address or self._address == address)
+        ):
             leg.abort()
             return None
         return leg
@@ -77,6 +79,6 @@ class Standby:
         finally:
             self._connecting = None
             if leg.ready and not self._dropped:
-                self._leg, self._address = leg, address
+                self._leg, self._address, leg.key = leg, address, Key.fresh()
             else:
                 leg.abort()

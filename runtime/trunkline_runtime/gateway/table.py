@@ -155,7 +155,7 @@ class Table:
         for bucket in pool.buckets[1:]:
             if not bucket:
                 continue
-            start = draw(len(bucket))
+            start = draw(len(bucket)) if len(bucket) > 1 else 0
             for offset in range(len(bucket)):
                 row = bucket[(start + offset) % len(bucket)]
                 if row not in tried:

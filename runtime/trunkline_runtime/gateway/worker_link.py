@@ -9,6 +9,9 @@ from typing import Any, Final
 from websockets.asyncio.server import ServerConnection, broadcast
 
 from trunkline_runtime.contract import AGENT_HEADER, WORKER_PROTOCOL_VERSION, ticket
+from trunkline_runtime.gateway.doors import warm_address
+from trunkline_runtime.gateway.handshake import Address
+from trunkline_runtime.gateway.routes import Route
 from trunkline_runtime.gateway.standby import Standby
 from trunkline_runtime.gateway.table import Row, Table
 
@@ -36,6 +39,7 @@ class WorkerLink:
         self._link, self._key = hello.link, hello.ticket_key
         self._asked = 0
         self._table = table
+        self._address: tuple[Route, Address] | None = None
 
     def __repr__(self) -> str:
         return f"<WorkerLink {self.row.agent} {self.row.worker} asked={self._asked}>"
@@ -44,6 +48,12 @@ class WorkerLink:
         """What opens one data link to the worker, for this call."""
         self._asked += 1
         return ticket(self._link, self._key, self._asked, call)
+
+    def address(self, route: Route) -> Address:
+        """Where it is dialled, the same object as long as the route is."""
+        if self._address is None or self._address[0] is not route:
+            self._address = route, warm_address(route, self.host, self.port)
+        return self._address[1]
 
     def send(self, **message: object) -> None:
         """Does not wait: a worker that does not read is dropped after three silent seconds."""

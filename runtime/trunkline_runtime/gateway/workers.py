@@ -18,7 +18,6 @@ from trunkline_runtime.contract import (
 )
 from trunkline_runtime.gateway.access.wish import bearers
 from trunkline_runtime.gateway.dialling import Failed
-from trunkline_runtime.gateway.doors import warm_address
 from trunkline_runtime.gateway.ladder import Patience
 from trunkline_runtime.gateway.leg import Leg
 from trunkline_runtime.gateway.outliers import LATE_SHARE, SLOW_SECONDS, Demerit, Outliers
@@ -89,7 +88,7 @@ class WorkerLinks:
     def answered(self, link: WorkerLink, found: Leg | Failed | None, seconds: float) -> None:
         """What a worker has said to a call, and after how long; None where the caller left before that."""
         if route := self._routes().get(link.row.agent):
-            link.standby.renew(warm_address(route, link.host, link.port))
+            link.standby.renew(link.address(route))
         had_free, row = link.row.free > 0, link.row
         full = isinstance(found, Failed) and found.full
         seq = found.seq if found else None
@@ -225,7 +224,7 @@ class WorkerLinks:
 
     def _stand_by(self, link: WorkerLink, now: float) -> None:
         if route := self._routes().get(link.row.agent):
-            link.standby.look(warm_address(route, link.host, link.port), now)
+            link.standby.look(link.address(route), now)
 
     def _bad(self, row: Row, demerit: Demerit) -> None:
         """A worker has failed a call, or is about to fail those that it has."""
