@@ -24,7 +24,7 @@ from trunkline_runtime.contract import GROUP, KIND, LABEL_AGENT, VERSION, Routes
 
 # The requests of the one who asks that are under way at a time.
 AT_ONCE: Final = 32
-LOOK_SECONDS: Final = 0.02
+LOOK_SECONDS: Final = 0.002
 LOOK_SHARE: Final = 20  # of the time, a twentieth at most
 QUIET_SECONDS: Final = 1.5
 RESOURCES: Final = ("voiceagents", "pods", "secrets")

@@ -17,6 +17,7 @@ from operator_rig import NAME, SPEC, Json, World
 from trunkline_dev.processes import Process
 
 FLOOR_SECONDS, TARGET_SECONDS = 0.5, 0.1
+OTHERS = 15  # agents that come meanwhile, one after the other
 
 # --- no free slot ------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Spell:
 
     cpu: float  # share of a core
     writes: float  # a second, of the operator
-    other: float  # seconds until a new agent has its pod
+    others: list[float]  # seconds until each new agent has its pod
 
 
 async def trouble(stage: Stage, seconds: float, strangers: int) -> list[report.Row]:
@@ -132,11 +133,11 @@ async def trouble(stage: Stage, seconds: float, strangers: int) -> list[report.R
 async def _spell(
     crowd: Crowd, process: Process, name: str, meanwhile: Callable[[], Awaitable[int]]
 ) -> Spell:
-    """What the operator needs while that goes on; another agent comes, too."""
+    """What the operator needs while that goes on; other agents come, too."""
     await crowd.quiet()
     before, usage, began = await writes(crowd.world.api), Usage.of(process.pid), time.monotonic()
     task = asyncio.ensure_future(meanwhile())
-    others = [f"{name}-{number}" for number in range(5)]
+    others = [f"{name}-{number}" for number in range(OTHERS)]
     took = []
     for other in others:
         asked = time.monotonic()
@@ -146,7 +147,7 @@ async def _spell(
     passed = time.monotonic() - began
     cpu = Usage.of(process.pid).cpu - usage.cpu
     written = await writes(crowd.world.api) - before - own
-    return Spell(cpu / passed, written / passed, sorted(took)[len(took) // 2])
+    return Spell(cpu / passed, written / passed, took)
 
 
 async def _edit(world: World, name: str, seconds: float) -> int:
@@ -185,8 +186,8 @@ def _spell_rows(words: str, ours: Spell, calm: Spell) -> list[report.Row]:
             what=f"{words}: another agent gets its pod after",
             against="the same without",
             unit="s",
-            ours=[ours.other],
-            theirs=[calm.other],
+            ours=ours.others,
+            theirs=calm.others,
             at_most=True,
             floor=2.0,
         ),
