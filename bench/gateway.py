@@ -34,7 +34,18 @@ from typing import Any, Final
 import report
 from load import relays
 from load.relays import ASYNCIO, HAPROXY, NGINX, TRUNKLINE, UVLOOP, Relay, Stand
-from load.rig import BenchError, Generator, Load, Places, awake, build, free_ports, loading, tell
+from load.rig import (
+    ANSWER_SECONDS,
+    BenchError,
+    Generator,
+    Load,
+    Places,
+    awake,
+    build,
+    free_ports,
+    loading,
+    tell,
+)
 from load.soak import Churn, soak
 
 ALONE: Final = "the load generator alone"
@@ -405,8 +416,13 @@ def _coming(bench: Bench, load: Load, relay: Relay, callers: int) -> tuple[dict[
     load.reset()
     before = relay.process.cpu()
     time.sleep(bench.effort.seconds)
+    found, end = load.report(), time.monotonic() + ANSWER_SECONDS
+    while not found["admission"]["count"] and time.monotonic() < end:  # on a machine with no time
+        time.sleep(bench.effort.seconds)
+        found = load.report()
     used = relay.process.cpu() - before
-    found = load.report()
+    if not found["admission"]["count"]:
+        raise BenchError(f"no caller of {relay.name} was answered in {ANSWER_SECONDS:g} s: {found}")
     if found["refused"] or found["lost"] or found["stuck"]:
         raise BenchError(f"callers of {relay.name} were not admitted: {found}")
     delays: dict[str, Any] = found["admission"]

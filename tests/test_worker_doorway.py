@@ -10,7 +10,13 @@ import pytest
 from websockets.frames import Frame, Opcode
 from worker_rig import AGENT, PATIENCE, told
 
-from trunkline_runtime.contract import ACCOUNT_HEADER, TICKET_HEADER, ticket
+from trunkline_runtime.contract import (
+    ACCOUNT_HEADER,
+    ACCOUNT_PING,
+    END_PING,
+    TICKET_HEADER,
+    ticket,
+)
 from trunkline_runtime.engine.loopback import LoopbackEngine
 from trunkline_runtime.worker.call import CallLimits
 from trunkline_runtime.worker.doorway import MAX_HEAD_BYTES, MAX_STANDING, OPEN_SECONDS
@@ -20,6 +26,7 @@ from trunkline_runtime.worker.switchboard import Switchboard
 from trunkline_runtime.worker.tickets import LinkTickets
 
 SETTINGS = Frame(Opcode.TEXT, told().encode()).serialize(mask=True)
+OVER = Frame(Opcode.PING, END_PING).serialize(mask=True)
 BYE = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
 
 
@@ -94,6 +101,17 @@ async def test_a_request_in_pieces_is_answered_and_what_follows_it_is_heard() ->
             writer.close()
             reader, writer = await worker.open()
             whole = worker.request(f"a-{cut}") + early
+        writer.close()
+
+
+async def test_a_caller_who_is_gone_at_once_leaves_no_slot_taken() -> None:
+    """A gateway says so in one piece with the settings, and closes when it has the account."""
+    async with rig() as worker:
+        reader, writer = await worker.open()
+        writer.write(worker.request("a") + SETTINGS + OVER)
+        await reader.readuntil(ACCOUNT_PING)
+        await worker.switchboard.quiet()
+        writer.write(BYE)
         writer.close()
 
 

@@ -29,6 +29,7 @@ class DataLink(Connection):
     """The WebSocket of one call, from its 101 on."""
 
     hang_up: Callable[[], None] | None = None  # tells the call that its gateway has ended it
+    hung_up = False  # the gateway has, and there was no call yet: it may come in one piece with the settings
     asked: Request  # what was answered
 
     def __init__(self) -> None:
@@ -43,8 +44,10 @@ class DataLink(Connection):
         """Pings are answered by the library; one of them is also an order."""
         super().process_event(event)
         match event:
-            case Frame(opcode=Opcode.PING, data=data) if bytes(data) == END_PING and self.hang_up:
-                self.hang_up()
+            case Frame(opcode=Opcode.PING, data=data) if bytes(data) == END_PING:
+                self.hung_up = True
+                if self.hang_up is not None:
+                    self.hang_up()
 
 
 class Host(Protocol):

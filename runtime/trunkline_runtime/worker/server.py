@@ -191,6 +191,8 @@ class CallServer:
         seat = replace(settled, settings=Settings(**{**settled.settings, **wishes}))
         call = Call(seat, link, session, desk.limits, desk.metrics)
         link.hang_up = call.hang_up
+        if link.hung_up:  # told when its parts have begun
+            asyncio.get_running_loop().call_soon(call.hang_up)
         try:
             return await call.run(desk.engine, give_back)
         finally:
