@@ -20,7 +20,7 @@ MAX_HEAD_BYTES: Final = 16 * 2**10  # of a request or a response
 USER_AGENT: Final = f"trunkline/{__version__}"
 STARTED: Final = re.compile(r"(cold|restored) ([0-9]+[.][0-9]+)")
 WHOLE: Final = re.compile(r"[0-9]{1,18}")
-LINES: Final = re.compile(r"(?:[ -~]+\r\n)+")  # which no ticket of a worker's can end
+PRINTABLE: Final = re.compile(r"[ -~]+")  # what no worker's ticket can end a line with
 # The 101 of a pod's worker, as `Upgrade.response` writes it. All of it is read at once, for a caller waits.
 OF_A_POD: Final = re.compile(
     rb"HTTP/1\.1 101 Switching Protocols\r\nDate: [ -~]{1,64}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -30,9 +30,8 @@ OF_A_POD: Final = re.compile(
 SWITCHING: Final = re.compile(r"HTTP/1\.1 101( [\t -~\x80-\xff]*)?")
 
 
-_host = functools.lru_cache(maxsize=1024)(
-    build_host
-)  # it takes addresses apart to see what they are
+# It takes addresses apart to see what they are, and there are no more than workers.
+_host = functools.lru_cache(maxsize=1024)(build_host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +78,18 @@ class Handshake:
     def __init__(self, address: Address, door: Door, key: Key | None = None) -> None:
         key = key or Key.fresh()
         host = _host(address.host, address.port, address.tls is not None)
-        more = [f"{name}: {value}\r\n" for name, value in door.headers]
+        fields = list(door.headers)
         if door.subprotocol:
-            more.append(f"Sec-WebSocket-Protocol: {door.subprotocol}\r\n")
+            fields.append(("Sec-WebSocket-Protocol", door.subprotocol))
+        more = [f"{name}: {value}" for name, value in fields]
+        if not PRINTABLE.fullmatch("".join((door.target, host, *more))):
+            raise ValueError("a request's line may have printable characters alone")
         written = (
             f"GET {door.target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {USER_AGENT}\r\n"
             "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key.sent}\r\nSec-WebSocket-Version: 13\r\n{''.join(more)}"
+            f"Sec-WebSocket-Key: {key.sent}\r\nSec-WebSocket-Version: 13"
         )
-        if written.count("\r\n") != 7 + len(more) or not LINES.fullmatch(written):
-            raise ValueError("a request's line may have printable characters alone")
-        self.request = f"{written}\r\n".encode("ascii")
+        self.request = "\r\n".join([written, *more, "", ""]).encode("ascii")
         self.opening = door.opening
         self._accept = key.proof
         self._offered, self._ours = door.subprotocol, door.ours

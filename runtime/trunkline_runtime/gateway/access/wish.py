@@ -103,7 +103,7 @@ def _named(asked: str) -> _Named | Denied:
     return _Named(names[0], _without_ticket(path, query), tuple(fields.get(TICKET, [])[:1]))
 
 
-# An agent's callers ask with the same words. One that may hold a ticket is not kept: 16 µs are not worth a secret.
+# An agent's callers ask with the same words. What may hold a ticket is not kept: no secret outlives its request here.
 _named_often = functools.lru_cache(maxsize=64)(_named)
 
 
