@@ -14,6 +14,7 @@ demo: .venv/demo.stamp  ## A whole Trunkline on this machine: a spoken call, a s
 
 test: check  ## Everything CI runs: the checks, then all tests.
 	@$(BIN)/trunkline dev --prepare
+	@$(BIN)/python -m trunkline_dev.binaries kube-controller-manager >/dev/null  # no test has time to compile it
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev.stamp  ## ruff, mypy --strict and the import rules.

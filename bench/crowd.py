@@ -20,7 +20,7 @@ from operator_rig import SPEC, Json, World, operated
 from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api
 from trunkline_dev.processes import Process
-from trunkline_runtime.contract import GROUP, KIND, LABEL_AGENT, VERSION, Routes
+from trunkline_runtime.contract import GROUP, KIND, LABEL_AGENT, VERSION
 
 # The requests of the one who asks that are under way at a time.
 AT_ONCE: Final = 32
@@ -102,7 +102,7 @@ class Stage:
             logs.mkdir()
             await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
             async with operated(api, self.plane, namespace, logs) as world:
-                world.gateway.told = Last()
+                world.gateway.told, world.gateway.messages = Last(), Last()
                 yield world
 
     async def ours(self, world: World, env: dict[str, str] | None = None) -> Process:
@@ -117,11 +117,11 @@ class Stage:
         return process
 
 
-class Last(list[Routes]):
-    """Of the routes that a gateway was told, only the last: 1,000 agents' are long."""
+class Last(list[Any]):
+    """Of what a gateway was told, only the last: 1,000 agents' routes are long."""
 
-    def append(self, routes: Routes) -> None:
-        self[:] = [routes]
+    def append(self, told: Any) -> None:
+        self[:] = [told]
 
 
 class Crowd:

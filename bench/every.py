@@ -17,7 +17,7 @@ from report import table
 
 HERE: Final = Path(__file__).parent
 KEPT: Final = HERE.parent / "docs/benchmarks"
-NAMES: Final = ("gateway", "reconcile", "scaling", "engine", "calls", "loader", "burst")
+NAMES: Final = ("gateway", "steering", "reconcile", "scaling", "engine", "calls", "loader", "burst")
 SECONDS: Final = 1800
 """For one of them; the longest has taken ten minutes."""
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from tls_rig import Links
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -12,10 +12,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import (
+    CHANGES_HEADER,
     HEARTBEAT_SECONDS,
     OPERATOR_PATH,
     AgentLoad,
     Load,
+    LoadChanges,
     Route,
     Routes,
     WorkerLoad,
@@ -48,15 +50,40 @@ def agent_load(who: dict[str, WorkerLoad] | None = None, **numbers: Any) -> Agen
     return load
 
 
-class FakeGateway:
-    """Speaks for one gateway; `agents` is what it says, `routes` what it was told last."""
+def changed(routes: Routes, changes: dict[str, Any]) -> Routes:
+    """The routes of a later revision."""
+    assert (changes["epoch"], changes["since"]) == (routes["epoch"], routes["revision"])
+    by_agent = {route["agent"]: route for route in (*routes["routes"], *changes["routes"])}
+    kept = [by_agent[agent] for agent in sorted(by_agent.keys() - set(changes["gone"]))]
+    made: Any = {**routes, "revision": changes["revision"], "routes": kept}
+    made.pop("share", None)
+    if "share" in changes:
+        made["share"] = changes["share"]
+    return cast(Routes, made)
 
-    def __init__(self, name: str = "gateway-0", boot: str = "g0", token: str = TOKEN) -> None:
+
+class FakeGateway:
+    """Speaks for one gateway; `agents` is what it says, `routes` what it was told last.
+
+    It puts changes into what it was told before, so `told` and `runways` hold everything each time. `changes` False: it
+    is of the time before there were any.
+    """
+
+    def __init__(
+        self,
+        name: str = "gateway-0",
+        boot: str = "g0",
+        token: str = TOKEN,
+        *,
+        changes: bool = True,
+    ) -> None:
         self.name = name
         self.boot = boot
         self.token = token
         self.agents: dict[str, AgentLoad] = {}
+        self.changes = changes
         self.told: list[Routes] = []
+        self.messages: list[dict[str, Any]] = []  # what came, but for beats
         self.links = 0
         self.beats = 0
         self.refusals = 0
@@ -76,6 +103,16 @@ class FakeGateway:
         for socket in list(self._sockets):
             await self._speak(socket)
 
+    async def mention(self, agent: str, load: AgentLoad) -> None:
+        """Says this one's load alone."""
+        self.agents[agent] = load
+        epoch = self.told[-1]["epoch"] if self.told else 0
+        said = LoadChanges(
+            type="loadChanges", gateway=self.name, boot=self.boot, epoch=epoch, agents={agent: load}
+        )
+        for socket in list(self._sockets):
+            await socket.send(json.dumps(said))
+
     async def until(self, what: Any, seconds: float = 20) -> None:
         """Waits until `what(gateway)` is true; asked again after every message and link."""
         async with asyncio.timeout(seconds), self._changed:
@@ -93,6 +130,7 @@ class FakeGateway:
             host,
             port,
             process_request=self._admit,
+            process_response=self._answer,
             compression=None,
             ssl=Links.pki.gateway.context if Links.pki else None,
         ) as server:
@@ -109,6 +147,10 @@ class FakeGateway:
         await self._tell()
         return connection.respond(401, "no\n")
 
+    def _answer(self, connection: ServerConnection, request: Request, response: Response) -> None:
+        if self.changes:
+            response.headers[CHANGES_HEADER] = "1"
+
     async def _link(self, socket: ServerConnection) -> None:
         self.links += 1
         self._sockets.add(socket)
@@ -117,17 +159,29 @@ class FakeGateway:
         try:
             async for text in socket:
                 message = json.loads(text)
-                if message["type"] == "routes":
-                    self.told.append(message)
-                elif message["type"] == "runway":
-                    self.runways.append(message["agents"])
-                self.beats += message["type"] == "beat"
+                self._hear(message)
                 await self._tell()
         except ConnectionClosed:
             pass
         finally:
             beat.cancel()
             self._sockets.discard(socket)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "beat":
+            self.beats += 1
+            return
+        self.messages.append(message)
+        match message["type"]:
+            case "routes":
+                self.told.append(cast(Routes, message))
+            case "routeChanges":
+                self.told.append(changed(self.told[-1], message))
+            case "runway":
+                self.runways.append(message["agents"])
+            case "runwayChanges":
+                known = {**(self.runways[-1] if self.runways else {}), **message["agents"]}
+                self.runways.append({agent: slots for agent, slots in known.items() if slots})
 
     async def _beat(self, socket: ServerConnection) -> None:
         while True:

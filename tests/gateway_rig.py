@@ -7,7 +7,7 @@ import hashlib
 import json
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from websockets.http11 import Request, Response
 from trunkline_runtime.contract import (
     AGENT_HEADER,
     CALL_HEADER,
+    CHANGES_HEADER,
     HEARTBEAT_SECONDS,
     OPERATOR_PATH,
     REALTIME_PATH,
@@ -34,6 +35,7 @@ from trunkline_runtime.contract import (
     WORKERS_PATH,
     BurstRung,
     Load,
+    LoadChanges,
     Route,
     WarmRung,
     ticket,
@@ -51,6 +53,9 @@ TICKET_KEY = "ticket-key-of-the-tests-0123456789abcdef"
 PROXY_TOKEN = "wk-id.ws-secret"
 SECONDS = 20.0  # generous: the machine may be busy
 UNHURRIED = Patience(answer=10)  # for tests in which nothing is meant to be slow
+
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -425,13 +430,17 @@ def worker_tls(agent: str = AGENT) -> ssl.SSLContext | None:
 
 
 def dial_control(
-    gateway: Running, agent: str = AGENT, key: str = WORKER_KEY, path: str = WORKERS_PATH
+    gateway: Running,
+    agent: str = AGENT,
+    key: str = WORKER_KEY,
+    path: str = WORKERS_PATH,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> connect:
     tls = Links.pki.worker(agent).gateways if Links.pki else None
     return connect(
         f"{'wss' if tls else 'ws'}://127.0.0.1:{gateway.control_port}{path}",
         ssl=tls,
-        additional_headers={"Authorization": f"Bearer {key}", AGENT_HEADER: agent},
+        additional_headers={"Authorization": f"Bearer {key}", AGENT_HEADER: agent, **headers},
         proxy=None,
         compression=None,
         ping_interval=None,
@@ -440,15 +449,19 @@ def dial_control(
 
 
 class FakeOperator:
-    """The operator's side of its link: routes out, loads in."""
+    """The operator's side of its link: routes out, loads in. `changes`: it reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, changes: bool = False) -> None:
         self.loads: list[Load] = []
+        self.changes: list[LoadChanges] = []
+        self._headers = {CHANGES_HEADER: "1"} if changes else NO_HEADERS
         self._link: ClientConnection | None = None
 
     @contextlib.asynccontextmanager
     async def linked(self, gateway: Running) -> AsyncIterator["FakeOperator"]:
-        async with dial_control(gateway, key=OPERATOR_TOKEN, path=OPERATOR_PATH) as self._link:
+        async with dial_control(
+            gateway, key=OPERATOR_TOKEN, path=OPERATOR_PATH, headers=self._headers
+        ) as self._link:
             tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._beat())]
             try:
                 yield self
@@ -467,6 +480,8 @@ class FakeOperator:
             message = json.loads(text)
             if message["type"] == "load":
                 self.loads.append(message)
+            elif message["type"] == "loadChanges":
+                self.changes.append(message)
 
     async def _beat(self) -> None:
         while True:

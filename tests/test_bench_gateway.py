@@ -1,4 +1,4 @@
-"""The benchmark of the gateway runs from end to end, and its soak finds what it is for. No time is judged here."""
+"""The benchmarks of the gateway run from end to end, and its soak finds what it is for. No time is judged here."""
 
 import json
 import shutil
@@ -22,9 +22,9 @@ CLEAN |= {"status": 0, "code": 0, "why": {"cut": 0, "told": 0}}
 STEADY = [Look(seconds=number, resident_kb=50_000, files=220) for number in range(20)]
 
 
-def benchmark(path: Path, *options: str) -> tuple[int, str, Any]:
+def benchmark(path: Path, *options: str, name: str = "gateway") -> tuple[int, str, Any]:
     """Status, what it printed and its JSON."""
-    command = [sys.executable, str(BENCH / "gateway.py"), "--json", str(path), *options]
+    command = [sys.executable, str(BENCH / f"{name}.py"), "--json", str(path), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert path.exists(), done.stderr
     return done.returncode, done.stdout, json.loads(path.read_text())
@@ -57,6 +57,14 @@ def test_a_part_is_measured_alone(tmp_path: Path, only: str, what: str) -> None:
     assert found["command"] == f"python bench/gateway.py --only {only} --quick"
     assert all(only in row["what"] for row in found["rows"])
     assert any(what in row["what"] and row["ours"] > 0 for row in found["rows"])
+
+
+@pytest.mark.timeout(120)
+def test_what_the_operators_link_costs_is_measured(tmp_path: Path) -> None:
+    status, _, found = benchmark(tmp_path / "rows.json", "--quick", name="steering")
+    assert status == 0
+    assert len(found["rows"]) == 2
+    assert all(row["ours"] > 0 and row["theirs"] > 0 for row in found["rows"])
 
 
 @needs_a_compiler

@@ -12,8 +12,8 @@ from gateway_rig import AGENT, a_gateway, a_route, call, on_uvloop, until
 from test_modal_gateway import APP, GOOD, live, modal, rung
 
 from trunkline_operator.burst.client import Place
+from trunkline_operator.gateways.loads import Loads, parse_load
 from trunkline_operator.scaling import spend
-from trunkline_operator.scaling.loads import Loads, parse_load
 from trunkline_operator.scaling.spend import Account, Terms
 from trunkline_runtime.contract import Price
 from trunkline_runtime.gateway.accounts.books import Books

@@ -25,7 +25,7 @@ from gateway_rig import (
 
 from trunkline_operator.decisions.spending import recalled, told
 from trunkline_operator.decisions.world import BurstFacts
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.scaling.spend import Account, Budget, Terms, bound
 from trunkline_operator.treasury import Count, Treasury
 from trunkline_runtime.contract import Price, Route, WarmRung

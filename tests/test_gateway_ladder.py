@@ -411,13 +411,13 @@ async def test_retry_after_tells_when_the_next_pod_is_ready() -> None:
     async with a_gateway(a_route()) as gateway, FakeOperator().linked(gateway) as operator:
         runway = {"type": "runway", "agents": {AGENT: [{"slots": 1, "seconds": 40.0}], "a/b": []}}
         await operator.push(json.dumps(runway))
-        await until(lambda: bool(gateway.gateway._prospects))
+        await until(lambda: bool(gateway.gateway._outlook.of(AGENT).coming))
         first = int((await refused(call(gateway))).headers["Retry-After"])
         assert 39 <= first <= 50
         second = int((await refused(call(gateway))).headers["Retry-After"])
         assert second <= 5, "the slot is spoken for, and of more nothing is known"
         await operator.push(json.dumps({"type": "runway", "agents": {}}))
-        await until(lambda: not gateway.gateway._prospects[AGENT].coming)
+        await until(lambda: not gateway.gateway._outlook.of(AGENT).coming)
 
 
 # --- what workers and operators may do wrong ---------------------------------------------------------------

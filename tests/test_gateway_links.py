@@ -35,6 +35,8 @@ from trunkline_runtime.contract import (
     OPERATOR_PATH,
     WORKER_PROTOCOL_VERSION,
     AgentLoad,
+    Route,
+    RouteChanges,
 )
 from trunkline_runtime.gateway.gateway import DRAINING, NO_ROUTES
 from trunkline_runtime.process import CannotListen
@@ -317,7 +319,78 @@ async def test_routes_of_an_old_epoch_are_refused() -> None:
         await until(lambda: "default/other" in gateway.gateway.load()["agents"])
 
 
-@pytest.mark.parametrize("text", ["nonsense", '{"type": "routes"}', routes_text(a_route("echo"))])
+def changes_text(*routes: Route, since: int, epoch: int = 5, gone: tuple[str, ...] = ()) -> str:
+    changes = RouteChanges(
+        type="routeChanges",
+        epoch=epoch,
+        since=since,
+        revision=since + 1,
+        routes=list(routes),
+        gone=list(gone),
+    )
+    return json.dumps(changes)
+
+
+@on_uvloop
+async def test_what_differs_is_acted_on_and_the_other_agents_stay() -> None:
+    async with a_gateway() as gateway, FakeOperator(changes=True).linked(gateway) as operator:
+        await operator.push(routes_text(a_route(), a_route("default/other"), epoch=5))
+        async with FakeWorker().serving(gateway), call(gateway) as caller:
+            await until(lambda: bool(operator.loads) and operator.loads[-1]["epoch"] == 5)
+            await operator.push(changes_text(a_route("default/third"), since=0))
+            await until(lambda: any("default/third" in it["agents"] for it in operator.changes))
+            await caller.send("still there")
+            assert await caller.recv() == "still there"
+            await operator.push(changes_text(since=1, gone=("default/other",)))
+            await operator.push(changes_text(a_route(draining=["echo-0"]), since=2))
+            await until(
+                lambda: gateway.gateway.load()["agents"][AGENT]["workers"]["echo-0"]["draining"]
+            )
+            gone = await refused(dial_control(gateway, agent="default/other"))
+            here = await refused(dial_control(gateway, agent="default/third", key="wrong"))
+            assert (gone.status_code, here.status_code) == (404, 401)
+
+
+@on_uvloop
+async def test_what_differs_from_other_routes_ends_the_link_and_changes_nothing() -> None:
+    async with a_gateway() as gateway:
+        give(gateway, a_route(), epoch=5)
+        async with dial_control(gateway, key=OPERATOR_TOKEN, path=OPERATOR_PATH) as link:
+            await link.send(changes_text(a_route("default/other"), since=3))
+            code, reason = await closed(link)
+            assert (code, "begin at revision 3 of epoch 5" in reason) == (1008, True)
+        assert set(gateway.gateway.load()["agents"]) == {AGENT}
+
+
+@on_uvloop
+async def test_only_an_operator_that_reads_changes_is_told_them_and_all_hear_everything() -> None:
+    """A gateway that always has news says everything each second, too."""
+    async with (
+        a_gateway(a_route(), a_route("default/other")) as gateway,
+        FakeOperator(changes=True).linked(gateway) as new,
+        FakeOperator().linked(gateway) as old,
+    ):
+        await until(lambda: bool(new.loads) and bool(old.loads))
+        began = len(new.loads), len(old.loads)
+
+        async def busy() -> None:
+            while True:
+                await refused(call(gateway))
+
+        task = asyncio.create_task(busy())
+        await until(lambda: len(new.loads) >= began[0] + 2 and bool(new.changes))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert {tuple(changes["agents"]) for changes in new.changes} == {(AGENT,)}
+        assert not old.changes
+        assert len(old.loads) - began[1] > len(new.loads) - began[0]
+        assert set(old.loads[-1]["agents"]) == {AGENT, "default/other"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", '{"type": "routes"}', '{"type": "routeChanges"}', routes_text(a_route("echo"))],
+)
 def test_routes_that_make_no_sense_end_the_link_and_change_nothing(text: str) -> None:
     @on_uvloop
     async def run() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from fake_gateway import TOKEN, FakeGateway, agent_load, worker_load
+from gateway_rig import OPERATOR_TOKEN, a_gateway, a_route, events, until
 from hypothesis import given
 from hypothesis import strategies as st
 from tls_rig import Links
 
-from trunkline_operator.fleet import Fleet
-from trunkline_operator.scaling.loads import AgentReport, Loads, parse_load
-from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, Route
+from trunkline_operator.gateways.fleet import Fleet
+from trunkline_operator.gateways.loads import AgentReport, Loads, parse_load
+from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, LoadChanges, Route
 from trunkline_runtime.tls import trusting
 
 AGENT = "default/front-desk"
@@ -93,6 +94,19 @@ def test_a_beat_keeps_a_gateway() -> None:
     assert loads.expire(DEAD_AFTER_SECONDS + 1) == set()
 
 
+def test_changes_count_for_a_gateway_that_has_said_everything() -> None:
+    loads = Loads()
+    some = LoadChanges(
+        type="loadChanges", gateway="of-g0", boot="g0", epoch=1, agents={AGENT: agent_load(calls=3)}
+    )
+    assert loads.hear(some, 0) == set()
+    loads.hear(load({AGENT: agent_load(arrivals=4), "default/other": agent_load(calls=1)}), 0)
+    assert loads.hear(some, 2) == {AGENT}
+    assert (loads.report(AGENT).calls, loads.report("default/other").calls) == (3, 1)
+    assert loads.report(AGENT).arrivals == 4, "a total never falls"
+    assert loads.expire(DEAD_AFTER_SECONDS + 1) == set(), "it was a sign of life"
+
+
 def test_only_news_is_told() -> None:
     loads = Loads()
     said = load({AGENT: agent_load({"w": worker_load()}), "default/other": agent_load()})
@@ -144,6 +158,8 @@ def test_other_messages_are_ignored_and_loads_come_through_whole() -> None:
     said = load({AGENT: agent_load({"w": worker_load(draining=True)}, refused=2)})
     assert parse_load('{"type": "beat"}') is None
     assert parse_load(json.dumps(said)) == said
+    some = {**said, "type": "loadChanges"}
+    assert parse_load(json.dumps(some)) == some
 
 
 # --- links -----------------------------------------------------------------------------------------------
@@ -213,6 +229,69 @@ async def test_every_gateway_gets_all_routes_once_opened_and_again_when_they_cha
         assert list(gateway.routes) == ["default/b", AGENT]
     fleet.set_route(AGENT, None)
     await gateways[0].until(lambda it: list(it.routes) == ["default/b"])
+
+
+async def test_a_gateway_is_told_what_differs_and_an_older_one_everything(
+    stack: AsyncExitStack,
+) -> None:
+    new, old = FakeGateway(), FakeGateway("gateway-1", "g1", changes=False)
+    fleet, _ = await start(stack, new, old)
+    for name in ("default/a", "default/b"):
+        fleet.set_route(name, route(name))
+    fleet.open()
+    for gateway in (new, old):
+        await gateway.until(lambda it: len(it.routes) == 2 and "share" in it.told[-1])
+        gateway.messages.clear()
+    fleet.set_route("default/a", None)
+    fleet.set_route("default/b", route("default/b", draining=["b-1"]))
+    fleet.set_runway("default/b", [(4, 40.0)])
+    for gateway in (new, old):
+        await gateway.until(lambda it: list(it.routes) == ["default/b"] and it.runways[-1])
+        assert gateway.told[-1] == fleet.document
+        assert list(gateway.runways[-1]) == ["default/b"]
+    told = {message["type"]: message for message in new.messages}
+    assert told.keys() <= {"routeChanges", "runway", "runwayChanges"}
+    assert told["routeChanges"]["gone"] == ["default/a"]
+    assert {message["type"] for message in old.messages} == {"routes", "runway"}
+    await new.cut()
+    await new.until(lambda it: it.links == 2 and it.messages[-1]["type"] == "runway")
+    assert new.messages[-2] == fleet.document, "after a break it may know less than it was told"
+
+
+async def test_fleet_and_gateway_agree_on_changes_both_ways(stack: AsyncExitStack) -> None:
+    gateway = await stack.enter_async_context(a_gateway(settle_seconds=0.0))
+    changes, address = Changes(), ("127.0.0.1", gateway.control_port)
+    fleet = Fleet([address], OPERATOR_TOKEN, epoch=3, changed=changes, tls=the_cas())
+    await stack.enter_async_context(fleet)
+    fleet.set_route(AGENT, a_route(AGENT))
+    fleet.open()
+    await changes.until(lambda: fleet.report(AGENT).gateways == 1)
+    lines = stack.enter_context(events("trunkline.gateway"))
+    fleet.set_route("default/b", a_route("default/b"))
+    fleet.set_route("default/c", a_route("default/c"))
+    await changes.until(lambda: fleet.report("default/c").gateways == 1)
+    fleet.set_route("default/b", None)
+    await until(lambda: sorted(gateway.gateway._routes.by_agent()) == ["default/c", AGENT])
+    said = [(line["message"], line["changed"]) for line in lines if "changed" in line]
+    assert said == [
+        ("changed routes were taken", ["default/b", "default/c"]),
+        ("changed routes were taken", ["default/b"]),
+    ]
+    async with asyncio.timeout(20):
+        while not fleet.acknowledged("default/b"):
+            await asyncio.sleep(0.05)
+
+
+async def test_what_a_gateway_says_of_some_agents_leaves_the_others(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    gateway.agents = {AGENT: agent_load(calls=1), "default/b": agent_load(calls=2)}
+    fleet, changes = await start(stack, gateway)
+    await changes.until(lambda: fleet.report("default/b").calls == 2)
+    changes.agents.clear()
+    await gateway.mention(AGENT, agent_load(calls=5))
+    await changes.until(lambda: fleet.report(AGENT).calls == 5)
+    assert fleet.report("default/b").calls == 2
+    assert changes.agents == [AGENT]
 
 
 async def test_tenants_limits_are_shared_out_among_the_gateways_that_there_are(
@@ -367,13 +446,12 @@ async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
 ) -> None:
     gateway = await stack.enter_async_context(FakeGateway().serving())
     fleet, _ = await start(stack, gateway)
-    await gateway.until(lambda it: it.beats)
     fleet.set_runway(AGENT, [(4, 40.0)])
-    await gateway.until(lambda it: it.runways)
-    assert not gateway.routes, "it knows no agent yet, so what it has heard was lost on it"
+    await gateway.until(lambda it: it.beats)
+    assert not gateway.runways, "it knows no agent yet, so it would be lost on it"
     fleet.set_route(AGENT, route())
     fleet.open()
-    await gateway.until(lambda it: it.routes and len(it.runways) == 2)
+    await gateway.until(lambda it: it.routes and it.runways)
     (starting,) = gateway.runways[-1][AGENT]
     assert starting["slots"] == 4
     assert 30 < starting["seconds"] <= 40
@@ -387,9 +465,10 @@ async def test_gateways_hear_of_slots_to_come_after_the_route_and_only_of_news(
 
 
 async def test_slots_to_come_of_many_agents_are_told_together(stack: AsyncExitStack) -> None:
-    """A message holds those of all agents: one a change would be the square of their number."""
-    gateway = await stack.enter_async_context(FakeGateway().serving())
+    """To a gateway of before, a message holds those of all agents: one a change would be the square of their number."""
+    gateway = await stack.enter_async_context(FakeGateway(changes=False).serving())
     fleet, _ = await start(stack, gateway)
+    fleet.open()
     await gateway.until(lambda it: it.beats)
     for number in range(200):
         fleet.set_runway(f"ns/agent-{number}", [(4, 40.0)])

@@ -21,7 +21,7 @@ from trunkline_dev.controlplane import ControlPlane
 from trunkline_dev.kube import Api, is_true
 from trunkline_operator.cluster.tidings import PAGE
 from trunkline_operator.decisions.world import Phase, PodFacts
-from trunkline_operator.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
+from trunkline_operator.gateways.fleet import COALESCE_SECONDS, LONGEST_COALESCE_SECONDS, push_delay
 from trunkline_operator.handlers import LISTED_AT_ONCE
 from trunkline_operator.observing import OWN_SECONDS, SECRETS_SECONDS, TOUCHED_SECONDS, own_lasts
 

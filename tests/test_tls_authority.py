@@ -29,7 +29,7 @@ from trunkline_operator.cluster.authority import (
     new_certificate,
     why_issue,
 )
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_runtime.contract import ENV_OPERATOR_TOKEN, worker_server_name
 from trunkline_runtime.tls import proving, trusting
 

@@ -46,6 +46,7 @@ HAPROXY: Final = "haproxy"
 PEERS: Final = str(Path(__file__).with_name("peers.py"))
 WORKERS: Final = 8  # behind the gateway, of 256 slots each
 KEY: Final = "caller-key-of-the-benchmark"
+OPERATOR_TOKEN: Final = "operator-token-of-the-benchmark"
 ISSUER: Final = "https://id.example/realms/us"
 AUDIENCE: Final = "calls"
 TOKENS: Final = (
@@ -170,7 +171,7 @@ def gateway(stand: Stand, callers: Callers) -> Iterator[Gateway]:
         "audio-times-real": 0,
     }.items():
         command += [f"--{option}", str(value)]
-    environment = {ENV_OPERATOR_TOKEN: "operator-token-of-the-benchmark"}
+    environment = {ENV_OPERATOR_TOKEN: OPERATOR_TOKEN}
     with Process(command, stand.places.subject, stand.folder, environment) as process:
         process.listens(control_port)
         yield Gateway(

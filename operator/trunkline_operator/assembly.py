@@ -32,7 +32,7 @@ from trunkline_operator.cluster.routes_secret import RoutesSecret
 from trunkline_operator.cluster.tidings import Tidings
 from trunkline_operator.config import ConfigError, OperatorConfig, parse_gateways
 from trunkline_operator.decisions.manifests import Installation
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.handlers import registered, watching
 from trunkline_operator.reconcile import Reconciler, Settings
 from trunkline_operator.scaling import prices

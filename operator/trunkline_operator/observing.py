@@ -52,7 +52,7 @@ from trunkline_operator.decisions.world import (
     WorkerFacts,
     World,
 )
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.scaling.spend import Account
 from trunkline_operator.treasury import Count, Treasury
 from trunkline_runtime.contract import FINALIZER

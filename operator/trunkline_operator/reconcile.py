@@ -40,7 +40,7 @@ from trunkline_operator.decisions.steps import (
     RemoveFinalizer,
     Requeue,
 )
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.observing import Observer, Seen
 from trunkline_operator.scaling.decision import Memory
 from trunkline_operator.treasury import Treasury

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.scaling import spend
 from trunkline_operator.scaling.spend import Account, Terms
 

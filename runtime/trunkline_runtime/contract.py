@@ -54,6 +54,9 @@ START_HEADER: Final = "Trunkline-Start"
 SEQ_HEADER: Final = "Trunkline-Seq"
 """In a pod's answer to a gateway that asks for a slot: the `seq` that a `Free` would have right after it."""
 AGENT_HEADER: Final = "Trunkline-Agent"  # on the control link: namespace/name
+CHANGES_HEADER: Final = (
+    "Trunkline-Changes"  # "1" on the operator's link: this side reads what differs
+)
 
 # Environment of a worker, in a pod and in a Modal container alike.
 ENV_AGENT: Final = "TRUNKLINE_AGENT"  # namespace/name
@@ -256,6 +259,11 @@ class Settings(TypedDict, total=False):
 
 # --- operator and gateway, on OPERATOR_PATH ------------------------------------------------------------
 # The upgrade carries `Authorization: Bearer <ENV_OPERATOR_TOKEN>`.
+#
+# Each side says by CHANGES_HEADER, in the upgrade and in its 101, that it reads messages of what differs: after a
+# first `Routes` and `Runway` a gateway gets `RouteChanges` and `RunwayChanges`, and between its loads an operator gets
+# `LoadChanges`. A side that does not say so is told everything each time, which takes a gateway with 1,000 agents
+# longer than a frame of its calls.
 
 
 class Price(TypedDict):
@@ -386,8 +394,25 @@ class Routes(TypedDict):
     type: Literal["routes"]
     version: int
     epoch: int
+    revision: NotRequired[int]  # grows with every change within an epoch; 0 without
     routes: list[Route]
     share: NotRequired[float]  # of every tenant's limits that this gateway may give; 1 without
+
+
+class RouteChanges(TypedDict):
+    """Operator to gateway: what makes the routes of one revision those of a later one. Idempotent.
+
+    A gateway that has a revision in between, as one with two links may, takes it as well; one that is not as far as
+    `since` closes the link, and gets `Routes` on the next.
+    """
+
+    type: Literal["routeChanges"]
+    epoch: int
+    since: int  # the revision that the link was told before
+    revision: int
+    routes: list[Route]  # new, or no longer as they were
+    gone: list[str]  # agents that have no route any more
+    share: NotRequired[float]  # as in `Routes`
 
 
 class Starting(TypedDict):
@@ -402,6 +427,13 @@ class Runway(TypedDict):
 
     type: Literal["runway"]
     agents: dict[str, list[Starting]]
+
+
+class RunwayChanges(TypedDict):
+    """The same of some agents; others' slots come as they were told before."""
+
+    type: Literal["runwayChanges"]
+    agents: dict[str, list[Starting]]  # empty: none are on their way any more
 
 
 class Allowances(TypedDict):
@@ -457,12 +489,22 @@ class AgentLoad(TypedDict):
 
 
 class Load(TypedDict):
-    """Gateway to operator: within 50 ms of a change that matters, else each second."""
+    """Gateway to operator, each second: all agents. To an operator that reads no changes also within 50 ms of one."""
 
     type: Literal["load"]
     gateway: str  # its name
     boot: str
     epoch: int  # of the routes it acts on; 0 when it has none
+    agents: dict[str, AgentLoad]
+
+
+class LoadChanges(TypedDict):
+    """Gateway to operator within 50 ms of a change that matters: the agents that it is of; others are as they were."""
+
+    type: Literal["loadChanges"]
+    gateway: str
+    boot: str
+    epoch: int
     agents: dict[str, AgentLoad]
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.cluster.client import ApiError, Cluster, path
-from trunkline_operator.fleet import Fleet
+from trunkline_operator.gateways.fleet import Fleet
 from trunkline_runtime.contract import Routes
 
 KEY: Final = "routes.json"

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -19,6 +19,7 @@ from trunkline_runtime.contract import (
     HOPS_HEADER,
     AgentLoad,
     Load,
+    LoadChanges,
     State,
 )
 from trunkline_runtime.gateway.access.answers import Away, Denied
@@ -45,8 +46,8 @@ from trunkline_runtime.gateway.operator_link import OperatorLink
 from trunkline_runtime.gateway.placing import MOST_HOPS, Asked, Placer
 from trunkline_runtime.gateway.reports import agent_load
 from trunkline_runtime.gateway.routebook import RouteBook, Source
-from trunkline_runtime.gateway.routes import Route, Routes, Runway, WarmRung
-from trunkline_runtime.gateway.runway import Coming, Prospects
+from trunkline_runtime.gateway.routes import Route, RouteChanges, Routes, WarmRung
+from trunkline_runtime.gateway.runway import Outlook, Runway
 from trunkline_runtime.gateway.table import Table
 from trunkline_runtime.gateway.terms import Identity, Terms
 from trunkline_runtime.gateway.workers import WorkerLinks
@@ -82,7 +83,7 @@ class Gateway:
         self.holdings = Holdings()
         self._table = Table()
         self._breakers = Breakers(terms.breaker)
-        self._prospects: dict[str, Prospects] = {}
+        self._outlook = Outlook()
         self._ledger = Ledger(registry, identity.name, terms.keep)
         self._reception = Reception(
             bounds=terms.bounds,
@@ -97,9 +98,7 @@ class Gateway:
         self.workers = WorkerLinks(
             self._table, self._routes.by_agent, self._changed, terms.patience
         )
-        self.operator = OperatorLink(
-            identity.operator_token, self._from_operator, self.expect, self._allow, self.load
-        )
+        self.operator = OperatorLink(identity.operator_token, self)
         self._placer = Placer(
             table=self._table,
             links=self.workers,
@@ -120,23 +119,27 @@ class Gateway:
 
     def take(self, routes: Routes, source: Source) -> None:
         """Acts on routes from now on, unless newer ones are there."""
-        if not self._routes.take(routes, source):
-            return
-        self._reception.take(routes)
-        self._forget_rungs()
-        self._routed.set()
-        self.workers.routes_changed()
-        self.operator.urge()
+        if self._routes.take(routes, source):
+            self._rerouted()
+            self.operator.urge_all()
 
-    def expect(self, runway: Runway) -> None:
-        """What the operator knows of slots to come; agents that are not in it can expect none."""
-        now = asyncio.get_running_loop().time()
-        for prospects in self._prospects.values():
-            prospects.coming = ()
-        for agent, starting in runway.items():
-            if agent in self._routes.by_agent():
-                coming = (Coming(slots, now + seconds) for slots, seconds in starting)
-                self._prospects_of(agent).coming = tuple(coming)
+    def change(self, changes: RouteChanges) -> None:
+        """Acts on what differs. Raises `RouteError` where that is of other routes than it has."""
+        if self._routes.change(changes):
+            self._rerouted()
+            self.operator.urge({*changes.by_agent, *changes.gone})
+
+    def expect(self, runway: Runway, *, whole: bool) -> None:
+        """What the operator knows of slots to come, of all agents or of some."""
+        known, now = self._routes.by_agent(), asyncio.get_running_loop().time()
+        foretold = {agent: starting for agent, starting in runway.items() if agent in known}
+        (self._outlook.replace if whole else self._outlook.update)(foretold, now)
+
+    def allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
+        """What burst may cost here yet, by agent, as an operator of this epoch says."""
+        if self._routes.believes(epoch):
+            self._cashier.allow(ceilings)
+            self.operator.urge(ceilings)
 
     def load(self) -> Load:
         """What the operator is told."""
@@ -147,6 +150,16 @@ class Gateway:
             boot=self._boot,
             epoch=self._routes.epoch,
             agents={agent: self._agent_load(agent) for agent in sorted(known)},
+        )
+
+    def load_changes(self, agents: Iterable[str]) -> LoadChanges:
+        """The same, of some agents."""
+        return LoadChanges(
+            type="loadChanges",
+            gateway=self._identity.name,
+            boot=self._boot,
+            epoch=self._routes.epoch,
+            agents={agent: self._agent_load(agent) for agent in agents},
         )
 
     def state(self) -> State:
@@ -274,7 +287,7 @@ class Gateway:
         """Takes no new call and returns when the last one has ended, the grace is over, or at `hurry`."""
         self._draining = True
         self._cashier.leave()
-        self.operator.urge()
+        self.operator.urge_all()
         log.info("draining", extra={"open": len(self.holdings), "grace_seconds": grace})
         waits = [asyncio.ensure_future(work) for work in (self.holdings.quiet(), hurry.wait())]
         await asyncio.wait(waits, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
@@ -291,13 +304,21 @@ class Gateway:
 
     # --- inside ---
 
-    def _from_operator(self, routes: Routes) -> None:
-        self.take(routes, "operator")
+    def _rerouted(self) -> None:
+        """Everybody here acts on the routes as they are now; what is known of agents and rungs that are no more goes."""
+        routes = self._routes.by_agent()
+        self._reception.take(self._routes.now)
+        rungs = self._routes.rungs()
+        self._breakers.keep(rungs)
+        self._ledger.keep_rungs(rungs)
+        self._outlook.keep(routes.keys())
+        self._routed.set()
+        self.workers.routes_changed()
 
     def _changed(self, agent: str) -> None:
         if self._table.rows(agent):
             self._linked.set()
-        self.operator.urge()
+        self.operator.urge([agent])
 
     async def _admit(self, call: str, request: Request, holder: str) -> Guest | Denied:
         if self._draining or self._routes.empty:
@@ -407,30 +428,19 @@ class Gateway:
 
     def _refuse(self, party: Party, placement: Placement) -> Denied:
         self._ledger.refused(party, placement)
-        self.operator.urge()
+        self.operator.urge([party.agent])
         assert isinstance(placement.result, Rejected)
         text = f"{placement.result.why}: call again after a while\n"
         waiting = self._placer.lines.waiting(party.agent)
         now = asyncio.get_running_loop().time()
-        seconds = self._prospects_of(party.agent).refused(waiting, now, random.random())
+        seconds = self._outlook.of(party.agent).refused(waiting, now, random.random())
         return _unavailable(party.call, text, "refused", party.agent, seconds)
-
-    def _prospects_of(self, agent: str) -> Prospects:
-        return self._prospects.setdefault(agent, Prospects())
-
-    def _forget_rungs(self) -> None:
-        """What is known of agents and rungs that are no more."""
-        rungs = self._routes.rungs()
-        self._breakers.keep(rungs)
-        self._ledger.keep_rungs(rungs)
-        for agent in self._prospects.keys() - self._routes.by_agent().keys():
-            del self._prospects[agent]
 
     def _ended(self, guest: Guest, bill: Bill, call: Call, ending: Ending) -> None:
         self._reception.end(guest)
         now = asyncio.get_running_loop().time()
         if call.facts.placement.rung == "warm":
-            self._prospects_of(call.facts.agent).ended(now)
+            self._outlook.of(call.facts.agent).ended(now)
         # A burst session began before its call; a warm slot is paid for from the 101 on.
         bill.left(now)
         ending = replace(ending, cost=self._cashier.total(bill))
@@ -440,12 +450,7 @@ class Gateway:
         else:
             leg.when_told(partial(self._told, call.facts, ending, at, leg))
         if ending.lost or call.facts.placement.rung != "warm":
-            self.operator.urge()
-
-    def _allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
-        if self._routes.believes(epoch):
-            self._cashier.allow(ceilings)
-            self.operator.urge()
+            self.operator.urge([call.facts.agent])
 
     def _told(self, facts: Facts, ending: Ending, at: float, leg: Leg) -> None:
         self._ledger.told(facts, ending, at, told(leg.account))

@@ -1,31 +1,37 @@
 """The operator's link: routes in, load out. The operator may be away; calls go on without it."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
 
 from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from trunkline_runtime.contract import (
+    CHANGES_HEADER,
     DEAD_AFTER_SECONDS,
     HEARTBEAT_SECONDS,
     MAX_CONTROL_BYTES,
     Close,
     Load,
+    LoadChanges,
 )
 from trunkline_runtime.gateway.access.wish import bearers
-from trunkline_runtime.gateway.routes import Routes, Runway
+from trunkline_runtime.gateway.routebook import Source
+from trunkline_runtime.gateway.routes import RouteChanges, Routes
 from trunkline_runtime.gateway.routes_reader import (
     RouteError,
     allowances_from,
+    route_changes_from,
     routes_from,
     runway_from,
 )
+from trunkline_runtime.gateway.runway import Runway
 from trunkline_runtime.process import answer
 
 log = logging.getLogger("trunkline.gateway")
@@ -33,27 +39,36 @@ log = logging.getLogger("trunkline.gateway")
 GATHER_SECONDS: Final = 0.02  # a spike is told in one load, well within the promised 50 ms
 
 
+class Steered(Protocol):
+    """What an operator steers: it takes the operator's words, and says how it is."""
+
+    def take(self, routes: Routes, source: Source) -> None:
+        """Routes, whole."""
+
+    def change(self, changes: RouteChanges) -> None:
+        """What differs from those before. Raises `RouteError` where those are not here."""
+
+    def expect(self, runway: Runway, *, whole: bool) -> None:
+        """Slots to come, of all agents or of some."""
+
+    def allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
+        """What burst may cost, by agent."""
+
+    def load(self) -> Load: ...
+
+    def load_changes(self, agents: Iterable[str]) -> LoadChanges: ...
+
+
 class OperatorLink:
-    """Serves every operator that dials in with the token; routes of an old epoch are not taken.
+    """Serves every operator that dials in with the token."""
 
-    `take` gets parsed routes, `expect` the slots to come; `load` says what is told.
-    """
-
-    def __init__(
-        self,
-        token: str,
-        take: Callable[[Routes], None],
-        expect: Callable[[Runway], None],
-        allow: Callable[[int, Mapping[str, float]], None],
-        load: Callable[[], Load],
-    ) -> None:
+    def __init__(self, token: str, steered: Steered) -> None:
         self._token = token
-        self._take = take
-        self._expect = expect
-        self._allow = allow
-        self._load = load
+        self._steered = steered
         self._seen: dict[ServerConnection, float] = {}
         self._urgent = asyncio.Event()
+        self._news: set[str] = set()  # agents
+        self._all_is_news = False
         self._last = asyncio.get_running_loop().time()  # when an operator was heard, or we began
 
     def __repr__(self) -> str:
@@ -73,7 +88,7 @@ class OperatorLink:
         loop = asyncio.get_running_loop()
         self._seen[connection] = loop.time()
         log.info("an operator dialled in")
-        self.urge()
+        self.urge_all()
         try:
             async for text in connection:
                 self._last = self._seen[connection] = loop.time()
@@ -91,22 +106,39 @@ class OperatorLink:
         """For how long no operator has spoken; routes may be as stale as that."""
         return max(0.0, now - self._last)
 
-    def urge(self) -> None:
-        """Something happened that the operator should hear of now."""
+    def urge(self, agents: Iterable[str]) -> None:
+        """Something happened to these agents that the operator should hear of now."""
+        self._news.update(agents)
+        self._urgent.set()
+
+    def urge_all(self) -> None:
+        """Something happened that is not of some agents alone."""
+        self._all_is_news = True
         self._urgent.set()
 
     async def report(self) -> None:
-        """Sends the load for ever: each second, and soon after `urge`."""
+        """Sends the load for ever: whole each second, and soon after `urge` what is new."""
+        clock = asyncio.get_running_loop().time
+        due = clock() + HEARTBEAT_SECONDS
         while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
                     await self._urgent.wait()
                 await asyncio.sleep(GATHER_SECONDS)
-            except TimeoutError:
-                pass
             self._urgent.clear()
-            if self._seen:
-                broadcast(self._seen, json.dumps(self._load()))
+            news, self._news = self._news, set()
+            whole, self._all_is_news = self._all_is_news or clock() >= due, False
+            if whole:
+                due = clock() + HEARTBEAT_SECONDS
+            self._tell(news, whole=whole)
+
+    def _tell(self, news: set[str], *, whole: bool) -> None:
+        """Tells operators that read changes of `news`, and the others of everything."""
+        readers = set() if whole else {it for it in self._seen if _reads_changes(it)}
+        if readers and news:
+            broadcast(readers, json.dumps(self._steered.load_changes(sorted(news))))
+        if others := self._seen.keys() - readers:
+            broadcast(others, json.dumps(self._steered.load()))
 
     def beat(self) -> None:
         broadcast(self._seen, '{"type":"beat"}')
@@ -125,8 +157,16 @@ class OperatorLink:
             raise RouteError(f"a message must be JSON: {error}") from None
         match message.get("type") if isinstance(message, dict) else None:
             case "routes":
-                self._take(routes_from(message))
+                self._steered.take(routes_from(message), "operator")
+            case "routeChanges":
+                self._steered.change(route_changes_from(message))
             case "runway":
-                self._expect(runway_from(message))
+                self._steered.expect(runway_from(message), whole=True)
+            case "runwayChanges":
+                self._steered.expect(runway_from(message), whole=False)
             case "allowances":
-                self._allow(*allowances_from(message))
+                self._steered.allow(*allowances_from(message))
+
+
+def _reads_changes(connection: ServerConnection) -> bool:
+    return connection.request is not None and CHANGES_HEADER in connection.request.headers

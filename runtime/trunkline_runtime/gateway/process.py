@@ -15,7 +15,12 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from trunkline_runtime.contract import MAX_CONTROL_BYTES, OPERATOR_PATH, WORKERS_PATH
+from trunkline_runtime.contract import (
+    CHANGES_HEADER,
+    MAX_CONTROL_BYTES,
+    OPERATOR_PATH,
+    WORKERS_PATH,
+)
 from trunkline_runtime.gateway.access.caller_tls import CallersTls
 from trunkline_runtime.gateway.access.doorstep import Bounds
 from trunkline_runtime.gateway.access.issuers import Pulse
@@ -198,6 +203,10 @@ async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator
             return answer(404, f"there are {WORKERS_PATH} and {OPERATOR_PATH}\n")
         return link.refusal(request)
 
+    def accept(connection: ServerConnection, request: Request, response: Response) -> None:
+        if request.path == OPERATOR_PATH:
+            response.headers[CHANGES_HEADER] = "1"
+
     async def follow(connection: ServerConnection) -> None:
         assert connection.request is not None
         try:
@@ -211,6 +220,7 @@ async def _controlling(gateway: Gateway, config: GatewayConfig) -> AsyncIterator
             config.control_host,
             config.control_port,
             process_request=refusal,
+            process_response=accept,
             compression=None,
             ping_interval=None,  # both sides beat
             close_timeout=1,

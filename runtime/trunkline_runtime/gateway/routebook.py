@@ -2,39 +2,48 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from trunkline_runtime.gateway.ladder import UPSTREAM
-from trunkline_runtime.gateway.routes import BurstRung, Route, Routes, UpstreamRung
+from trunkline_runtime.gateway.routes import (
+    NOBODY,
+    BurstRung,
+    Route,
+    RouteChanges,
+    Routes,
+    UpstreamRung,
+)
+from trunkline_runtime.gateway.routes_reader import RouteError
 
 log = logging.getLogger("trunkline.gateway")
 
 Source = Literal["operator", "file"]
+MOST_NAMED: Final = 8  # agents, in a line of the log
 
 
 class RouteBook:
     """Empty until the operator or the routes file has brought routes."""
 
     def __init__(self) -> None:
-        self._routes: Routes | None = None
+        self.now = NOBODY
         self._source: Source = "file"
 
     @property
     def empty(self) -> bool:
-        return self._routes is None
+        return self.now is NOBODY
 
     @property
     def epoch(self) -> int:
         """0 = no routes yet."""
-        return self._routes.epoch if self._routes else 0
+        return self.now.epoch
 
     @property
     def share(self) -> float:
         """Of the gateways' limits that is this one's."""
-        return self._routes.share if self._routes else 1.0
+        return self.now.share
 
     def by_agent(self) -> Mapping[str, Route]:
-        return self._routes.by_agent if self._routes else {}
+        return self.now.by_agent
 
     def take(self, routes: Routes, source: Source) -> bool:
         """Whether they are acted on from now on, which older ones are not.
@@ -42,8 +51,8 @@ class RouteBook:
         The operator's link outranks the file, which lags behind it: within one epoch the file never
         replaces what the operator has pushed.
         """
-        current = self._routes
-        if current is not None and (
+        current = self.now
+        if not self.empty and (
             routes.epoch < current.epoch
             or (routes.epoch == current.epoch and source == "file" and self._source == "operator")
         ):
@@ -51,9 +60,39 @@ class RouteBook:
             extra = {"epoch": routes.epoch, "current": current.epoch, "source": source}
             log.log(level, "routes of an old epoch were refused", extra=extra)
             return False
-        self._routes, self._source = routes, source
+        self.now, self._source = routes, source
         extra = {"epoch": routes.epoch, "agents": len(routes.by_agent), "source": source}
         log.info("routes were taken", extra=extra)
+        return True
+
+    def change(self, changes: RouteChanges) -> bool:
+        """Whether what differs is acted on from now on. What is of an old epoch is not, and what is known need not be.
+
+        Raises `RouteError` for what differs from other routes than are here.
+        """
+        current = self.now
+        if (changes.epoch, changes.revision) <= (current.epoch, current.revision):
+            return False
+        here = self._source == "operator" and changes.epoch == current.epoch
+        if not here or changes.since > current.revision:
+            raise RouteError(
+                f"these changes begin at revision {changes.since} of epoch {changes.epoch}, and the routes here are of "
+                f"revision {current.revision} of epoch {current.epoch}"
+            )
+        by_agent = {**current.by_agent, **changes.by_agent}
+        for agent in changes.gone:
+            by_agent.pop(agent, None)
+        self.now = Routes(
+            epoch=changes.epoch,
+            revision=changes.revision,
+            by_agent=by_agent,
+            share=changes.share,
+        )
+        agents = sorted({*changes.by_agent, *changes.gone})
+        log.info(
+            "changed routes were taken",
+            extra={"epoch": changes.epoch, "changed": agents[:MOST_NAMED]},
+        )
         return True
 
     def believes(self, epoch: int) -> bool:

@@ -1,12 +1,14 @@
 """The routes a gateway acts on, parsed at the edge into frozen values.
 
 They come whole, from the operator or from the routes file, and are taken whole or not at all: a gateway
-that acted on half of them would answer 401 to good callers.
+that acted on half of them would answer 401 to good callers. What differs later comes from the operator alone, and is
+taken by whoever has all that came before.
 """
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from trunkline_runtime.gateway.access.jwks import KeySet
 from trunkline_runtime.gateway.access.limits import Tenancy
@@ -102,9 +104,22 @@ class Route:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
     epoch: int
+    revision: int = 0  # within the epoch
     by_agent: Mapping[str, Route]
     share: float = 1.0  # of every tenant's limits
 
 
-Runway = Mapping[str, Sequence[tuple[int, float]]]
-"""By agent: slots that are on their way, and in how many seconds they can be had."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteChanges:
+    """What differs between two revisions of the routes."""
+
+    epoch: int
+    since: int
+    revision: int
+    by_agent: Mapping[str, Route]  # new, or no longer as they were
+    gone: frozenset[str]
+    share: float = 1.0
+
+
+NOBODY: Final = Routes(epoch=0, by_agent={})
+"""Before any have come."""

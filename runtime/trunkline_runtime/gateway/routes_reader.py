@@ -20,13 +20,14 @@ from trunkline_runtime.gateway.routes import (
     BurstRung,
     JwtAccess,
     Route,
+    RouteChanges,
     Routes,
     Rung,
-    Runway,
     UpstreamRung,
     WaitRung,
     WarmRung,
 )
+from trunkline_runtime.gateway.runway import Runway
 from trunkline_runtime.tls import TlsError, trusting
 
 log = logging.getLogger("trunkline.routes")
@@ -40,7 +41,7 @@ class RouteError(ValueError):
 
 
 def runway_from(value: object) -> Runway:
-    """Reads a contract.Runway message. Raises `RouteError`."""
+    """Reads a contract.Runway or RunwayChanges message. Raises `RouteError`."""
     agents = _Reader(value, "runway").child("agents")
     return {
         agent: tuple(
@@ -67,12 +68,37 @@ def routes_from(value: object) -> Routes:
         raise RouteError('routes.type must be "routes"')
     if reader.whole("version") != PROTOCOL_VERSION:
         raise RouteError(f"routes.version must be {PROTOCOL_VERSION}")
+    return Routes(
+        epoch=reader.whole("epoch"),
+        revision=reader.whole("revision") if reader.has("revision") else 0,
+        by_agent=_by_agent(reader),
+        share=_share(reader),
+    )
+
+
+def route_changes_from(value: object) -> RouteChanges:
+    """Reads a contract.RouteChanges message. Raises `RouteError`."""
+    reader = _Reader(value, "routeChanges")
+    return RouteChanges(
+        epoch=reader.whole("epoch"),
+        since=reader.whole("since"),
+        revision=reader.whole("revision"),
+        by_agent=_by_agent(reader),
+        gone=frozenset(reader.texts("gone")),
+        share=_share(reader),
+    )
+
+
+def _by_agent(reader: "_Reader") -> dict[str, Route]:
     routes = [_route(_Reader(item, where)) for where, item in reader.items("routes")]
     by_agent = {route.agent: route for route in routes}
     if len(by_agent) != len(routes):
-        raise RouteError("routes.routes names an agent twice")
-    share = reader.positive("share") if reader.has("share") else 1.0
-    return Routes(epoch=reader.whole("epoch"), by_agent=by_agent, share=min(1.0, share))
+        raise RouteError(f"{reader.where}.routes names an agent twice")
+    return by_agent
+
+
+def _share(reader: "_Reader") -> float:
+    return min(1.0, reader.positive("share")) if reader.has("share") else 1.0
 
 
 def _route(reader: "_Reader") -> Route:

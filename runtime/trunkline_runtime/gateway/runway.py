@@ -5,7 +5,7 @@ ready. Whoever waits already, and whoever was told to come back a moment ago, co
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
@@ -28,6 +28,10 @@ class Coming:
 
     slots: int
     at: float
+
+
+Runway = Mapping[str, Sequence[tuple[int, float]]]
+"""By agent: slots that are on their way, and in how many seconds they can be had."""
 
 
 class Prospects:
@@ -60,6 +64,36 @@ class Prospects:
             return 0.0
         full = len(self._ended) == MOST_ENDINGS
         return len(self._ended) / (now - self._ended[0] if full else LOOK_BACK_SECONDS)
+
+
+class Outlook:
+    """The prospects of all agents."""
+
+    def __init__(self) -> None:
+        self._prospects: dict[str, Prospects] = {}
+
+    def __repr__(self) -> str:
+        return f"<Outlook {self._prospects}>"
+
+    def of(self, agent: str) -> Prospects:
+        return self._prospects.setdefault(agent, Prospects())
+
+    def replace(self, runway: Runway, now: float) -> None:
+        """Takes the operator's word. Agents that are not in it can expect no pod."""
+        for prospects in self._prospects.values():
+            prospects.coming = ()
+        self.update(runway, now)
+
+    def update(self, runway: Runway, now: float) -> None:
+        """The same, and others can expect what they could."""
+        for agent, starting in runway.items():
+            coming = (Coming(slots, now + seconds) for slots, seconds in starting)
+            self.of(agent).coming = tuple(coming)
+
+    def keep(self, agents: Collection[str]) -> None:
+        """There are no others."""
+        for agent in self._prospects.keys() - agents:
+            del self._prospects[agent]
 
 
 def seconds_until(wanted: int, pace: float, coming: Iterable[Coming], now: float) -> float | None:

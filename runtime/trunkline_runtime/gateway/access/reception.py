@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from websockets.http11 import Request
 
@@ -17,9 +16,7 @@ from trunkline_runtime.gateway.access.limits import Hold, Over, Tenants
 from trunkline_runtime.gateway.access.minted import Minted
 from trunkline_runtime.gateway.access.order import Order, OrderReader
 from trunkline_runtime.gateway.access.proxies import Proxies, hops
-from trunkline_runtime.gateway.routes import Route, Routes
-
-NOBODY: Final = Routes(epoch=0, by_agent={})
+from trunkline_runtime.gateway.routes import NOBODY, Route, Routes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

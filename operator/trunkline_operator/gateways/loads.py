@@ -15,7 +15,14 @@ from math import inf
 from typing import Any, Final, cast
 
 from trunkline_operator.scaling.spend import Said
-from trunkline_runtime.contract import DEAD_AFTER_SECONDS, AgentLoad, Load, SpendLoad, WorkerLoad
+from trunkline_runtime.contract import (
+    DEAD_AFTER_SECONDS,
+    AgentLoad,
+    Load,
+    LoadChanges,
+    SpendLoad,
+    WorkerLoad,
+)
 
 TOTALS: Final = ("arrivals", "refused", "lost", "burstFailures", "burstSlow", "burstLimited")
 # Boots whose totals are remembered, so that a gateway that comes back is not counted again.
@@ -65,14 +72,22 @@ class Loads:
     def __len__(self) -> int:
         return len(self._gateways)
 
-    def hear(self, load: Load, now: float) -> set[str]:
-        """Takes a gateway's word; the agents for which it said something new."""
+    def hear(self, load: Load | LoadChanges, now: float) -> set[str]:
+        """Takes a gateway's word; the agents for which it said something new.
+
+        Changes of a gateway that is not known are not taken: it says everything within a second.
+        """
         boot, agents = load["boot"], load["agents"]
         known = self._gateways.get(boot)
-        touched = set(agents) | set(known.agents if known else ())
+        if load["type"] == "loadChanges":
+            if known is None:
+                return set()
+            touched, said = set(agents), {**known.agents, **agents}
+        else:
+            touched, said = {*agents, *(known.agents if known else ())}, agents
         before = {agent: self.report(agent) for agent in touched}
         self._count(boot, agents)
-        self._gateways[boot] = _Gateway(load["gateway"], load["epoch"], agents, now)
+        self._gateways[boot] = _Gateway(load["gateway"], load["epoch"], said, now)
         return {agent for agent in touched if self.report(agent) != before[agent]}
 
     def beat(self, boot: str, now: float) -> None:
@@ -180,19 +195,22 @@ def cautious(one: WorkerLoad, other: WorkerLoad) -> WorkerLoad:
     )
 
 
-def parse_load(text: str | bytes) -> Load | None:
+def parse_load(text: str | bytes) -> Load | LoadChanges | None:
     """A gateway's message, or None if it is of another type; ValueError if it is not as agreed."""
     try:
         message = json.loads(text)
-        if message["type"] != "load":
+        agents = message["agents"] if message["type"] in ("load", "loadChanges") else None
+        if agents is None:
             return None
-        agents = {str(agent): _agent(load) for agent, load in message["agents"].items()}
-        return Load(
-            type="load",
-            gateway=str(message["gateway"]),
-            boot=str(message["boot"]),
-            epoch=_count(message["epoch"]),
-            agents=agents,
+        return cast(
+            "Load | LoadChanges",
+            {
+                "type": message["type"],
+                "gateway": str(message["gateway"]),
+                "boot": str(message["boot"]),
+                "epoch": _count(message["epoch"]),
+                "agents": {str(agent): _agent(load) for agent, load in agents.items()},
+            },
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a message of a gateway: {error!r}") from error
