@@ -215,6 +215,27 @@ async def test_an_expired_token_is_read_anew(tmp_path: Path) -> None:
     assert [request.headers["Authorization"] for request in asked] == ["Bearer old", "Bearer new"]
 
 
+async def test_credentials_that_cannot_be_read_just_now_are_an_answer_like_others(
+    tmp_path: Path,
+) -> None:
+    """Whoever asks tries again after an ApiError: somebody may be writing the file at this moment."""
+    file = tmp_path / "kubeconfig"
+
+    async def expired(request: web.Request) -> web.StreamResponse:
+        file.write_text("")
+        return await says(401, "Unauthorized")(request)
+
+    async with troubled(expired, says(200)) as (url, _):
+        kubeconfig(tmp_path, url)
+        text = file.read_text()
+        async with await Cluster.connect({"KUBECONFIG": str(file)}) as cluster:
+            with pytest.raises(ApiError, match="cannot read how to reach the cluster") as refused:
+                await cluster.list("/api/v1/pods")
+            assert refused.value.status == 401
+            file.write_text(text)
+            await cluster.list("/api/v1/pods")
+
+
 async def test_nobody_there_is_said_in_a_sentence(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -5,12 +5,12 @@ and the counts of containers, and write what is here into the status; a new oper
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
+from trunkline_operator import parts
 from trunkline_operator.gateways.fleet import Fleet
 from trunkline_operator.scaling import spend
 from trunkline_operator.scaling.spend import Account, Terms
@@ -54,14 +54,12 @@ class Treasury:
         return f"Treasury({ {agent: book.account for agent, book in self._books.items()} })"
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
+        self._task = parts.begin(self._run(), "the dealing of budgets")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await parts.end(self._task)
 
     def agree(
         self, agent: str, terms: Terms, earlier: Account | None, count: Count | None, calls: int

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
+from trunkline_operator import parts
 from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.burst.terms import BurstError, Credentials
 from trunkline_operator.scaling.spend import DAY
@@ -64,13 +65,12 @@ class Bills:
         return f"Bills({[sorted(account.agents) for account in self._accounts.values()]})"
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
+        self._task = parts.begin(self._run(), "the reading of bills")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await parts.end(self._task)
 
     def of(self, agent: str, uid: str, credentials: Credentials, asked: float = 0.0) -> Bill | None:
         """The agent's last bill; from now on Modal is asked for more of them.

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
+from trunkline_operator import parts
 from trunkline_operator.burst.deployments import Account
 from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.burst.terms import BurstError, Found
@@ -58,12 +59,8 @@ class Sweeper:
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
         """Runs beside everything else."""
-        task = asyncio.create_task(self._run())
-        try:
+        async with parts.running(self._run(), name="the search for orphans"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:

@@ -141,8 +141,14 @@ class Cluster:
         return header
 
     async def log_in_again(self) -> None:
-        """Renews a credential that expired, for example one from a plug-in of the kubeconfig."""
-        self._configuration.api_key = (await load_configuration(self._env)).api_key
+        """Renews a credential that expired, for example one from a plug-in of the kubeconfig.
+
+        Raises ApiError with status 401 where it cannot be read, as it may not be while somebody writes it.
+        """
+        try:
+            self._configuration.api_key = (await load_configuration(self._env)).api_key
+        except ConfigError as error:
+            raise ApiError(401, "Unauthorized", str(error)) from error
 
     # --- the verbs ----------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """Posts Events in the background, in order: nobody waits for one, and a lost one is only logged."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections import deque
 from collections.abc import Iterable
 from typing import Final, Self
 
+from trunkline_operator import parts
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.cluster.client import ApiError, Cluster, path
 from trunkline_operator.decisions.events import Event, manifest
@@ -32,14 +32,12 @@ class Herald:
         return f"Herald({len(self._waiting)} waiting)"
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._post(), name="events")
+        self._task = parts.begin(self._post(), "the posting of Events")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await parts.end(self._task)
 
     def tell(self, obj: Json, events: Iterable[Event], now: float) -> None:
         """Posts Events of this agent soon. Of too many that wait, the oldest are dropped."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Final
 
+from trunkline_operator import parts
 from trunkline_operator.agent.spec import Json
 from trunkline_operator.cluster.client import ApiError, Cluster, path
 from trunkline_operator.gateways.fleet import Fleet
@@ -45,12 +46,8 @@ class RoutesSecret:
     @contextlib.asynccontextmanager
     async def kept(self, fleet: Fleet) -> AsyncIterator[None]:
         """Keeps the Secret equal to the fleet's routes."""
-        task = asyncio.create_task(self._keep(fleet))
-        try:
+        async with parts.running(self._keep(fleet), name="the keeping of the routes Secret"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _keep(self, fleet: Fleet) -> None:
         failed = ""

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from trunkline_operator import parts
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import AGENTS, NODES, PODS, ApiError, path
 from trunkline_operator.cluster.mirror import Mirror
@@ -40,15 +41,8 @@ class Tidings:
         watches = [self._pods_of(space).follow(version) for space, version in versions.items()]
         if self._nodes:
             watches.append(self._all_nodes().follow())
-        tasks = [
-            asyncio.create_task(part, name="tidings") for part in (self._list_again(), *watches)
-        ]
-        try:
+        async with parts.running(self._list_again(), *watches, name="what tells of the cluster"):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def list(self) -> dict[str, int]:
         """Has all agents and pods as they are now; by namespace, the version of the list of its pods."""

@@ -25,7 +25,6 @@ import msgspec
 
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import ApiError, Cluster
-from trunkline_operator.config import ConfigError
 
 # The API server ends a watch after some time between these, so that not all begin anew at once.
 SECONDS: Final = (240, 300)
@@ -115,9 +114,6 @@ class Watch(Generic[Thing]):
             except ApiError as error:
                 course.lost(forgotten=error.status not in PASSING)
                 asked = error.wait
-                self._tell(course, str(error))
-            except ConfigError as error:  # credentials are being renewed
-                course.lost()
                 self._tell(course, str(error))
             except Exception:  # a bug: whatever it has missed is listed
                 course.lost(forgotten=True)

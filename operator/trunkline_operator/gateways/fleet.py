@@ -20,6 +20,7 @@ from typing import Final, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
 
+from trunkline_operator import parts
 from trunkline_operator.gateways.bulletin import RouteBulletin, RunwayBulletin
 from trunkline_operator.gateways.loads import AgentReport, Loads, parse_load
 from trunkline_runtime.contract import (
@@ -125,17 +126,18 @@ class Fleet:
         return f"Fleet({self.connected} connected, {self._routes!r}, {self.loads!r})"
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._resolve()), asyncio.create_task(self._expire())]
+        self._tasks = [
+            parts.begin(self._resolve(), "the search for gateways"),
+            parts.begin(self._expire(), "the watch over gateways"),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._soon:
             self._soon.cancel()
         # The resolver goes first: it makes links.
-        for tasks in (self._tasks, list(self._links.values())):
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await parts.end(*self._tasks)
+        await parts.end(*self._links.values())
 
     @property
     def epoch(self) -> int:
