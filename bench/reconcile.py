@@ -4,8 +4,8 @@
         [--json FILE]
 
 A real API server, no node and no kubelet; a gateway that the benchmark plays. Ours and the peer (plain_kopf.py)
-take turns, each with a new process in a new namespace, and the other begins in each second round; `--alone` leaves
-the peer out. Before that somebody has worked with the API server, which is slower in its first minute. What they do
+take turns act by act, each with a process and a namespace of its own, and the other begins in each second round; who has
+no turn rests. `--alone` leaves the peer out. Before that somebody has worked with the API server, which is slower in its first minute. What they do
 for each agent:
 
     act        ours                                       plain kopf
@@ -27,12 +27,13 @@ CPU: its share for each agent has rows of its own. So the speeds depend on write
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +77,8 @@ QUICK: Final = Size(
 )
 
 ACTS: Final = ("created", "edited", "replaced", "deleted")
+# What can be done again, each does twice, in the order ours, theirs, theirs, ours.
+TWICE: Final = ("edited", "replaced")
 WORDS: Final = {
     "created": "created",
     "edited": "changed in what replaces no pod",
@@ -129,62 +132,86 @@ class Cost:
     writes: float  # of one agent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
-    """What a process did with all agents, from first to last."""
+@dataclass(slots=True, kw_only=True)
+class Side:
+    """One operator in a namespace of its own, with the agents there; and what it needed."""
 
-    acts: dict[str, Cost]
-    rest_writes: float  # in a minute
-    rest_cpu: float  # share of a core
-    megabytes: float
-    anew: float  # of one that starts with all agents there
-    lists: tuple[list[float], list[float]]  # seconds, raw and typed
+    name: str
+    start: Callable[[World], Awaitable[Process]]
+    world: World
+    crowd: Crowd
+    process: Process
+    acts: dict[str, list[Cost]] = field(default_factory=dict)
+    rest_writes: float = 0.0  # in a minute
+    rest_cpu: float = 0.0  # share of a core
+    megabytes: float = 0.0
+    anew: float = 0.0  # of one that starts with all agents there
+    lists: tuple[list[float], list[float]] = field(
+        default_factory=lambda: ([], [])
+    )  # seconds, raw and typed
+
+    def __repr__(self) -> str:
+        acts = {
+            act: [f"{cost.seconds:.1f} s" for cost in costs] for act, costs in self.acts.items()
+        }
+        return f"{self.name}: {acts}, {self.megabytes:.0f} MB"
 
 
 async def _crowds(stage: Stage, size: Size, peers: Sequence[str]) -> list[report.Row]:
-    lives: dict[str, list[Life]] = {"ours": [], "theirs": []}
-    await _life(stage, getattr(stage, peers[-1]), replace(size, agents=WARM_UP, rest_seconds=0.1))
+    await _round(stage, replace(size, agents=WARM_UP, rest_seconds=0.1), peers[-1:])
+    rounds = []
     for number in range(size.rounds):
-        for name in peers if number % 2 == 0 else peers[::-1]:
-            life = await _life(stage, getattr(stage, name), size)
-            lives[name].append(life)
-            print(f"round {number}, {name}: {life}", file=sys.stderr)
-    ours, theirs = lives["ours"], lives["theirs"]
+        sides = await _round(stage, size, peers if number % 2 == 0 else peers[::-1])
+        rounds.append({side.name: side for side in sides})
+        print(f"round {number}: {sides}", file=sys.stderr)
+    ours = [sides["ours"] for sides in rounds]
+    theirs = [sides["theirs"] for sides in rounds if "theirs" in sides]
     rows = [row for act in ACTS for row in _act_rows(size.agents, act, ours, theirs)]
     return [*rows, *_rest_rows(size.agents, ours, theirs), _list_row(size.agents, ours)]
 
 
-async def _life(stage: Stage, start: Callable[[World], Awaitable[Process]], size: Size) -> Life:
+async def _round(stage: Stage, size: Size, peers: Sequence[str]) -> list[Side]:
+    """All acts, by each of the operators right after the other: the speed of a machine that others use drifts."""
+    async with contextlib.AsyncExitStack() as stack:
+        sides = [await stack.enter_async_context(_side(stage, name)) for name in peers]
+        for act in ACTS[:-1]:
+            for side in (*sides, *sides[::-1]) if act in TWICE else sides:
+                await _act(stage, side, act, size.agents)
+        for side in sides:
+            await _at_rest(stage, side, size)
+        for side in sides[::-1]:
+            await _act(stage, side, ACTS[-1], size.agents)
+    return sides
+
+
+@contextlib.asynccontextmanager
+async def _side(stage: Stage, name: str) -> AsyncIterator[Side]:
+    start = getattr(stage, name)
     async with stage.world() as world:
         process = await start(world)
         async with Crowd.watched(world) as crowd:
             await _warmed_up(crowd, "warm-up")
-            acts = {}
-            for act in ACTS[:-1]:
-                acts[act] = await _cost(stage, crowd, process, act, size.agents)
-            before, usage, began = await writes(world.api), Usage.of(process.pid), time.monotonic()
-            await asyncio.sleep(size.rest_seconds)
-            passed = time.monotonic() - began
-            rest = await writes(world.api) - before
-            idle = Usage.of(process.pid).cpu - usage.cpu
-            megabytes = Usage.of(process.pid).peak / 1e6
-            lists = await _lists(stage, world, size) if start == stage.ours else ([], [])
-            await process.stop()
-            process = await start(world)
-            await asyncio.sleep(min(size.rest_seconds, START_SECONDS))
-            anew = Usage.of(process.pid).peak / 1e6
-            # So that no start is counted as part of the deletions. Another name: nobody has collected the Secret of the
-            # first here, and the peer stumbles over it.
-            await _warmed_up(crowd, "warm-up-anew")
-            acts["deleted"] = await _cost(stage, crowd, process, "deleted", size.agents)
-        return Life(
-            acts=acts,
-            rest_writes=rest * 60 / passed,
-            rest_cpu=idle / passed,
-            megabytes=megabytes,
-            anew=anew,
-            lists=lists,
-        )
+            yield Side(name=name, start=start, world=world, crowd=crowd, process=process)
+
+
+async def _at_rest(stage: Stage, side: Side, size: Size) -> None:
+    """What it does with nothing to do; then it begins anew."""
+    process, api = side.process, side.world.api
+    before, usage, began = await writes(api), Usage.of(process.pid), time.monotonic()
+    await asyncio.sleep(size.rest_seconds)
+    passed = time.monotonic() - began
+    side.rest_writes = (await writes(api) - before) * 60 / passed
+    side.rest_cpu = (Usage.of(process.pid).cpu - usage.cpu) / passed
+    side.megabytes = Usage.of(process.pid).peak / 1e6
+    if side.name == "ours":
+        side.lists = await _lists(stage, side.world, size)
+    await process.stop()
+    side.process = await side.start(side.world)
+    await asyncio.sleep(min(size.rest_seconds, START_SECONDS))
+    side.anew = Usage.of(side.process.pid).peak / 1e6
+    # So that no start is counted as part of the deletions. Another name: nobody has collected the Secret of the
+    # first here, and the peer stumbles over it.
+    await _warmed_up(side.crowd, "warm-up-anew")
 
 
 async def _warmed_up(crowd: Crowd, name: str) -> None:
@@ -193,30 +220,30 @@ async def _warmed_up(crowd: Crowd, name: str) -> None:
         await crowd.act(act, [name], ONE_POD)
 
 
-async def _cost(stage: Stage, crowd: Crowd, process: Process, act: str, agents: int) -> Cost:
+async def _act(stage: Stage, side: Side, act: str, agents: int) -> None:
     names = [f"agent-{number:04}" for number in range(agents)]
-    before, began = await writes(crowd.world.api), time.monotonic()
-    own, others = cpu(process.pid), cpu(*stage.plane.pids)
-    await crowd.act(act, names, ONE_POD)
+    before, began = await writes(side.world.api), time.monotonic()
+    own, others = cpu(side.process.pid), cpu(*stage.plane.pids)
+    await side.crowd.act(act, names, ONE_POD)
     seconds = time.monotonic() - began
-    own, others = cpu(process.pid) - own, cpu(*stage.plane.pids) - others
-    await crowd.quiet()  # what is written after the world is as it should be counts, too
+    own, others = cpu(side.process.pid) - own, cpu(*stage.plane.pids) - others
+    await side.crowd.quiet()  # what is written after the world is as it should be counts, too
     asked = agents  # by the benchmark itself
-    written = await writes(crowd.world.api) - before - asked
-    return Cost(seconds, own, others, written / agents)
+    written = await writes(side.world.api) - before - asked
+    side.acts.setdefault(act, []).append(Cost(seconds, own, others, written / agents))
 
 
 def _act_rows(
-    agents: int, act: str, ours: Sequence[Life], theirs: Sequence[Life]
+    agents: int, act: str, ours: Sequence[Side], theirs: Sequence[Side]
 ) -> list[report.Row]:
     what = f"{agents:,} agents {WORDS[act]}"
     peer = "plain kopf"
 
-    def of(part: str, lives: Sequence[Life]) -> list[float]:
-        return [getattr(life.acts[act], part) for life in lives]
+    def of(part: str, sides: Sequence[Side]) -> list[float]:
+        return [getattr(cost, part) for side in sides for cost in side.acts[act]]
 
-    def speed(part: str, lives: Sequence[Life]) -> list[float]:
-        return [agents / value for value in of(part, lives)]
+    def speed(part: str, sides: Sequence[Side]) -> list[float]:
+        return [agents / value for value in of(part, sides)]
 
     return [
         report.Row(
@@ -255,28 +282,28 @@ def _act_rows(
     ]
 
 
-def _rest_rows(agents: int, ours: Sequence[Life], theirs: Sequence[Life]) -> list[report.Row]:
-    peer = max((life.rest_writes for life in theirs), default=0.0)
+def _rest_rows(agents: int, ours: Sequence[Side], theirs: Sequence[Side]) -> list[report.Row]:
+    peer = max((side.rest_writes for side in theirs), default=0.0)
     return [
         report.Row(
             what=f"{agents:,} agents at rest: writes (target 0)",
             against=f"plain kopf, {peer:.3g}",
             unit="/min",
-            ours=[life.rest_writes for life in ours],
+            ours=[side.rest_writes for side in ours],
             theirs=[],
         ),
         report.Row(
             what=f"{agents:,} agents at rest: CPU",
             against="plain kopf, which never looks again",
             unit="cores",
-            ours=[life.rest_cpu for life in ours],
+            ours=[side.rest_cpu for side in ours],
             theirs=[],
         ),
         report.Row(
             what=f"memory at its peak, {agents:,} agents",
             against=f"{MEGABYTES} MB",
             unit="MB",
-            ours=[life.megabytes for life in ours],
+            ours=[side.megabytes for side in ours],
             theirs=[MEGABYTES],
             at_most=True,
             floor=1.0,
@@ -285,16 +312,16 @@ def _rest_rows(agents: int, ours: Sequence[Life], theirs: Sequence[Life]) -> lis
             what=f"memory at its peak, {agents:,} agents",
             against="plain kopf",
             unit="MB",
-            ours=[life.megabytes for life in ours],
-            theirs=[life.megabytes for life in theirs],
+            ours=[side.megabytes for side in ours],
+            theirs=[side.megabytes for side in theirs],
             at_most=True,
         ),
         report.Row(
             what=f"memory at its peak of one that starts with {agents:,} agents",
             against="plain kopf",
             unit="MB",
-            ours=[life.anew for life in ours],
-            theirs=[life.anew for life in theirs],
+            ours=[side.anew for side in ours],
+            theirs=[side.anew for side in theirs],
             at_most=True,
         ),
     ]
@@ -325,13 +352,13 @@ async def _lists(stage: Stage, world: World, size: Size) -> tuple[list[float], l
     return ours, theirs
 
 
-def _list_row(agents: int, lives: Sequence[Life]) -> report.Row:
+def _list_row(agents: int, sides: Sequence[Side]) -> report.Row:
     return report.Row(
         what=f"list of {agents:,} pods, of each what a look sees",
         against="kubernetes client, typed",
         unit="/s",
-        ours=[1 / seconds for life in lives for seconds in life.lists[0]],
-        theirs=[1 / seconds for life in lives for seconds in life.lists[1]],
+        ours=[1 / seconds for side in sides for seconds in side.lists[0]],
+        theirs=[1 / seconds for side in sides for seconds in side.lists[1]],
         floor=4,
         target=9,
     )

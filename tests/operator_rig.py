@@ -229,22 +229,26 @@ def rights_path(body: Json, namespace: str) -> str:
     return f"{group}{home}/{kind.lower()}s/{name}"
 
 
+async def agents_served(api: Api, namespace: str) -> None:
+    """The API server knows VoiceAgents."""
+    where = f"{CRDS}/{CRD['metadata']['name']}"
+    await api.apply(where, CRD)
+    await api.wait_for_one(where, lambda crd: is_true(crd, "Established"))
+    async with asyncio.timeout(30):
+        while True:  # a kind is served a moment after it is established, and nothing tells when
+            with contextlib.suppress(ApiError):
+                await api.list(f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}")
+                break
+            await asyncio.sleep(0.05)
+
+
 @contextlib.asynccontextmanager
 async def operated(
     api: Api, plane: ControlPlane, namespace: str, logs: Path
 ) -> AsyncIterator[World]:
     """A namespace whose gateway listens; at its end the operators and agents are gone."""
     world = World(api, plane, namespace, logs)
-    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
-    await api.wait_for_one(
-        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
-    )
-    async with asyncio.timeout(30):
-        while True:  # a kind is served a moment after it is established, and nothing tells when
-            with contextlib.suppress(ApiError):
-                await api.list(world.agents)
-                break
-            await asyncio.sleep(0.05)
+    await agents_served(api, namespace)
     async with world.gateway.serving():
         try:
             yield world

@@ -11,10 +11,10 @@ from aiohttp import web
 from api_relay import ApiRelay, Request
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_rig import CRD, CRDS, NAME, SPEC
+from operator_rig import NAME, SPEC, agents_served
 
 from trunkline_dev.controlplane import ControlPlane
-from trunkline_dev.kube import Api, is_true
+from trunkline_dev.kube import Api
 from trunkline_operator.cluster import listed
 from trunkline_operator.cluster.client import Cluster
 from trunkline_operator.cluster.mirror import Mirror
@@ -90,6 +90,17 @@ async def test_only_what_is_newer_and_seen_by_a_look_makes_one(mirror: Mirror) -
     assert mirror.hear_pod("DELETED", pod(9)) == KEY
     assert mirror.hear_pod("MODIFIED", pod(8)) == ""
     assert mirror.pods(KEY) == ()
+
+
+async def test_only_what_is_known_is_passed_over(mirror: Mirror) -> None:
+    assert not mirror.knows("ADDED", agent(4))
+    assert mirror.hear_agent("ADDED", agent(4)) == KEY
+    for version, known in ((3, True), (4, True), (5, False)):
+        assert mirror.knows("MODIFIED", agent(version)) == known
+        assert bool(mirror.hear_agent("MODIFIED", agent(version))) != known
+    assert not mirror.knows(None, agent(5)), "a watch begins, so a list is due"
+    assert not mirror.knows("DELETED", agent(5))
+    assert mirror.hear_agent("DELETED", agent(5)) == KEY
 
 
 async def test_an_agent_that_took_the_name_of_another_stays(mirror: Mirror) -> None:
@@ -301,10 +312,7 @@ def test_news_that_is_late_or_comes_twice_changes_nothing(data: st.DataObject) -
 async def test_a_list_brings_what_a_lost_watch_missed(
     api: Api, mirror: Mirror, tidings: Tidings, told: Told, namespace: str
 ) -> None:
-    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
-    await api.wait_for_one(
-        f"{CRDS}/{CRD['metadata']['name']}", lambda crd: is_true(crd, "Established")
-    )
+    await agents_served(api, namespace)
     pods = f"/api/v1/namespaces/{namespace}/pods"
     agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
     body = {
@@ -339,7 +347,7 @@ async def test_a_watch_of_agents_that_begins_anew_makes_a_list(
 ) -> None:
     """kopf's does not tell what was deleted while there was none."""
     agents = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-    await api.apply(f"{CRDS}/{CRD['metadata']['name']}", CRD)
+    await agents_served(api, namespace)
     async with (
         ApiRelay(api).serving() as relay,
         await Cluster.connect({"KUBECONFIG": str(relay.kubeconfig(tmp_path))}) as cluster,
@@ -423,6 +431,7 @@ async def test_a_list_leaves_what_is_newer_than_it(
     api: Api, mirror: Mirror, tidings: Tidings, namespace: str
 ) -> None:
     """An event of a pod that was made while the list was on its way."""
+    await agents_served(api, namespace)
     key = f"{namespace}/{NAME}"
     newer = pod(2**60)
     newer["metadata"]["namespace"] = namespace

@@ -36,7 +36,11 @@ def registered(
     async def cleanup(**_: Any) -> None:
         await close()
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    # Every other event is of what a look has just written, and a handler costs more than to see that.
+    def news(event: kopf.RawEvent, **_: Any) -> bool:
+        return not mirror.knows(event["type"], event["object"])
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, when=news)
     async def agent_changed(event: kopf.RawEvent, **_: Any) -> None:
         if agent := mirror.hear_agent(event["type"], event["object"]):
             agenda.add(agent)

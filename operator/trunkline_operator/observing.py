@@ -152,11 +152,8 @@ class Observer:
             upstream_secret(agent),
             twilio_secret(agent),
         )
-        own, found = await asyncio.gather(
-            self._own(obj, agent, now),
-            asyncio.gather(*(self._secret(agent, name) for name in named)),
-        )
-        callers, account, hook, hub, upstream, twilio = found
+        own, found = await self._secrets(obj, agent, frozenset(named) - {""}, now)
+        callers, account, hook, hub, upstream, twilio = map(found.get, named)
         pods = await self._complaints.added(agent, self._mirror.pods(agent.key), now)
         no_hub = hub_token_missing(agent, hub)
         traffic = self._traffic(agent.key)
@@ -212,6 +209,18 @@ class Observer:
     def forget(self, key: str) -> None:
         self._read.pop(key, None)
         self._complaints.forget(key)
+
+    async def _secrets(
+        self, obj: Json, agent: VoiceAgent, others: frozenset[str], now: float
+    ) -> tuple[_Read, dict[str, dict[str, str] | None]]:
+        """The agent's own Secret, and the entries of others by name. Each that must be read is asked for at once."""
+        if not others:  # as of most agents at most times; tasks cost more than the rest of this
+            return await self._own(obj, agent, now), {}
+        own, entries = await asyncio.gather(
+            self._own(obj, agent, now),
+            asyncio.gather(*(self._secret(agent, name) for name in others)),
+        )
+        return own, dict(zip(others, entries, strict=True))
 
     async def _own(self, obj: Json, agent: VoiceAgent, now: float) -> _Read:
         """The agent's own Secret, and whether its certificate is good."""

@@ -102,6 +102,13 @@ class Mirror:
 
     # --- watches --------------------------------------------------------------------------------------
 
+    def knows(self, kind: str | None, obj: Mapping[str, Any]) -> bool:
+        """Whether an event says nothing that is not known: `hear_agent` would pass over it."""
+        if kind in (None, DELETED):
+            return False
+        known = self._agents.get(_key(obj["metadata"]))
+        return known is not None and known.version >= _version(obj["metadata"])
+
     def hear_agent(self, kind: str | None, obj: Mapping[str, Any]) -> str:
         """Takes an event in; the agent that must be looked at, "" = none. `kind` None: a watch begins with it."""
         if kind == DELETED:
