@@ -75,25 +75,24 @@ async def _measure(subject: Gateway, agents: int, rounds: int, times: int) -> li
                 pushed[which].append(spent)
                 told[which].append(answered)
         tell(f"round {number} of {rounds}")
-    what = f"{agents:,} agents, one's route changes: CPU of a gateway until it acts on it"
-    news = f"{agents:,} agents, one has news: CPU of a gateway until it has told the operator"
+    found = (
+        (
+            "one's route changes: CPU of a gateway until it acts on it",
+            "all routes told anew",
+            pushed,
+        ),
+        ("one has news: CPU of a gateway until the operator knows", "all agents' loads told", told),
+    )
     return [
         report.Row(
-            what=what,
-            against="all routes told anew",
+            what=f"{agents:,} agents, {what}",
+            against=against,
             unit="ms",
-            ours=pushed[0],
-            theirs=pushed[1],
+            ours=ours,
+            theirs=theirs,
             at_most=True,
-        ),
-        report.Row(
-            what=news,
-            against="all agents' loads told",
-            unit="ms",
-            ours=told[0],
-            theirs=told[1],
-            at_most=True,
-        ),
+        )
+        for what, against, (ours, theirs) in found
     ]
 
 
