@@ -17,7 +17,7 @@ import yaml
 
 from trunkline_dev.accounts import Account, Outcome, account, percentile, stays
 from trunkline_dev.callers import Holder, slot_records, spike
-from trunkline_dev.kube import Json, is_true
+from trunkline_dev.kube import Expired, Json, is_true
 from trunkline_dev.machine import AGENTS_PATH, Machine, MachineConfig, prepare, source
 from trunkline_dev.picture import Interval, Scene, draw
 from trunkline_dev.slot_log import SlotRecord
@@ -32,6 +32,7 @@ CALLS, SPIKE_SECONDS, KEPT = 60, 2.0, 4
 FLOOR, MOST_PODS = 2, 6  # examples/spike.yaml
 PULL_SECONDS = 4.0  # longer than the spike: a pod on a real cluster takes tens of seconds
 HEARD = 25  # frames: two seconds of audio
+GONE_SECONDS = 10.0  # for pods without calls
 READY_SECONDS = (
     90.0  # for an agent to become ready: a cold container takes 8 s, a busy machine longer
 )
@@ -302,6 +303,9 @@ class Demo:
             for name in (FRONT_DESK, SPIKE):
                 await machine.api.delete(f"{AGENTS}/{name}")
             await machine.api.wait_for(AGENTS, lambda agents: not agents, READY_SECONDS)
+            # An agent without burst is gone at once, and its pods a moment later. Those that stay are counted.
+            with contextlib.suppress(Expired):
+                await machine.api.wait_for(PODS, lambda pods: not pods, GONE_SECONDS)
         apps = [app for app in await machine.local_modal("apps") if app["state"] == "deployed"]
         self.report.left_behind = {
             "pods": len(await machine.api.list(PODS)),
