@@ -127,6 +127,7 @@ class Gateway:
         """Acts on what differs. Raises `RouteError` where that is of other routes than it has."""
         if self._routes.change(changes):
             self._rerouted()
+            # So its next word is of these, too: the operator takes any later one for said in the light of the routes.
             self.operator.urge({*changes.by_agent, *changes.gone})
 
     def expect(self, runway: Runway, *, whole: bool) -> None:
