@@ -480,6 +480,37 @@ async def test_a_gateway_with_an_empty_table_lets_callers_wait_for_its_workers()
 
 
 @on_uvloop
+async def test_callers_wait_for_workers_that_dial_in_later_than_those_of_another_agent() -> None:
+    async with a_gateway(settle_seconds=SECONDS) as gateway:
+        give(gateway, a_route(), a_route("default/other"))
+        other = FakeWorker("other-0")
+        async with other.serving(), other.linked(gateway, "default/other"):
+            await until(lambda: gateway.gateway.unready() is None)
+            line = [asyncio.ensure_future(call(gateway).__aenter__()) for _ in range(3)]
+            await until(lambda: gateway.gateway.load()["agents"][AGENT].get("waiting") == 3)
+            async with FakeWorker("echo-0", slots=1).serving(gateway):
+                await until(lambda: gateway.gateway.load()["agents"][AGENT].get("waiting") == 2)
+                async with FakeWorker("echo-1", slots=2).serving(gateway):
+                    for caller in [await waiting for waiting in line]:
+                        await caller.send("patience")
+                        assert await caller.recv() == "patience"
+                        await caller.close()
+
+
+@on_uvloop
+async def test_who_waits_for_workers_to_dial_in_is_refused_when_all_must_have_come() -> None:
+    async with a_gateway(settle_seconds=2.0) as gateway:
+        give(gateway, a_route(answerSeconds=SECONDS), a_route("default/other"))
+        other = FakeWorker("other-0")
+        async with other.serving(), other.linked(gateway, "default/other"):
+            first = asyncio.ensure_future(refused(call(gateway)))
+            await until(lambda: gateway.gateway.load()["agents"][AGENT].get("waiting") == 1)
+            assert (await first).body.startswith(b"no slot of default/echo was free in time")
+            answer = await refused(call(gateway))
+            assert answer.body.startswith(b"every slot of default/echo is taken")
+
+
+@on_uvloop
 async def test_a_caller_waits_for_workers_no_longer_than_for_its_answer() -> None:
     async with a_gateway(settle_seconds=SECONDS) as gateway:
         give(gateway, a_route(answerSeconds=0.2))

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from trunkline_runtime.contract import BurstRung, UpstreamRung, WaitRung, WarmRung
+from trunkline_runtime.gateway import routes
 from trunkline_runtime.gateway.ladder import (
     IN_LINE,
     LAST_SECONDS,
+    MOST_SETTLING,
     MOST_STEPS,
     Attempt,
     Burst,
@@ -229,6 +231,7 @@ def route_with(rungs: str, answer_seconds: float = 8.0, deadline: float = 7.0) -
     success=st.integers(0, 40),
     offers=st.lists(st.booleans(), max_size=30),
     shut=st.sets(st.sampled_from(["burst/us-east", "upstream"])),
+    settling=st.floats(-1, 12),
 )
 @settings(max_examples=300, deadline=None)
 def test_a_ladder_ends_in_time_and_records_every_rung(
@@ -240,6 +243,7 @@ def test_a_ladder_ends_in_time_and_records_every_rung(
     success: int,
     offers: list[bool],
     shut: set[str],
+    settling: float,
 ) -> None:
     patience = Patience()
     rows = [a_row(f"echo-{number}") for number in range(workers)]
@@ -252,6 +256,7 @@ def test_a_ladder_ends_in_time_and_records_every_rung(
         begun,
         patience,
         lambda rung, _: "shut" if rung in shut else None,
+        begun + settling,
     )
     times, offered = iter(spent), iter(offers)
     while True:
@@ -260,7 +265,9 @@ def test_a_ladder_ends_in_time_and_records_every_rung(
             placement = ladder.rejected(attempt, now)
             break
         if isinstance(attempt, TryWait):
-            assert attempt.until == begun + answer - LAST_SECONDS
+            assert "l" in rungs or ("w" in rungs and settling > 0)
+            most = answer - LAST_SECONDS if "l" in rungs else min(answer - LAST_SECONDS, settling)
+            assert attempt.until == pytest.approx(begun + most)
             if not rows or not next(offered, False):
                 now = attempt.until
                 ladder.failed(now, "nothing came")
@@ -400,6 +407,26 @@ def test_who_waited_in_vain_is_told_so_and_races_that_are_lost_do_not_fill_the_r
     placement = ladder.rejected(end, 7.75)
     assert len(placement.steps) == MOST_STEPS
     assert placement.steps[-1].why == "and so on"
+
+
+def test_until_a_gateway_has_settled_there_is_a_line_behind_all_rungs_of_an_agent_with_pods() -> (
+    None
+):
+    def attempts(rungs: str, settled_at: float) -> list[Attempt | Rejected]:
+        ladder, found = Ladder(route_with(rungs), 0.0, Patience(), settled_at=settled_at), []
+        while not isinstance(attempt := ladder.next(0.0, lambda _: None), Rejected):
+            found.append(attempt)
+            ladder.failed(0.0, "test")
+        return [*found, attempt]
+
+    settling = routes.WaitRung(MOST_SETTLING)
+    assert attempts("w", 3.0)[0] == TryWait(settling, 3.0)
+    assert attempts("w", 30.0)[0] == TryWait(settling, 7.75), "answerSeconds are what there is"
+    assert [type(each) for each in attempts("wb", 3.0)] == [TryBurst, TryWait, Rejected]
+    own = attempts("wl", 3.0)
+    assert own == attempts("wl", 0.0), "who has a line of its own stands in that"
+    assert attempts("bu", 3.0) == attempts("bu", 0.0), "without pods nobody is waited for"
+    assert [type(each) for each in attempts("w", 0.0)] == [Rejected]
 
 
 def test_a_rung_that_is_shut_is_passed_by_and_told() -> None:

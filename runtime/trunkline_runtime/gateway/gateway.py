@@ -1,7 +1,6 @@
 """A gateway: the routes it acts on, the workers it knows, the calls it holds."""
 
 import asyncio
-import contextlib
 import logging
 import random
 import uuid
@@ -48,13 +47,13 @@ from trunkline_runtime.gateway.reports import agent_load
 from trunkline_runtime.gateway.routebook import RouteBook, Source
 from trunkline_runtime.gateway.routes import Route, RouteChanges, Routes, WarmRung
 from trunkline_runtime.gateway.runway import Outlook, Runway
+from trunkline_runtime.gateway.settling import Settling
 from trunkline_runtime.gateway.table import Table
 from trunkline_runtime.gateway.terms import Identity, Terms
 from trunkline_runtime.gateway.workers import WorkerLinks
 
 log = logging.getLogger("trunkline.gateway")
 
-SETTLE_SECONDS: Final = 1.0  # for all workers to dial in once there are routes
 RETRY_SECONDS: Final = (
     2,
     5,
@@ -76,9 +75,7 @@ class Gateway:
         self._audio_times_real = terms.audio_times_real
         self._boot = uuid.uuid4().hex
         self._routes = RouteBook()
-        self._routed = asyncio.Event()
-        self._linked = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._settling = Settling()
         self._draining = False
         self.holdings = Holdings()
         self._table = Table()
@@ -109,6 +106,7 @@ class Gateway:
             patience=terms.patience,
             descriptors=self.descriptors,
             changed=self._changed,
+            settled_at=lambda: self._settling.until,
         )
 
     def __repr__(self) -> str:
@@ -180,7 +178,7 @@ class Gateway:
             return DRAINING
         if self._routes.empty:
             return NO_ROUTES
-        return None if self._settled.is_set() else SETTLING
+        return None if self._settling.over else SETTLING
 
     # --- the desk ---
 
@@ -271,18 +269,11 @@ class Gateway:
             self._ledger.lines_are(waiting, self.workers.aside())
 
     async def settle(self, most: float) -> None:
-        """Lets workers dial in before anyone is told that there are none.
-
-        An empty table that only means a restart must not turn its first callers away. It waits a second,
-        and at most `most` seconds where warm workers are expected and none has come yet.
-        """
-        await self._routed.wait()
-        await asyncio.sleep(min(SETTLE_SECONDS, most))
-        if any(WarmRung() in route.rungs for route in self._routes.by_agent().values()):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, most - SETTLE_SECONDS)):
-                    await self._linked.wait()
-        self._settled.set()
+        """Lets workers dial in before anyone is told that there are none, for `most` seconds at the longest."""
+        await self._settling.settle(
+            most,
+            lambda: any(WarmRung() in route.rungs for route in self._routes.by_agent().values()),
+        )
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Takes no new call and returns when the last one has ended, the grace is over, or at `hurry`."""
@@ -313,12 +304,12 @@ class Gateway:
         self._breakers.keep(rungs)
         self._ledger.keep_rungs(rungs)
         self._outlook.keep(routes.keys())
-        self._routed.set()
+        self._settling.routed()
         self.workers.routes_changed()
 
     def _changed(self, agent: str) -> None:
         if self._table.rows(agent):
-            self._linked.set()
+            self._settling.linked()
         self.operator.urge([agent])
 
     async def _admit(self, call: str, request: Request, holder: str) -> Guest | Denied:
@@ -333,7 +324,7 @@ class Gateway:
         leg: Leg | None = None
         gone: list[Placement] = []  # what was tried for a caller that left
         try:
-            await self._settling(begun + route.answer_seconds)
+            await self._settling.wait(begun + route.answer_seconds)
             leg, placement = await self._placer.place(asked, gone.append)
         except asyncio.CancelledError:
             ms = (asyncio.get_running_loop().time() - begun) * 1000
@@ -419,13 +410,6 @@ class Gateway:
             bill=Bill(),
             hops=hops,
         )
-
-    async def _settling(self, by: float) -> None:
-        """Waits while an empty table may only mean that workers have had no time to dial in."""
-        if not self._settled.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(by):
-                    await self._settled.wait()
 
     def _refuse(self, party: Party, placement: Placement) -> Denied:
         self._ledger.refused(party, placement)

@@ -6,6 +6,9 @@ has all of that: a worker that is slow to answer is passed over only where there
 
 Standing in line for a slot is an attempt, too. What comes of it is a warm attempt at the worker whose slot came
 free (`offered`); where another gateway's caller was faster, the ladder sends its caller back into the line.
+
+In a gateway's first seconds a slot may be missing only because its worker has not found the gateway yet. Until
+`settled_at` there is a line for every agent that has pods, be there one in its route or not.
 """
 
 from collections.abc import Callable, Collection
@@ -28,6 +31,9 @@ LAST_SECONDS: Final = (
 )
 MOST_STEPS: Final = (
     24  # of a record; a caller in line may lose many races, which are told as one from there on
+)
+MOST_SETTLING: Final = (
+    1000  # callers in an agent's line then; `session.waitingCallers` may be as many
 )
 IN_LINE: Final = "waited in line"
 LEFT: Final = "the caller left"
@@ -162,11 +168,21 @@ class Ladder:
     """
 
     def __init__(
-        self, route: Route, begun: float, patience: Patience, shut: Shut = lambda *_: None
+        self,
+        route: Route,
+        begun: float,
+        patience: Patience,
+        shut: Shut = lambda *_: None,
+        settled_at: float = 0.0,
     ) -> None:
         self._route = route
+        self._rungs = route.rungs
         self._begun = begun
         self._end = begun + route.answer_seconds
+        self._in_line_until = self._end - LAST_SECONDS
+        if begun < settled_at and WarmRung() in route.rungs and not _has_line(route):
+            self._rungs = (*route.rungs, WaitRung(MOST_SETTLING))
+            self._in_line_until = min(self._in_line_until, settled_at)
         self._patience = patience
         self._shut = shut
         self._rung = 0
@@ -183,8 +199,8 @@ class Ladder:
     def next(self, now: float, pick: Pick) -> Attempt | Rejected:
         """The next attempt, or the end. The attempt before must have been told of by `failed`."""
         assert self._attempt is None, "an attempt is still open"
-        while self._rung < len(self._route.rungs) and now < self._end - EARLY_SECONDS:
-            match self._route.rungs[self._rung]:
+        while self._rung < len(self._rungs) and now < self._end - EARLY_SECONDS:
+            match self._rungs[self._rung]:
                 case WarmRung():
                     attempt: Attempt | None = self._warm(now, pick)
                 case WaitRung() as rung:
@@ -253,12 +269,11 @@ class Ladder:
         return TryWarm(row, min(now + self._patience.answer, self._end))
 
     def _wait(self, now: float, rung: WaitRung) -> TryWait | None:
-        until = self._end - LAST_SECONDS
-        self._hoped = self._hoped or until > now
-        if until <= now:
+        if self._in_line_until <= now:
             self._descend()
             return None
-        return TryWait(rung, until)
+        self._hoped = True
+        return TryWait(rung, self._in_line_until)
 
     def _beyond(self, now: float, rung: BurstRung | UpstreamRung) -> TryBurst | TryUpstream | None:
         answer_by = min(now + rung.deadline, self._end)
@@ -276,7 +291,7 @@ class Ladder:
 
     def _nothing_after(self, pick: Pick) -> bool:
         """Whether the attempt that is being made is the last that the call can have."""
-        if self._rung + 1 < len(self._route.rungs):
+        if self._rung + 1 < len(self._rungs):
             return False
         return self._tries >= self._patience.tries or not isinstance(pick(self._tried), Row)
 
@@ -305,6 +320,10 @@ class Ladder:
             start=start,
             warm=warm,
         )
+
+
+def _has_line(route: Route) -> bool:
+    return any(isinstance(rung, WaitRung) for rung in route.rungs)
 
 
 def _name(attempt: Attempt) -> str:

@@ -76,7 +76,8 @@ class Asked:
 class Placer:
     """Starts sessions, waits and dials. Whatever an attempt held that did not end in a call is given back.
 
-    `changed` is called with an agent when its burst or its line changes.
+    `changed` is called with an agent when its burst or its line changes. `settled_at` says from when on all workers
+    that there are have dialled in.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Placer:
         patience: Patience,
         descriptors: Descriptors,
         changed: Callable[[str], None],
+        settled_at: Callable[[], float],
     ) -> None:
         self._table = table
         self._links = links
@@ -101,6 +103,7 @@ class Placer:
         self._patience = patience
         self._descriptors = descriptors
         self._changed = changed
+        self._settled_at = settled_at
         self.lines = Lines()
         table.risen = self.serve
 
@@ -113,7 +116,7 @@ class Placer:
         """
         clock = asyncio.get_running_loop().time
         shut = partial(self._shut, asked.route.agent)
-        ladder = Ladder(asked.route, asked.begun, self._patience, shut)
+        ladder = Ladder(asked.route, asked.begun, self._patience, shut, self._settled_at())
         try:
             return await self._walk(ladder, asked)
         except asyncio.CancelledError:
