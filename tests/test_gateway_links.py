@@ -462,6 +462,41 @@ async def test_what_the_operator_pushed_outranks_the_file_of_the_same_epoch(tmp_
         await until(lambda: gateway.gateway.load()["epoch"] == 4)
 
 
+@on_uvloop
+async def test_workers_are_told_which_gateways_there_are() -> None:
+    async with a_gateway(a_route()) as gateway, FakeOperator().linked(gateway) as operator:
+        first, second = FakeWorker(), FakeWorker("echo-1")
+
+        async def push(*hosts: str) -> None:
+            await operator.push(json.dumps({"type": "gateways", "hosts": hosts}))
+
+        def told(worker: FakeWorker) -> list[list[str]]:
+            return [order["hosts"] for order in worker.orders if order["type"] == "gateways"]
+
+        async with first.serving(gateway):
+            await push("10.0.0.1")
+            await until(lambda: told(first) == [["10.0.0.1"]])
+            await push("10.0.0.1")
+            await push("10.0.0.1", "fd00::1")
+            await until(lambda: told(first) == [["10.0.0.1"], ["10.0.0.1", "fd00::1"]])
+            async with second.serving(gateway):
+                await until(lambda: told(second) == [["10.0.0.1", "fd00::1"]])
+
+
+@pytest.mark.parametrize("hosts", ["gateway-0", ["gateway-0"], [1], ["10.0.0.1"] * 257])
+@on_uvloop
+async def test_gateways_that_make_no_sense_cost_the_link_and_are_told_nobody(hosts: object) -> None:
+    async with a_gateway(a_route()) as gateway, FakeWorker().serving(gateway) as worker:
+        async with FakeOperator().linked(gateway) as operator:
+            await operator.push(json.dumps({"type": "gateways", "hosts": hosts}))
+            await until(lambda: not gateway.gateway.operator._seen)
+        caller = await call(gateway)
+        await caller.send("as before")
+        assert await caller.recv() == "as before"
+        await caller.close()
+        assert "gateways" not in [order["type"] for order in worker.orders]
+
+
 # --- its own start -------------------------------------------------------------------------------------
 
 

@@ -294,6 +294,70 @@ async def test_what_a_gateway_says_of_some_agents_leaves_the_others(stack: Async
     assert changes.agents == [AGENT]
 
 
+async def test_who_knows_better_than_dns_is_believed_and_gateways_are_told(
+    stack: AsyncExitStack,
+) -> None:
+    first, second = FakeGateway(), FakeGateway("gateway-1", "g1")
+    fleet, _ = await start(stack, first)
+    await stack.enter_async_context(second.serving("127.0.0.2", first.port))
+    name = "127.0.0.1", first.port
+    fleet.set_route(AGENT, route())
+    fleet.stands_for(name, frozenset({"127.0.0.1", "127.0.0.2"}))
+    await second.until(lambda it: it.beats)
+    fleet.stands_for(name, frozenset({"127.0.0.1", "127.0.0.2"}))
+    for gateway in (first, second):
+        beats = gateway.beats
+        await gateway.until(lambda it, beats=beats: it.beats > beats)
+    assert not first.messages, "nor is a gateway told anything before all agents are known"
+    assert not second.messages
+    fleet.open()
+
+    def told(gateway: FakeGateway) -> list[list[str]]:
+        return [said["hosts"] for said in gateway.messages if said["type"] == "gateways"]
+
+    for gateway in (first, second):
+        await gateway.until(lambda it: it.told)
+        assert told(gateway) == [["127.0.0.1", "127.0.0.2"]]
+        assert gateway.messages[0]["type"] == "gateways"
+        assert gateway.told[-1]["share"] == 0.5
+    fleet.set_route(AGENT, None)
+    for gateway in (first, second):
+        await gateway.until(lambda it: not it.routes)
+        assert len(told(gateway)) == 1
+    await first.cut()
+    await first.until(lambda it: len(told(it)) == 2)
+    fleet.stands_for(name, frozenset({"127.0.0.2"}))
+    await second.until(lambda it: told(it)[-1] == ["127.0.0.2"])
+    await first.cut()
+    await second.until(lambda it: "share" not in it.told[-1])
+    assert fleet.connected == 1
+    fleet.stands_for(name, frozenset())
+    assert fleet.connected == 1, "a link that is up stays"
+    fleet.stands_for(name, None)  # and DNS is asked again
+    await first.until(lambda it: it.links == 3)
+
+
+async def test_dns_is_not_asked_for_a_name_that_is_to_be_told(stack: AsyncExitStack) -> None:
+    first, second = FakeGateway(), FakeGateway("gateway-1", "g1")
+    for gateway in (first, second):
+        await stack.enter_async_context(gateway.serving())
+    names = [("127.0.0.1", gateway.port) for gateway in (first, second)]
+    fleet = Fleet(
+        names,
+        TOKEN,
+        epoch=1,
+        changed=Changes(),
+        tls=the_cas(),
+        told=names[:1],
+        resolve_seconds=0.01,
+    )
+    await stack.enter_async_context(fleet)
+    await second.until(lambda it: it.beats >= 2)
+    assert first.links == 0
+    fleet.stands_for(names[0], frozenset({"127.0.0.1"}))
+    await first.until(lambda it: it.links == 1)
+
+
 async def test_tenants_limits_are_shared_out_among_the_gateways_that_there_are(
     stack: AsyncExitStack,
 ) -> None:
@@ -319,7 +383,7 @@ async def test_a_gateway_that_comes_takes_its_share_from_the_others(stack: Async
     fleet.open()
     await first.until(lambda it: it.routes)
     await stack.enter_async_context(second.serving())
-    fleet._names = [*fleet._names, ("127.0.0.1", second.port)]  # as a name gets another address
+    fleet._asked.add(("127.0.0.1", second.port))  # as a name gets another address
     await second.until(lambda it: it.told and it.told[-1].get("share") == 0.5)
     await first.until(lambda it: it.told[-1].get("share") == 0.5)
 

@@ -252,6 +252,53 @@ async def test_the_links_follow_the_addresses_of_a_name() -> None:
         assert second.heard("bye")
 
 
+async def test_gateways_tell_of_gateways_that_dns_does_not_know_yet() -> None:
+    board = Switchboard(slots=1, worker="echo-0", boot="b")
+    async with (
+        FakeGateway().serving("127.0.0.1") as first,
+        FakeGateway().serving("127.0.0.2", first.port) as second,
+    ):
+        name = Endpoint("gateways", first.port)
+        cached = frozenset({Endpoint("127.0.0.1", first.port)})
+
+        async def resolve(_: Endpoint) -> frozenset[Endpoint]:
+            return cached
+
+        dialling = Dialling(
+            hello=hello,
+            agent=AGENT,
+            key=WORKER_KEY,
+            source=None,
+            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
+            resolve=resolve,
+            resolve_seconds=0.01,
+        )
+        links = ControlLinks(dialling, (name,), board, LinkTickets())
+        running = asyncio.create_task(links.run())
+        await first.until(lambda: bool(first.free))
+        await first.say(type="gateways", hosts=["127.0.0.1", "127.0.0.2"])
+        await second.until(lambda: bool(second.free))
+        # Lost, it is dialled again, for the first one's word still holds, and who has come this way may tell, too.
+        second.cut()
+        await second.until(lambda: len(second.hellos) == 2)
+        cached = frozenset()
+        await second.say(type="gateways", hosts=["127.0.0.2", "127.0.0.1"])
+        first.cut()
+        await first.until(lambda: len(first.hellos) == 2)
+        # Nobody's word counts longer than its link.
+        await second.say(type="gateways", hosts=["127.0.0.2"])
+        board.drain(1)
+        await second.until(lambda: second.free["draining"])
+        first.cut()
+        async with asyncio.timeout(PATIENCE):
+            while repr(links) != "<ControlLinks up=1 of 1>":
+                await asyncio.sleep(0.01)
+        assert first.dials == 2
+        await links.bye()
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_beats_tell_how_many_frames_came_late() -> None:
     shares = iter([0.25])
     board = Switchboard(slots=1, worker="echo-0", boot="b")

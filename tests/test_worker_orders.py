@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trunkline_runtime.worker.orders import (
     MAX_HOOK_SECONDS,
     DrainOrder,
+    GatewaysOrder,
     Heartbeat,
     Malformed,
     opening_from,
@@ -52,12 +53,24 @@ def test_orders() -> None:
     assert order_from('{"type": "drain"}') == DrainOrder(draining=True)
     assert order_from('{"type": "undrain"}') == DrainOrder(draining=False)
     assert order_from('{"type": "beat"}') == Heartbeat()
+    hosts = '{"type": "gateways", "hosts": ["10.0.0.1", "fd00::0001"]}'
+    assert order_from(hosts) == GatewaysOrder(frozenset({"10.0.0.1", "fd00::1"}))
     assert order_from('{"type": "of a newer gateway"}') is None
 
 
-def test_an_order_that_makes_no_sense() -> None:
-    with pytest.raises(Malformed, match="a string as its type"):
-        order_from('{"type": 1}')
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ({"type": 1}, "a string as its type"),
+        ({"type": "gateways"}, "hosts must be a list of 256"),
+        ({"type": "gateways", "hosts": ["10.0.0.1"] * 257}, "hosts must be a list of 256"),
+        ({"type": "gateways", "hosts": ["gateway.example"]}, "hosts must be IP addresses"),
+        ({"type": "gateways", "hosts": [1]}, "host"),
+    ],
+)
+def test_an_order_that_makes_no_sense(order: dict[str, Any], words: str) -> None:
+    with pytest.raises(Malformed, match=words):
+        order_from(json.dumps(order))
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import kopf
 
-from trunkline_operator import metrics
+from trunkline_operator import metrics, parts
 from trunkline_operator.agenda import RESYNC_SECONDS, Agenda
 from trunkline_operator.burst.bills import Bills
 from trunkline_operator.burst.deployments import Deployments
@@ -24,6 +26,7 @@ from trunkline_operator.burst.sdk import Sdk
 from trunkline_operator.cluster.authority import Authority
 from trunkline_operator.cluster.client import ApiError, Cluster
 from trunkline_operator.cluster.custody import Custody
+from trunkline_operator.cluster.endpoints import Endpoints, service_of
 from trunkline_operator.cluster.herald import Herald
 from trunkline_operator.cluster.leader import identity, leading
 from trunkline_operator.cluster.lease import Candidate, epoch_after
@@ -97,6 +100,28 @@ async def nodes_seen(cluster: Cluster) -> bool:
     return allowed
 
 
+async def services_seen(
+    names: Sequence[tuple[str, int]], cluster: Cluster
+) -> dict[tuple[str, int], tuple[str, str]]:
+    """By gateways' name, the Service that it is of, where its EndpointSlices may be watched."""
+    services = {name: service for name in names if (service := service_of(name[0]))}
+    for name, (namespace, _) in list(services.items()):
+        try:
+            allowed = await cluster.may(
+                "watch", "endpointslices", group="discovery.k8s.io", namespace=namespace
+            )
+        except ApiError as error:
+            log.warning("it cannot be asked whether EndpointSlices may be watched: %s", error)
+            allowed = False
+        if not allowed:
+            log.warning(
+                "EndpointSlices in %s may not be watched: gateways are found by DNS, late where it is cached",
+                namespace,
+            )
+            del services[name]
+    return services
+
+
 async def leadership(
     config: OperatorConfig,
     cluster: Cluster,
@@ -134,6 +159,8 @@ async def assembled(
 
     # Asked first: from the first link to a gateway until there is an agenda nothing may be waited for.
     nodes = await nodes_seen(cluster)
+    names = parse_gateways(config.gateways)
+    services = await services_seen(names, cluster)
     sdk, custody = Sdk(modal), Custody(cluster, config.burst_secret)
     await custody.open()
     deployments = Deployments(sdk, changed)
@@ -143,11 +170,12 @@ async def assembled(
     # Gateways refuse a lower epoch than they have, also from a machine whose clock is behind.
     epoch = max(epoch, earlier["epoch"] + 1 if earlier else 0)
     fleet = Fleet(
-        parse_gateways(config.gateways),
+        names,
         config.operator_token,
         epoch=epoch,
         changed=changed,
         tls=trusting(authority.pem) if authority else None,
+        told=services,
     )
     await stack.enter_async_context(fleet)
     herald = await stack.enter_async_context(Herald(cluster))
@@ -166,6 +194,11 @@ async def assembled(
         settings(config, authority),
     )
     agenda = Agenda(reconciler.look)
+    watches = (
+        Endpoints(cluster, *service, partial(fleet.stands_for, name)).follow()
+        for name, service in services.items()
+    )
+    await stack.enter_async_context(parts.running(*watches, name="the watch of gateways"))
     metrics.EPOCH.set(epoch)
     metrics.LINKS.set_function(lambda: fleet.connected)
     metrics.AGENTS.set_function(lambda: len(agenda))

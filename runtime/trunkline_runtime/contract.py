@@ -115,6 +115,9 @@ DEAD_AFTER_SECONDS: Final = (
 PROTOCOL_VERSION: Final = 1  # of operator and gateway, and the routes file
 WORKER_PROTOCOL_VERSION: Final = 2  # of worker and gateway
 
+MAX_GATEWAYS: Final = (
+    256  # behind one name; they are a handful, and one that stands for more is a mistake
+)
 # The longest control message: 1,000 agents' routes of 8 KiB each fit.
 MAX_CONTROL_BYTES: Final = 16 * 2**20
 # The longest message of a call. 512 KiB of Realtime JSON is 8 s of PCM16 in one event.
@@ -200,6 +203,17 @@ class Drain(TypedDict):
     """Gateway to worker: `drain` take no new call and keep the ones there; `undrain` the reverse."""
 
     type: Literal["drain", "undrain"]
+
+
+class Gateways(TypedDict):
+    """Operator to gateway, and gateway to worker: the addresses behind the name by which this gateway is dialled.
+
+    All of them, this gateway's too. DNS says the same, but where it is cached up to half a minute later: a gateway that
+    is new would have no worker for so long.
+    """
+
+    type: Literal["gateways"]
+    hosts: list[str]  # IP addresses, MAX_GATEWAYS at most
 
 
 class Beat(TypedDict):

@@ -4,7 +4,9 @@ The tests are one story and run in this order: each finds the release as the one
 """
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -170,10 +172,10 @@ async def rolled_out(site: Site, component: str) -> None:
 
 
 async def test_gateways_are_replaced(site: Site) -> None:
-    """The old ones keep their calls, and go when those have ended."""
+    """The old ones keep their calls, and go when those have ended. The new ones have workers before DNS knows them."""
     old = {pod["metadata"]["name"] for pod in await site.component("gateway")}
     held = [await site.call(ECHO) for _ in range(2)]
-    async with undisturbed(held):
+    async with undisturbed(held), calls_all_the_time(site):
         await site.kubectl("rollout", "restart", f"deployment/{RELEASE}-gateway", namespace=HOME)
         await rolled_out(site, "gateway")
         new = await site.call(ECHO)
@@ -181,6 +183,24 @@ async def test_gateways_are_replaced(site: Site) -> None:
     assert not old & new_ones
     await hang_up([*held, new])
     await until(lambda: gone_pods(site, old), "the old gateways are gone")
+
+
+@contextlib.asynccontextmanager
+async def calls_all_the_time(site: Site) -> AsyncIterator[None]:
+    """One short call after the other, each of which must be answered; ECHO has no burst to help out."""
+    over = asyncio.Event()
+
+    async def call() -> None:
+        while not over.is_set():
+            await hang_up([await site.call(ECHO)])
+            await asyncio.sleep(0.2)  # for both gateways to hear that the slot is free
+
+    calling = asyncio.create_task(call())
+    try:
+        yield
+    finally:
+        over.set()
+        await calling
 
 
 async def gone_pods(site: Site, names: set[str]) -> bool:

@@ -1,5 +1,7 @@
 """CoreDNS, as every cluster has it: a Deployment and the Service `kube-dns`. Pure.
 
+As kubeadm sets it up, and node-local caches do, an answer may be half a minute old.
+
 Names outside the cluster do not exist, since nothing in it can reach the outside.
 """
 
@@ -23,8 +25,9 @@ COREFILE: Final = f"""\
         lameduck 1s
     }}
     ready
+    cache 30
     kubernetes {DOMAIN} in-addr.arpa {{
-        ttl 5
+        ttl 30
     }}
     template ANY ANY . {{
         rcode NXDOMAIN

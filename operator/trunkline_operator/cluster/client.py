@@ -229,9 +229,9 @@ class Cluster:
                 return None
             raise
 
-    async def may(self, verb: str, resource: str) -> bool:
-        """Whether this client has a right on a resource of the core group, in all namespaces."""
-        attributes = {"verb": verb, "resource": resource}
+    async def may(self, verb: str, resource: str, *, group: str = "", namespace: str = "") -> bool:
+        """Whether this client has a right on a resource, of the core group and in all namespaces unless others are named."""
+        attributes = {"verb": verb, "resource": resource, "group": group, "namespace": namespace}
         body = {"spec": {"resourceAttributes": attributes}}
         answer = await self._request("POST", REVIEWS, body)
         return answer["status"]["allowed"] is True

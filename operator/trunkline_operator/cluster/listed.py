@@ -1,4 +1,5 @@
-"""What is read of a list's answer, and of a watch's events: of a pod or node what a look sees, of an agent where and which it is.
+"""What is read of a list's answer, and of a watch's events: of a pod or node what a look sees, of an agent where and
+which it is, of an EndpointSlice its addresses.
 
 A list is most of what an operator at rest does. Half of a pod's 6 KB of JSON are its managed fields, and of the rest
 a look sees little. What is not declared here is passed over without being made into objects: 5 MB of a thousand pods
@@ -61,6 +62,16 @@ class Node(Object, total=False):
     status: NodeStatus
 
 
+class Endpoint(TypedDict):
+    addresses: list[str]
+
+
+class Slice(Object):
+    """An EndpointSlice: some of the addresses behind a Service."""
+
+    endpoints: list[Endpoint] | None
+
+
 class Name(msgspec.Struct, frozen=True, gc=False):
     """Which agent it is, and in which version."""
 
@@ -113,8 +124,10 @@ Reader = Callable[[bytes], Page[Item]]
 
 _POD: Final = msgspec.json.Decoder(Pod)
 _NODE: Final = msgspec.json.Decoder(Node)
+_SLICE: Final = msgspec.json.Decoder(Slice)
 _PODS: Final = msgspec.json.Decoder(_List[Pod])
 _NODES: Final = msgspec.json.Decoder(_List[Node])
+_SLICES: Final = msgspec.json.Decoder(_List[Slice])
 _AGENTS: Final = msgspec.json.Decoder(_List[msgspec.Raw])
 _NAMED: Final = msgspec.json.Decoder(_Named)
 
@@ -128,6 +141,12 @@ def pods(text: bytes) -> Page[Pod]:
 def nodes(text: bytes) -> Page[Node]:
     """A `Reader` of nodes."""
     found = _NODES.decode(text)
+    return Page(int(found.metadata.version), found.items or [], found.metadata.rest)
+
+
+def slices(text: bytes) -> Page[Slice]:
+    """A `Reader` of EndpointSlices."""
+    found = _SLICES.decode(text)
     return Page(int(found.metadata.version), found.items or [], found.metadata.rest)
 
 
@@ -146,3 +165,8 @@ def pod(text: bytes) -> Pod:
 def node(text: bytes) -> Node:
     """One node; likewise."""
     return _NODE.decode(text)
+
+
+def endpoint_slice(text: bytes) -> Slice:
+    """One EndpointSlice; likewise."""
+    return _SLICE.decode(text)

@@ -1,7 +1,8 @@
 """The links to all gateways: routes out, load in.
 
-The operator dials. A name stands for all its addresses and is resolved anew every RESOLVE_SECONDS, so that
-replicas of a gateway come and go by themselves. Each link gets the routes whole when it opens, and what differs after
+The operator dials. A name stands for all its addresses, so that replicas of a gateway come and go by themselves. Some
+names are told by `stands_for`, and what it tells is passed on to the gateways, for their workers. The others are asked
+of DNS every RESOLVE_SECONDS. Each link gets the routes whole when it opens, and what differs after
 each change; the epoch in them lets a gateway refuse an operator that was replaced.
 """
 
@@ -13,7 +14,7 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -29,9 +30,11 @@ from trunkline_runtime.contract import (
     ENV_OPERATOR_TOKEN,
     HEARTBEAT_SECONDS,
     MAX_CONTROL_BYTES,
+    MAX_GATEWAYS,
     OPERATOR_PATH,
     Allowances,
     Beat,
+    Gateways,
     Route,
     Routes,
 )
@@ -66,12 +69,14 @@ quiet.setLevel(logging.CRITICAL)
 class _Link:
     """One open link."""
 
+    name: Address  # that stood for its address when it was dialled
     changes: bool  # the gateway reads what differs
     news: asyncio.Event = field(default_factory=asyncio.Event)
     boot: str = ""  # of the gateway, "" until it has spoken
     received: deque[tuple[int, float]] = field(default_factory=deque)  # revision of routes, when
     sent: int = 0  # the revision of routes that was sent last; 0 = none was
     foretold: int = 0  # likewise of the runway
+    met: frozenset[str] = frozenset()  # hosts behind its name that it has been told
     owed: dict[str, float] = field(default_factory=dict)  # ceilings that it has not been told
     acted_on: int = 0  # the newest revision that the gateway has spoken in the light of
 
@@ -92,15 +97,18 @@ class Fleet:
         epoch: int,
         changed: Callable[[str], None],
         tls: ssl.SSLContext | None = None,
+        told: Iterable[Address] = (),
         resolve_seconds: float = RESOLVE_SECONDS,
     ) -> None:
+        """`told`: of these `stands_for` will tell. DNS is not asked: that nobody is there yet would be cached, too."""
         self.loads = Loads()
-        self._names = gateways
         self._token = token
         self._changed = changed
         self._tls = tls
         self._resolve_seconds = resolve_seconds
         self._resolved: dict[Address, set[Address]] = {}
+        self._told: dict[Address, frozenset[str]] = {}  # hosts behind a name
+        self._asked = set(gateways) - set(told)  # of DNS
         self._links: dict[Address, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[Address, _Link] = {}
@@ -244,15 +252,32 @@ class Fleet:
 
     # --- who there is -------------------------------------------------------------------------------
 
+    def stands_for(self, name: Address, hosts: frozenset[str] | None) -> None:
+        """Whoever calls this knows better than DNS, and says so whenever it is different; None: it does not know."""
+        if hosts is None:
+            self._told.pop(name, None)
+            self._asked.add(name)
+            return
+        self._asked.discard(name)
+        self._told[name] = hosts
+        self._resolved[name] = {(host, name[1]) for host in hosts}
+        self._dial_all()
+        if not self._held:
+            for link in self._open.values():
+                link.news.set()
+
     async def _resolve(self) -> None:
         while True:
-            for name in self._names:
+            for name in sorted(self._asked):
                 await self._resolve_one(name)
-            for address in self._wanted() - self._links.keys():
-                self._absent[address] = time.monotonic()
-                self._links[address] = asyncio.create_task(self._keep_link(address))
-            self._deal()  # before the new ones are told anything
+            self._dial_all()
             await asyncio.sleep(self._resolve_seconds)
+
+    def _dial_all(self) -> None:
+        for address in self._wanted() - self._links.keys():
+            self._absent[address] = time.monotonic()
+            self._links[address] = asyncio.create_task(self._keep_link(address))
+        self._deal()  # before the new ones are told anything
 
     async def _resolve_one(self, name: Address) -> None:
         loop = asyncio.get_running_loop()
@@ -265,15 +290,16 @@ class Fleet:
                 log.warning("cannot resolve gateway %s:%d: %s", *name, error or "timeout")
                 self._resolved[name] = set()
             return
-        self._resolved[name] = {(str(where[0]), int(where[1])) for *_, where in found}
+        if name in self._asked:  # yet
+            self._resolved[name] = {(str(where[0]), int(where[1])) for *_, where in found}
 
     def _wanted(self) -> set[Address]:
         return {address for found in self._resolved.values() for address in found}
 
-    def _name_of(self, address: Address) -> str:
-        """The name that stands for an address, as it must be in the gateway's certificate."""
+    def _name_of(self, address: Address) -> Address:
+        """The name that stands for an address; its host must be in the gateway's certificate."""
         names = (name for name, found in self._resolved.items() if address in found)
-        return next(names, address)[0]
+        return next(names, address)
 
     async def _expire(self) -> None:
         while True:
@@ -307,7 +333,8 @@ class Fleet:
     async def _link(self, address: Address) -> str:
         """Holds one link as long as it lives; why it ended."""
         host, port = address
-        server = self._name_of(address)
+        name = self._name_of(address)
+        server = name[0]
         uri = f"{'wss' if self._tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}{OPERATOR_PATH}"
         why = "it closed the link"
         try:
@@ -328,7 +355,7 @@ class Fleet:
                 logger=quiet,
             ) as socket:
                 log.info("linked to gateway %s:%d", *address)
-                await self._exchange(socket, address)
+                await self._exchange(socket, address, name)
         except* InvalidStatus as refusals:
             why = refused(refusals.exceptions[0])
         except* (ssl.SSLError, ConnectionResetError, InvalidMessage) as failures:
@@ -338,9 +365,10 @@ class Fleet:
             why = str(first) or f"silent for {DEAD_AFTER_SECONDS:g} s"
         return why
 
-    async def _exchange(self, socket: ClientConnection, address: Address) -> None:
+    async def _exchange(self, socket: ClientConnection, address: Address, name: Address) -> None:
         assert socket.response is not None, "a link that is open was answered"
-        link = self._open[address] = _Link(changes=CHANGES_HEADER in socket.response.headers)
+        changes = CHANGES_HEADER in socket.response.headers
+        link = self._open[address] = _Link(name=name, changes=changes)
         self._absent.pop(address, None)
         boot = self._boots.get(address, "")  # what was on its way to it may be lost
         self._ceilings = {key: it for key, it in self._ceilings.items() if key[0] != boot}
@@ -368,7 +396,12 @@ class Fleet:
                     await socket.send(beat)
 
     async def _tell(self, socket: ClientConnection, link: _Link) -> None:
-        """What is new to a gateway: the routes, and then what may be expected for them."""
+        """What is new to a gateway: who else there is, the routes, and then what may be expected for them."""
+        hosts = self._told.get(link.name, link.met)
+        if hosts != link.met:
+            link.met = hosts
+            named = Gateways(type="gateways", hosts=sorted(hosts)[:MAX_GATEWAYS])
+            await socket.send(json.dumps(named))
         before, link.sent = link.sent, self._routes.revision
         whole, routed = not (before and link.changes), self._routes.new_since(before)
         if before != link.sent:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -139,6 +139,10 @@ class Gateway:
         if self._routes.believes(epoch):
             self._cashier.allow(ceilings)
             self.operator.urge(ceilings)
+
+    def meet(self, gateways: Sequence[str]) -> None:
+        """The addresses of all gateways behind the name of this one."""
+        self.workers.tell_gateways(gateways)
 
     def load(self) -> Load:
         """What the operator is told."""

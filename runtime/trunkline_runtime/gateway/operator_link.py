@@ -5,7 +5,7 @@ import contextlib
 import hmac
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from websockets.asyncio.server import ServerConnection, broadcast
@@ -27,6 +27,7 @@ from trunkline_runtime.gateway.routes import RouteChanges, Routes
 from trunkline_runtime.gateway.routes_reader import (
     RouteError,
     allowances_from,
+    gateways_from,
     route_changes_from,
     routes_from,
     runway_from,
@@ -53,6 +54,9 @@ class Steered(Protocol):
 
     def allow(self, epoch: int, ceilings: Mapping[str, float]) -> None:
         """What burst may cost, by agent."""
+
+    def meet(self, gateways: Sequence[str]) -> None:
+        """The addresses of all gateways behind the name of this one."""
 
     def load(self) -> Load: ...
 
@@ -166,6 +170,8 @@ class OperatorLink:
                 self._steered.expect(runway_from(message), whole=False)
             case "allowances":
                 self._steered.allow(*allowances_from(message))
+            case "gateways":
+                self._steered.meet(gateways_from(message))
 
 
 def _reads_changes(connection: ServerConnection) -> bool:

@@ -1,5 +1,6 @@
 """Reads routes, and what else the operator says, from JSON into values. What makes no sense raises `RouteError`."""
 
+import ipaddress
 import json
 import logging
 import re
@@ -9,7 +10,7 @@ from math import isfinite
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from trunkline_runtime.contract import PROTOCOL_VERSION, SETTINGS_TYPE
+from trunkline_runtime.contract import MAX_GATEWAYS, PROTOCOL_VERSION, SETTINGS_TYPE
 from trunkline_runtime.gateway.access.jwks import JwksError, KeySet, parse_jwks
 from trunkline_runtime.gateway.access.limits import Limits, Tenancy
 from trunkline_runtime.gateway.access.tokens import Expected
@@ -232,6 +233,17 @@ def allowances_from(value: object) -> tuple[int, Mapping[str, float]]:
     reader = _Reader(value, "allowances")
     agents = reader.child("agents")
     return reader.whole("epoch"), {agent: agents.number(agent) for agent in agents.names()}
+
+
+def gateways_from(value: object) -> tuple[str, ...]:
+    """Reads a contract.Gateways message: IP addresses. Raises `RouteError`."""
+    hosts = _Reader(value, "gateways").texts("hosts")
+    if len(hosts) > MAX_GATEWAYS:
+        raise RouteError(f"gateways.hosts names {len(hosts)} and {MAX_GATEWAYS} are allowed")
+    try:
+        return tuple(str(ipaddress.ip_address(host)) for host in hosts)
+    except ValueError as error:
+        raise RouteError(f"gateways.hosts: {error}") from None
 
 
 def _rung(reader: "_Reader") -> Rung:

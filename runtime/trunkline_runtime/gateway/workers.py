@@ -2,8 +2,9 @@
 
 import asyncio
 import hmac
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -15,6 +16,7 @@ from trunkline_runtime.contract import (
     AGENT_HEADER,
     DEAD_AFTER_SECONDS,
     Close,
+    Gateways,
 )
 from trunkline_runtime.gateway.access.wish import bearers
 from trunkline_runtime.gateway.dialling import Failed
@@ -77,6 +79,7 @@ class WorkerLinks:
         self._silent: dict[_Process, _Silence] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._outliers = Outliers()
+        self._gateways: Sequence[str] = ()  # addresses, where the operator has told them
 
     def __repr__(self) -> str:
         return f"<WorkerLinks {sorted(f'{row.agent}:{row.worker}' for row in self._links)}>"
@@ -157,6 +160,12 @@ class WorkerLinks:
             else:
                 link.bar(link.row.worker in route.draining)
 
+    def tell_gateways(self, hosts: Sequence[str]) -> None:
+        """All gateways behind the name of this one: a new one has its workers at once, whatever DNS says."""
+        if hosts != self._gateways:
+            self._gateways = hosts
+            broadcast([link.connection for link in self._links.values()], self._all_gateways())
+
     def beat(self) -> None:
         broadcast([link.connection for link in self._links.values()], '{"type":"beat"}')
 
@@ -211,6 +220,8 @@ class WorkerLinks:
         if old is not None:
             self._links[old].connection.transport.abort()
         self._links[row] = link
+        if self._gateways:
+            broadcast([connection], self._all_gateways())
         self._stand_by(link, link.seen)
         self._silent.pop(_process(row), None)
         route = self._routes().get(hello.agent)
@@ -221,6 +232,9 @@ class WorkerLinks:
         )
         self._changed(hello.agent)
         return link
+
+    def _all_gateways(self) -> str:
+        return json.dumps(Gateways(type="gateways", hosts=list(self._gateways)))
 
     def _stand_by(self, link: WorkerLink, now: float) -> None:
         if route := self._routes().get(link.row.agent):

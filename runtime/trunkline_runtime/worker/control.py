@@ -1,7 +1,8 @@
 """The links from a worker to all gateways: it dials them, offers its slots and drains as they wish.
 
-Names are resolved again and again, so gateways may come and go; each address has one link. A link that
-is lost takes its tickets with it and ends no call. Everything that a link says goes through `broadcast`, which writes
+Names are resolved again and again, so gateways may come and go; each address has one link. DNS may be half a minute
+late, so gateways say who else stands behind their name. A link that is lost takes its tickets and what it has said
+with it, and ends no call. Everything that a link says goes through `broadcast`, which writes
 at once: a gateway that does not read is dropped by the size of what waits for it.
 """
 
@@ -26,6 +27,7 @@ from trunkline_runtime.contract import (
     ENV_TLS_CA,
     HEARTBEAT_SECONDS,
     MAX_CONTROL_BYTES,
+    MAX_GATEWAYS,
     WORKERS_PATH,
     Bye,
     Hello,
@@ -34,6 +36,7 @@ from trunkline_runtime.process import QUIET
 from trunkline_runtime.tls import Given, why_no_link
 from trunkline_runtime.worker.orders import (
     DrainOrder,
+    GatewaysOrder,
     Malformed,
     order_from,
 )
@@ -46,7 +49,6 @@ RESOLVE_TIMEOUT_SECONDS: Final = 5.0
 DIAL_SECONDS: Final = 5.0
 MIN_BACKOFF_SECONDS: Final = 0.1
 MAX_BACKOFF_SECONDS: Final = 5.0
-MAX_ADDRESSES: Final = 256  # gateways are a handful; a name that stands for more is a mistake
 MAX_UNREAD_BYTES: Final = 2**20  # some 10,000 control messages
 
 TLS_GIVEN: Final = Given(ca=ENV_TLS_CA, certificate="the gateway's --control-tls")
@@ -92,7 +94,15 @@ class Dialling:
         None  # the gateway's name, as the worker knows it, is in its certificate
     )
     resolve: Resolve = addresses_of
-    resolve_seconds: float = 5.0  # a new gateway is in DNS within seconds of being ready
+    resolve_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a gateway has said of those behind its name."""
+
+    name: Endpoint
+    addresses: frozenset[Endpoint]
 
 
 class ControlLinks:
@@ -112,7 +122,9 @@ class ControlLinks:
         self._switchboard = switchboard
         self._tickets = tickets
         self._late = late
-        self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}
+        self._addresses: dict[Endpoint, frozenset[Endpoint]] = {}  # by name, as DNS has them
+        self._told: dict[int, _Told] = {}  # by link
+        self._news = asyncio.Event()  # of addresses
         self._links: dict[Endpoint, asyncio.Task[None]] = {}
         self._up: dict[int, ClientConnection] = {}
         self._numbers = itertools.count(1)
@@ -132,9 +144,11 @@ class ControlLinks:
         """Dials and serves until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat())
+            group.create_task(self._resolve())
             while True:
-                await self._resolve(group)
-                await asyncio.sleep(self._dialling.resolve_seconds)
+                await self._news.wait()
+                self._news.clear()
+                self._dial_all(group)
 
     async def bye(self) -> None:
         """Tells every gateway that the worker exits, and closes; no link is dialled again."""
@@ -146,14 +160,23 @@ class ControlLinks:
 
     # --- which addresses ---------------------------------------------------------------------------
 
-    async def _resolve(self, group: asyncio.TaskGroup) -> None:
+    async def _resolve(self) -> None:
+        """Asks DNS again and again."""
+        while True:
+            for gateway in self._gateways:
+                self._addresses[gateway] = await self._addresses_of(gateway)
+                self._news.set()
+            await asyncio.sleep(self._dialling.resolve_seconds)
+
+    def _dial_all(self, group: asyncio.TaskGroup) -> None:
         """Starts a link to each address that is new."""
-        for gateway in self._gateways:
-            self._addresses[gateway] = await self._addresses_of(gateway)
-        wanted = sorted(frozenset().union(*self._addresses.values()), key=str)
-        for address in wanted[:MAX_ADDRESSES]:
+        for address in sorted(self._wanted(), key=str)[:MAX_GATEWAYS]:
             if address not in self._links:
                 self._links[address] = group.create_task(self._keep(address))
+
+    def _wanted(self) -> frozenset[Endpoint]:
+        told = (told.addresses for told in self._told.values())
+        return frozenset().union(*self._addresses.values(), *told)
 
     async def _addresses_of(self, gateway: Endpoint) -> frozenset[Endpoint]:
         try:
@@ -167,13 +190,12 @@ class ControlLinks:
         return addresses
 
     def _still_wanted(self, address: Endpoint) -> bool:
-        known = any(address in addresses for addresses in self._addresses.values())
-        return known and not self._leaving
+        return address in self._wanted() and not self._leaving
 
     # --- one link ----------------------------------------------------------------------------------
 
     async def _keep(self, address: Endpoint) -> None:
-        """Dials one address again and again until its name no longer stands for it."""
+        """Dials one address again and again until neither DNS nor a gateway says that it is one."""
         failures = 0
         while self._still_wanted(address):
             heard = False
@@ -190,21 +212,24 @@ class ControlLinks:
         del self._links[address]
         self._states.pop(address, None)
 
-    def _name_of(self, address: Endpoint) -> str:
+    def _name_of(self, address: Endpoint) -> Endpoint:
         """The name that stands for an address."""
-        known = (name for name, addresses in self._addresses.items() if address in addresses)
-        return next(known, address).host
+        for name, addresses in self._addresses.items():
+            if address in addresses:
+                return name
+        told = (told.name for told in self._told.values() if address in told.addresses)
+        return next(told, address)
 
     def _why_no_link(self, error: Exception, address: Endpoint) -> str:
         tls = self._dialling.tls is not None
-        return why_no_link(error, self._name_of(address), TLS_GIVEN, tls=tls)
+        return why_no_link(error, self._name_of(address).host, TLS_GIVEN, tls=tls)
 
     def _dial(self, address: Endpoint) -> connect:
         tls = self._dialling.tls
         return connect(
             f"{'wss' if tls else 'ws'}://{address}{WORKERS_PATH}",
             ssl=tls,
-            server_hostname=self._name_of(address) if tls else None,
+            server_hostname=self._name_of(address).host if tls else None,
             additional_headers={
                 "Authorization": f"Bearer {self._dialling.key}",
                 AGENT_HEADER: self._dialling.agent,
@@ -221,7 +246,7 @@ class ControlLinks:
 
     async def _serve(self, address: Endpoint, connection: ClientConnection) -> bool:
         """Lives through one link; returns whether the gateway ever said anything."""
-        number = next(self._numbers)
+        number, name = next(self._numbers), self._name_of(address)
         self._up[number] = connection
         self._note(address, "linked")
         heard = False
@@ -233,7 +258,7 @@ class ControlLinks:
                 async with asyncio.timeout(DEAD_AFTER_SECONDS):
                     message = await connection.recv()
                 heard = True
-                self._obey(message, number)
+                self._obey(message, number, name)
         except TimeoutError:
             self._note(address, f"lost: silent for {DEAD_AFTER_SECONDS:g} s")
             connection.transport.abort()
@@ -244,14 +269,20 @@ class ControlLinks:
             self._note(address, "left" if self._leaving else f"lost: {error}")
         finally:
             del self._up[number]
+            self._told.pop(number, None)
             self._tickets.revoke(number)
             self._switchboard.lose(number)
         return heard
 
-    def _obey(self, message: str | bytes, number: int) -> None:
+    def _obey(self, message: str | bytes, number: int, name: Endpoint) -> None:
+        """`name` is what stood for the gateway when it was dialled."""
         match order_from(message):
             case DrainOrder(draining):
                 self._switchboard.drain(number, wanted=draining)
+            case GatewaysOrder(hosts):
+                addresses = frozenset(Endpoint(host, name.port) for host in hosts)
+                self._told[number] = _Told(name, addresses)
+                self._news.set()
 
     # --- what gateways are told ----------------------------------------------------------------------
 

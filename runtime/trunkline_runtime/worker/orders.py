@@ -5,6 +5,7 @@ and the link is dropped rather than guessed at. Types that are not known are Non
 may send them.
 """
 
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from math import isfinite
 from typing import Any, Final
 
 from trunkline_runtime.contract import (
+    MAX_GATEWAYS,
     SETTINGS_TYPE,
     GuardRule,
     HookSettings,
@@ -36,11 +38,16 @@ class DrainOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaysOrder:
+    hosts: frozenset[str]  # IP addresses
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     pass
 
 
-Order = DrainOrder | Heartbeat
+Order = DrainOrder | GatewaysOrder | Heartbeat
 
 
 def order_from(text: str | bytes) -> Order | None:
@@ -49,6 +56,8 @@ def order_from(text: str | bytes) -> Order | None:
     match message.get("type"):
         case "drain" | "undrain" as kind:
             return DrainOrder(kind == "drain")
+        case "gateways":
+            return GatewaysOrder(_hosts(message.get("hosts")))
         case "beat":
             return Heartbeat()
         case str():
@@ -82,6 +91,15 @@ def settings_from(value: object) -> Settings:
     if "policy" in value:
         settings["policy"] = _policy(value["policy"])
     return settings
+
+
+def _hosts(value: object) -> frozenset[str]:
+    if not isinstance(value, list) or len(value) > MAX_GATEWAYS:
+        raise Malformed(f"hosts must be a list of {MAX_GATEWAYS} at most")
+    try:
+        return frozenset(str(ipaddress.ip_address(_text({"host": host}, "host"))) for host in value)
+    except ValueError:
+        raise Malformed("hosts must be IP addresses") from None
 
 
 def _rules(value: object) -> list[ReplyRule]:
