@@ -382,8 +382,8 @@ async def test_a_gateway_that_comes_takes_its_share_from_the_others(stack: Async
     fleet.set_route(AGENT, route())
     fleet.open()
     await first.until(lambda it: it.routes)
-    await stack.enter_async_context(second.serving())
-    fleet._asked.add(("127.0.0.1", second.port))  # as a name gets another address
+    await stack.enter_async_context(second.serving("127.0.0.2", first.port))
+    fleet.stands_for(("127.0.0.1", first.port), frozenset({"127.0.0.1", "127.0.0.2"}))
     await second.until(lambda it: it.told and it.told[-1].get("share") == 0.5)
     await first.until(lambda it: it.told[-1].get("share") == 0.5)
 

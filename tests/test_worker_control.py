@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,6 +51,23 @@ def hello(link: int, ticket_key: str) -> Hello:
         build="0",
         link=link,
         ticketKey=ticket_key,
+    )
+
+
+def dialling_by(dns: Callable[[], frozenset[Endpoint]]) -> Dialling:
+    """As a worker dials, but names stand for what `dns` says."""
+
+    async def resolve(_: Endpoint) -> frozenset[Endpoint]:
+        return dns()
+
+    return Dialling(
+        hello=hello,
+        agent=AGENT,
+        key=WORKER_KEY,
+        source=None,
+        tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
+        resolve=resolve,
+        resolve_seconds=0.01,
     )
 
 
@@ -218,19 +236,12 @@ async def test_the_links_follow_the_addresses_of_a_name() -> None:
         one, two = Endpoint("127.0.0.1", first.port), Endpoint("127.0.0.2", first.port)
         stands_for = frozenset({one})
 
-        async def resolve(_: Endpoint) -> frozenset[Endpoint]:
-            return stands_for
-
-        dialling = Dialling(
-            hello=hello,
-            agent=AGENT,
-            key=WORKER_KEY,
-            source=None,
-            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
-            resolve=resolve,
-            resolve_seconds=0.01,
+        links = ControlLinks(
+            dialling_by(lambda: stands_for),
+            (Endpoint("gateways", first.port),),
+            board,
+            LinkTickets(),
         )
-        links = ControlLinks(dialling, (Endpoint("gateways", first.port),), board, LinkTickets())
         running = asyncio.create_task(links.run())
         await first.until(lambda: bool(first.free))
         assert repr(links) == "<ControlLinks up=1 of 1>"
@@ -258,22 +269,14 @@ async def test_gateways_tell_of_gateways_that_dns_does_not_know_yet() -> None:
         FakeGateway().serving("127.0.0.1") as first,
         FakeGateway().serving("127.0.0.2", first.port) as second,
     ):
-        name = Endpoint("gateways", first.port)
         cached = frozenset({Endpoint("127.0.0.1", first.port)})
 
-        async def resolve(_: Endpoint) -> frozenset[Endpoint]:
-            return cached
-
-        dialling = Dialling(
-            hello=hello,
-            agent=AGENT,
-            key=WORKER_KEY,
-            source=None,
-            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
-            resolve=resolve,
-            resolve_seconds=0.01,
+        links = ControlLinks(
+            dialling_by(lambda: cached),
+            (Endpoint("gateways", first.port),),
+            board,
+            LinkTickets(),
         )
-        links = ControlLinks(dialling, (name,), board, LinkTickets())
         running = asyncio.create_task(links.run())
         await first.until(lambda: bool(first.free))
         await first.say(type="gateways", hosts=["127.0.0.1", "127.0.0.2"])
@@ -303,14 +306,8 @@ async def test_beats_tell_how_many_frames_came_late() -> None:
     shares = iter([0.25])
     board = Switchboard(slots=1, worker="echo-0", boot="b")
     async with FakeGateway().serving() as gateway:
-        dialling = Dialling(
-            hello=hello,
-            agent=AGENT,
-            key=WORKER_KEY,
-            source=None,
-            tls=Links.pki.worker(AGENT).gateways if Links.pki else None,
-        )
         endpoint = Endpoint("127.0.0.1", gateway.port)
+        dialling = dialling_by(lambda: frozenset({endpoint}))
         links = ControlLinks(dialling, (endpoint,), board, LinkTickets(), lambda: next(shares, 0.0))
         running = asyncio.create_task(links.run())
         await gateway.until(lambda: bool(gateway.free) and gateway.free.get("late") == 0.25)

@@ -24,6 +24,7 @@ from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketExcept
 from trunkline_operator import parts
 from trunkline_operator.gateways.bulletin import RouteBulletin, RunwayBulletin
 from trunkline_operator.gateways.loads import AgentReport, Loads, parse_load
+from trunkline_operator.gateways.names import Address, Names
 from trunkline_runtime.contract import (
     CHANGES_HEADER,
     DEAD_AFTER_SECONDS,
@@ -39,8 +40,6 @@ from trunkline_runtime.contract import (
     Routes,
 )
 from trunkline_runtime.tls import Given, why_no_link
-
-Address = tuple[str, int]
 
 RESOLVE_SECONDS: Final = 5.0
 # Several agents often change together, for example when the operator starts.
@@ -100,15 +99,13 @@ class Fleet:
         told: Iterable[Address] = (),
         resolve_seconds: float = RESOLVE_SECONDS,
     ) -> None:
-        """`told`: of these `stands_for` will tell. DNS is not asked: that nobody is there yet would be cached, too."""
+        """`told`: of these names `stands_for` will tell."""
         self.loads = Loads()
         self._token = token
         self._changed = changed
         self._tls = tls
         self._resolve_seconds = resolve_seconds
-        self._resolved: dict[Address, set[Address]] = {}
-        self._told: dict[Address, frozenset[str]] = {}  # hosts behind a name
-        self._asked = set(gateways) - set(told)  # of DNS
+        self._names = Names(gateways, told)
         self._links: dict[Address, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[Address, _Link] = {}
@@ -254,13 +251,7 @@ class Fleet:
 
     def stands_for(self, name: Address, hosts: frozenset[str] | None) -> None:
         """Whoever calls this knows better than DNS, and says so whenever it is different; None: it does not know."""
-        if hosts is None:
-            self._told.pop(name, None)
-            self._asked.add(name)
-            return
-        self._asked.discard(name)
-        self._told[name] = hosts
-        self._resolved[name] = {(host, name[1]) for host in hosts}
+        self._names.tell(name, hosts)
         self._dial_all()
         if not self._held:
             for link in self._open.values():
@@ -268,38 +259,15 @@ class Fleet:
 
     async def _resolve(self) -> None:
         while True:
-            for name in sorted(self._asked):
-                await self._resolve_one(name)
+            await self._names.ask()
             self._dial_all()
             await asyncio.sleep(self._resolve_seconds)
 
     def _dial_all(self) -> None:
-        for address in self._wanted() - self._links.keys():
+        for address in self._names.addresses - self._links.keys():
             self._absent[address] = time.monotonic()
             self._links[address] = asyncio.create_task(self._keep_link(address))
         self._deal()  # before the new ones are told anything
-
-    async def _resolve_one(self, name: Address) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._resolve_seconds):
-                found = await loop.getaddrinfo(*name, type=1)
-        except (OSError, TimeoutError) as error:
-            # Links stay: a name server's failure says nothing about gateways.
-            if self._resolved.get(name) is None:
-                log.warning("cannot resolve gateway %s:%d: %s", *name, error or "timeout")
-                self._resolved[name] = set()
-            return
-        if name in self._asked:  # yet
-            self._resolved[name] = {(str(where[0]), int(where[1])) for *_, where in found}
-
-    def _wanted(self) -> set[Address]:
-        return {address for found in self._resolved.values() for address in found}
-
-    def _name_of(self, address: Address) -> Address:
-        """The name that stands for an address; its host must be in the gateway's certificate."""
-        names = (name for name, found in self._resolved.items() if address in found)
-        return next(names, address)
 
     async def _expire(self) -> None:
         while True:
@@ -314,7 +282,7 @@ class Fleet:
         """Dials until the address is no longer one of a gateway's."""
         delay, last = REDIAL_SECONDS[0], ""
         try:
-            while address in self._wanted():
+            while address in self._names.addresses:
                 began = time.monotonic()
                 why = await self._link(address)
                 if time.monotonic() - began > DEAD_AFTER_SECONDS:
@@ -333,7 +301,7 @@ class Fleet:
     async def _link(self, address: Address) -> str:
         """Holds one link as long as it lives; why it ended."""
         host, port = address
-        name = self._name_of(address)
+        name = self._names.name_of(address)
         server = name[0]
         uri = f"{'wss' if self._tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}{OPERATOR_PATH}"
         why = "it closed the link"
@@ -397,8 +365,8 @@ class Fleet:
 
     async def _tell(self, socket: ClientConnection, link: _Link) -> None:
         """What is new to a gateway: who else there is, the routes, and then what may be expected for them."""
-        hosts = self._told.get(link.name, link.met)
-        if hosts != link.met:
+        hosts = self._names.hosts(link.name)
+        if hosts is not None and hosts != link.met:
             link.met = hosts
             named = Gateways(type="gateways", hosts=sorted(hosts)[:MAX_GATEWAYS])
             await socket.send(json.dumps(named))
