@@ -337,6 +337,26 @@ async def test_who_knows_better_than_dns_is_believed_and_gateways_are_told(
     await first.until(lambda it: it.links == 3)
 
 
+async def test_news_that_are_none_cost_no_beat(stack: AsyncExitStack) -> None:
+    gateway = FakeGateway()
+    fleet, _ = await start(stack, gateway)
+    fleet.open()
+    await gateway.until(lambda it: it.told)
+    beats = gateway.beats
+
+    async def tell_again_and_again() -> None:
+        while True:
+            fleet.stands_for(("127.0.0.1", gateway.port), frozenset({"127.0.0.1"}))
+            await asyncio.sleep(0.01)
+
+    telling = asyncio.create_task(tell_again_and_again())
+    try:
+        await gateway.until(lambda it: it.beats >= beats + 3)
+    finally:
+        telling.cancel()
+    assert gateway.links == 1
+
+
 async def test_dns_is_not_asked_for_a_name_that_is_to_be_told(stack: AsyncExitStack) -> None:
     first, second = FakeGateway(), FakeGateway("gateway-1", "g1")
     for gateway in (first, second):

@@ -357,42 +357,47 @@ class Fleet:
                 await asyncio.wait_for(link.news.wait(), HEARTBEAT_SECONDS)
             # Whoever does not take a message for so long is as good as dead.
             async with asyncio.timeout(DEAD_AFTER_SECONDS):
-                if link.news.is_set():
-                    link.news.clear()
-                    await self._tell(socket, link)
-                else:
+                news = link.news.is_set()
+                link.news.clear()
+                if not (news and await self._tell(socket, link)):
                     await socket.send(beat)
 
-    async def _tell(self, socket: ClientConnection, link: _Link) -> None:
-        """What is new to a gateway: who else there is, the routes, and then what may be expected for them."""
+    async def _tell(self, socket: ClientConnection, link: _Link) -> bool:
+        """What is new to a gateway: who else there is, the routes, and then what may be expected for them.
+
+        Whether there was anything: what has changed may have changed back.
+        """
+        told = False
         hosts = self._names.hosts(link.name)
         if hosts is not None and hosts != link.met:
             link.met = hosts
             named = Gateways(type="gateways", hosts=sorted(hosts)[:MAX_GATEWAYS])
-            await socket.send(json.dumps(named))
+            told |= await self._say(socket, json.dumps(named))
         before, link.sent = link.sent, self._routes.revision
         whole, routed = not (before and link.changes), self._routes.new_since(before)
         if before != link.sent:
-            await self._say(socket, self._routes.whole() if whole else self._routes.since(before))
+            routes = self._routes.whole() if whole else self._routes.since(before)
+            told |= await self._say(socket, routes)
             await (await socket.ping())  # the pong says that the routes have arrived
             link.received.append((link.sent, time.monotonic()))
         # What was foretold before a gateway knew an agent was lost on it.
         if routed or link.foretold != self._runway.revision:
             foretold, link.foretold = link.foretold, self._runway.revision
             now = time.monotonic()
-            await self._say(
-                socket,
-                self._runway.whole(now) if whole else self._runway.since(foretold, routed, now),
-            )
+            runway = self._runway.whole(now) if whole else self._runway.since(foretold, routed, now)
+            told |= await self._say(socket, runway)
         if link.owed:
             owed, link.owed = link.owed, {}
             allowances = Allowances(type="allowances", epoch=self.epoch, agents=owed)
-            await socket.send(json.dumps(allowances))
+            told |= await self._say(socket, json.dumps(allowances))
+        return told
 
-    async def _say(self, socket: ClientConnection, text: str) -> None:
+    async def _say(self, socket: ClientConnection, text: str) -> bool:
+        """Whether there was anything to say."""
         self._reading = max(self._reading, len(text) * READING_SECONDS)
         if text:
             await socket.send(text)
+        return bool(text)
 
     def _forget_boot(self, boot: str) -> None:
         self._ceilings = {key: it for key, it in self._ceilings.items() if key[0] != boot}
