@@ -157,7 +157,7 @@ ATTACKS: dict[str, tuple[dict[str, Any], int, str]] = {
     "none": ({"key": jwt.encode(claims(), "", "none", {"kid": "RS256"})}, 401, "algorithm"),
     "HMAC with the public key": ({"key": public_key_as_secret()}, 401, "algorithm"),
     "expired": ({"key": token(exp=NOW - 100)}, 401, "expired"),
-    "not yet valid": ({"key": token(nbf=NOW + 500)}, 401, "not_yet_valid"),
+    "not yet valid": ({"key": token(nbf=NOW + 86_400)}, 401, "not_yet_valid"),
     "no expiry": ({"key": token(exp=None)}, 401, "claims"),
     "wrong audience": ({"key": token(aud="other")}, 401, "audience"),
     "wrong issuer": ({"key": token(iss="https://evil.example")}, 401, "issuer"),

@@ -155,7 +155,7 @@ async def no_containers(site: Site) -> bool:
 
 async def test_operators_are_replaced(site: Site) -> None:
     held = [await site.call(ECHO)]
-    async with undisturbed(held):
+    async with undisturbed(held), calls_all_the_time(site):
         await site.kubectl("rollout", "restart", f"deployment/{RELEASE}-operator", namespace=HOME)
         await rolled_out(site, "operator")
         held.append(await site.call(ECHO))  # also while nobody or somebody new is in charge
@@ -213,7 +213,7 @@ async def test_upgrade_and_rollback(site: Site) -> None:
     """Every process is replaced twice, and neither workers nor calls are touched."""
     workers = {pod["metadata"]["uid"] for pod in await site.pods(ECHO)}
     held = [await site.call(ECHO), await site.call(TRUNK)]
-    async with undisturbed(held):
+    async with undisturbed(held), calls_all_the_time(site):
         await site.upgrade(gateway={"logLevel": "DEBUG"}, operator={"logLevel": "DEBUG"})
         await asyncio.gather(rolled_out(site, "gateway"), rolled_out(site, "operator"))
         held.append(await site.call(ECHO))

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Protocol, cast
 
 from websockets.frames import Close
 
@@ -18,11 +18,24 @@ from trunkline_runtime.gateway.sockets import (
     resume,
 )
 
-if TYPE_CHECKING:
-    from trunkline_runtime.gateway.call import Call
-
 HUNG_UP: Final = "closed its data link at once"
 ACCOUNT_SECONDS: Final = 0.5  # for a worker's account of its call; its Close goes then, in any case
+
+
+class Talk(Protocol):
+    """The call that a leg is attached to, as far as the leg has something to tell it."""
+
+    def pause(self) -> None:
+        """The worker does not read as fast as the caller speaks."""
+
+    def resume(self) -> None:
+        """It does again."""
+
+    def worker_closed(self, close: Close) -> None:
+        """The worker has said Close."""
+
+    def worker_lost(self) -> None:
+        """Its connection is gone, or what it says is no WebSocket."""
 
 
 class Leg(asyncio.Protocol):
@@ -76,7 +89,7 @@ class Leg(asyncio.Protocol):
         self._opening = b""  # goes before anything of the caller, and after the caller's 101
         self._transport: asyncio.Transport | None = None
         self._aborted = False
-        self._call: Call | None = None
+        self._call: Talk | None = None
         early: list[bytes] = []
         self._early: Sequence[bytes] = early  # came in one chunk with the worker's 101
         self._stop: Stop | None = None  # likewise
@@ -177,7 +190,7 @@ class Leg(asyncio.Protocol):
             self._transport.write(opening)
         return self._transport.write
 
-    def attach(self, call: "Call", emit: Callable[[bytes], object]) -> None:
+    def attach(self, call: Talk, emit: Callable[[bytes], object]) -> None:
         """Hands the leg to a call; `emit` takes what the worker says."""
         self._call, self._emit = call, emit
         if self._jammed:
