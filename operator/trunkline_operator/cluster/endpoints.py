@@ -86,5 +86,5 @@ class Endpoints:
 def addresses_in(item: listed.Slice) -> frozenset[str]:
     """Ready or not: a headless Service that publishes those, too, is how gateways are found before they are ready."""
     return frozenset(
-        address for endpoint in item["endpoints"] or () for address in endpoint["addresses"]
+        address for endpoint in item.get("endpoints") or () for address in endpoint["addresses"]
     )

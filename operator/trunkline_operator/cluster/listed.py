@@ -66,7 +66,7 @@ class Endpoint(TypedDict):
     addresses: list[str]
 
 
-class Slice(Object):
+class Slice(Object, total=False):
     """An EndpointSlice: some of the addresses behind a Service."""
 
     endpoints: list[Endpoint] | None

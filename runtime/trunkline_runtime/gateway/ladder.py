@@ -290,8 +290,8 @@ class Ladder:
         return None
 
     def _nothing_after(self, pick: Pick) -> bool:
-        """Whether the attempt that is being made is the last that the call can have."""
-        if self._rung + 1 < len(self._rungs):
+        """Whether the attempt that is being made is the last that the call can have, but for a line while workers come."""
+        if self._rung + 1 < len(self._route.rungs):
             return False
         return self._tries >= self._patience.tries or not isinstance(pick(self._tried), Row)
 
