@@ -66,6 +66,7 @@ async def test_a_look_reads_nothing_that_is_watched(world: World, relay: ApiRela
     await world.agent(lambda it: is_true(it, "Ready"))
     await world.api.delete(world.agent_path)
     await world.gateway.until(lambda it: it.routes == {})
+    await relay.until(lambda it: bool(it.written("DELETE", world.pods)))
     # Every list is the mirror's own, page by page and now and then.
     read = [it for it in relay.seen if not it.writes and it.path not in (world.agents, world.pods)]
     assert read == []

@@ -148,25 +148,38 @@ async def test_what_was_told_of_an_agent_before_its_end_makes_no_other_look(
     mirror.hear_agent("ADDED", agent(5))
     with mirror.looking(KEY):
         mirror.hear_agent("MODIFIED", agent(6, deletionTimestamp="2026-01-01T00:00:00Z"))
-        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), 1)
+        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), agent(5))
     assert told.agents == []
     with mirror.looking(KEY):
         mirror.hear_agent("ADDED", agent(8, uid="b"))
-        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), 1)
+        mirror.wrote_agent(agent(7, deletionTimestamp="2026-01-01T00:00:00Z"), agent(5))
     assert told.agents == [KEY]  # another has its name by now
 
 
 async def test_the_echo_of_a_look_makes_no_other_look(mirror: Mirror, told: Told) -> None:
     mirror.hear_agent("ADDED", agent(5))
     with mirror.looking(KEY):
-        mirror.wrote_agent(agent(6), 1)  # the answer first
+        mirror.wrote_agent(agent(6), agent(5))  # the answer first
         assert mirror.hear_agent("MODIFIED", agent(6)) == ""
         assert mirror.hear_agent("MODIFIED", agent(7)) == ""  # the event first
-        mirror.wrote_agent(agent(7), 1)
+        mirror.wrote_agent(agent(7), agent(5))
         assert mirror.hear_pod("ADDED", pod(8)) == ""
         mirror.made_pod(pod(8))
     assert mirror.hear_agent("MODIFIED", agent(7)) == ""
     assert told.agents == []
+
+
+@pytest.mark.parametrize("kind", ["labels", "annotations"])
+async def test_an_edit_that_our_write_has_met_makes_another_look(
+    mirror: Mirror, told: Told, kind: str
+) -> None:
+    """Somebody wants a look, and the watch tells of it only after the answer."""
+    edited: dict[str, Any] = {kind: {"look": "now"}}
+    mirror.hear_agent("ADDED", agent(5))
+    with mirror.looking(KEY):
+        mirror.wrote_agent(agent(7, **edited), agent(5))
+        assert mirror.hear_agent("MODIFIED", agent(6, **edited)) == ""
+    assert told.agents == [KEY]
 
 
 async def test_what_happens_during_a_look_makes_another(mirror: Mirror, told: Told) -> None:
@@ -176,7 +189,7 @@ async def test_what_happens_during_a_look_makes_another(mirror: Mirror, told: To
         mirror.hear_agent("MODIFIED", agent(6))
     assert told.agents == [KEY]
     with mirror.looking(KEY):  # our write met another spec than was looked at
-        mirror.wrote_agent(agent(7, generation=2), 1)
+        mirror.wrote_agent(agent(7, generation=2), agent(5))
     assert told.agents == [KEY] * 2
     drained = pod(8, annotations={ANNOTATION_DRAINING: "2026-11-27T08:00:00Z"})
     with mirror.looking(KEY):
@@ -220,7 +233,7 @@ async def test_what_a_watch_tells_of_an_agent_that_a_look_has_let_go_makes_no_ot
     mirror.hear_agent("ADDED", agent(5))
     with mirror.looking(KEY):
         assert mirror.hear_agent("DELETED", agent(6, **leaving)) == ""  # before the answer
-        mirror.wrote_agent(agent(5, **leaving), 1)
+        mirror.wrote_agent(agent(5, **leaving), agent(5))
     assert told.agents == []
     mirror.hear_agent("ADDED", agent(7, uid="b"))
     with mirror.looking(KEY):
@@ -251,9 +264,9 @@ async def test_a_pod_that_the_api_does_not_know_is_gone(mirror: Mirror, told: To
 async def test_the_last_write_to_an_agent_is_its_end(mirror: Mirror) -> None:
     mirror.hear_agent("ADDED", agent(5, finalizers=[FINALIZER, "x/y"]))
     leaving: Json = {"deletionTimestamp": "2026-11-27T08:00:00Z"}
-    mirror.wrote_agent(agent(6, finalizers=["x/y"], **leaving), 1)
+    mirror.wrote_agent(agent(6, finalizers=["x/y"], **leaving), agent(5))
     assert mirror.agents == [KEY]
-    mirror.wrote_agent(agent(7, **leaving), 1)
+    mirror.wrote_agent(agent(7, **leaving), agent(5))
     assert mirror.agents == []
     assert mirror.hear_agent("MODIFIED", agent(6, **leaving)) == ""
     assert mirror.agents == []

@@ -165,7 +165,7 @@ class Actor:
             if error.status not in (404, 409):  # gone, or a new one has its name
                 raise
         else:
-            self._mirror.wrote_agent(made, metadata["generation"])
+            self._mirror.wrote_agent(made, agent)
 
     async def _create(self, seen: Seen, step: CreatePod) -> list[PodFacts]:
         """Makes a pod; nothing, if its name is taken."""
@@ -233,7 +233,7 @@ class Actor:
         version = seen.obj["metadata"]["resourceVersion"]
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": version}}
         made = await self._cluster.patch(seen.path, body)
-        self._mirror.wrote_agent(made, seen.agent.generation)
+        self._mirror.wrote_agent(made, seen.obj)
 
     async def _annotate(self, seen: Seen, step: Mark, notes: Mapping[str, str | None]) -> None:
         body = {"metadata": {"uid": step.uid, "annotations": dict(notes)}}

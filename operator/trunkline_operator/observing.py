@@ -33,7 +33,7 @@ from trunkline_operator.cluster.credentials import (
     upstream_token_missing,
 )
 from trunkline_operator.cluster.custody import Custody
-from trunkline_operator.cluster.mirror import Mirror
+from trunkline_operator.cluster.mirror import Edition, Mirror, edition_of
 from trunkline_operator.decisions.manifests import (
     TICKET_KEY,
     WORKER_KEY,
@@ -63,7 +63,6 @@ SECRETS_SECONDS: Final = 30.0
 # somebody deletes it, it is a new pod that misses it, and where one does not come up it is read as the others are.
 OWN_SECONDS: Final = 300.0
 TOUCHED_SECONDS: Final = 5.0  # whoever changes a label alone wants the agent looked at
-Edition = tuple[int, object, object]
 # A look that comes a little sooner reads them as well, so that it need not be followed by another.
 FRESH_SHARE: Final = 5 / 6
 
@@ -94,12 +93,6 @@ class _Read:
     entries: dict[str, str] | None = None  # None: there is none
     certificate: str | None = ""  # why the workers need another; None = not looked at yet
     edition: Edition | None = None  # of the agent when it was read
-
-
-def edition_of(obj: Json) -> Edition:
-    """What differs after an edit by anybody but the operator: of the spec, of a label, of an annotation."""
-    metadata = obj["metadata"]
-    return metadata["generation"], metadata.get("labels"), metadata.get("annotations")
 
 
 def own_lasts(pods: Sequence[PodFacts], *, touched: bool, leaving: bool = False) -> float:

@@ -29,8 +29,15 @@ from trunkline_runtime.contract import LABEL_AGENT
 
 # Of uids that a late event may still name. What falls out may be shown until the next list.
 REMEMBERED: Final = 4096
+Edition = tuple[int, object, object]
 DELETED: Final = "DELETED"
 GONE: Final = -1  # what is told of an object that is no more, instead of a version
+
+
+def edition_of(obj: Json) -> Edition:
+    """What differs after an edit by anybody but the operator: of the spec, of a label, of an annotation."""
+    metadata = obj["metadata"]
+    return metadata["generation"], metadata.get("labels"), metadata.get("annotations")
 
 
 @dataclass(slots=True)
@@ -161,8 +168,8 @@ class Mirror:
             if self._held.pop(key):
                 self._changed(key)
 
-    def wrote_agent(self, obj: Json, seen_generation: int) -> None:
-        """Takes in what the API made of our write, after a look at that generation."""
+    def wrote_agent(self, obj: Json, seen: Json) -> None:
+        """Takes in what the API made of our write, after a look at the object `seen`."""
         metadata = obj["metadata"]
         key = _key(metadata)
         self._held.get(key, set()).discard(_news(metadata))
@@ -171,7 +178,7 @@ class Mirror:
             self._drop_agent(metadata)  # that was the last write to it
             return
         self._put_agent(obj)
-        if metadata["generation"] != seen_generation:
+        if edition_of(obj) != edition_of(seen):  # of that edit the watch will tell nothing new
             self._changed(key)
 
     def made_pod(self, obj: Json) -> None:
