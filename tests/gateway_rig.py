@@ -353,7 +353,8 @@ class FakeWorker:
         good = ticket(int(link), self._keys[int(link)], int(number), name) == token
         if self.refusing or not good or token in self._used:
             return connection.respond(403, "no such ticket\n")
-        if self.free <= 0 or self.draining or connection.transport.is_closing():
+        leaves = self._server is None or not self._server.is_serving()  # it would be refused below
+        if self.free <= 0 or self.draining or leaves or connection.transport.is_closing():
             return connection.respond(503, "no slot is free\n")
         self._used.add(token)
         slot = next(number for number in range(self.slots) if number not in self.live)

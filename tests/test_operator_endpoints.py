@@ -116,6 +116,7 @@ async def test_what_was_deleted_while_nothing_could_be_heard_is_gone(
     await service.put("a", "10.0.0.1")
     await service.put("b", "10.0.0.2")
     await service.until("10.0.0.1", "10.0.0.2")
+    await relay.until(lambda it: any(it.watches.values()))
     relay.muted = True
     await service.delete("b")
     await relay.say({"type": "ERROR", "object": {"code": 410, "reason": "Expired"}})
