@@ -115,9 +115,8 @@ DEAD_AFTER_SECONDS: Final = (
 PROTOCOL_VERSION: Final = 1  # of operator and gateway, and the routes file
 WORKER_PROTOCOL_VERSION: Final = 2  # of worker and gateway
 
-MAX_GATEWAYS: Final = (
-    256  # behind one name; they are a handful, and one that stands for more is a mistake
-)
+# Gateways behind one name. They are a handful, and a name that stands for more is a mistake.
+MAX_GATEWAYS: Final = 256
 # The longest control message: 1,000 agents' routes of 8 KiB each fit.
 MAX_CONTROL_BYTES: Final = 16 * 2**20
 # The longest message of a call. 512 KiB of Realtime JSON is 8 s of PCM16 in one event.

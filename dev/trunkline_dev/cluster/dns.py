@@ -1,6 +1,6 @@
 """CoreDNS, as every cluster has it: a Deployment and the Service `kube-dns`. Pure.
 
-As kubeadm sets it up, and node-local caches do, an answer may be half a minute old.
+As in many clusters, by CoreDNS's own cache or a node-local one, an answer may be half a minute old.
 
 Names outside the cluster do not exist, since nothing in it can reach the outside.
 """

@@ -1,6 +1,6 @@
 """Which addresses stand behind a Service, from its EndpointSlices.
 
-DNS says the same of a headless Service, but where it is cached (kubeadm's CoreDNS, NodeLocal DNSCache) up to half a
+DNS says the same of a headless Service, but where it is cached (CoreDNS with `ttl 30`, NodeLocal DNSCache) up to half a
 minute later.
 """
 

@@ -32,9 +32,8 @@ LAST_SECONDS: Final = (
 MOST_STEPS: Final = (
     24  # of a record; a caller in line may lose many races, which are told as one from there on
 )
-MOST_SETTLING: Final = (
-    1000  # callers in an agent's line then; `session.waitingCallers` may be as many
-)
+# Callers in an agent's line then; `session.waitingCallers` may be as many.
+MOST_SETTLING: Final = 1000
 IN_LINE: Final = "waited in line"
 LEFT: Final = "the caller left"
 UPSTREAM: Final = "upstream"  # the rung's name; there is one at most

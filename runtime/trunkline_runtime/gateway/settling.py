@@ -18,9 +18,8 @@ class Settling:
     """
 
     def __init__(self) -> None:
-        self.until = (
-            math.inf
-        )  # by the loop's clock; all workers that there are have dialled in by then
+        # By the loop's clock. All workers that there are have dialled in by then.
+        self.until = math.inf
         self._routed = asyncio.Event()
         self._linked = asyncio.Event()
         self._over = asyncio.Event()
