@@ -52,7 +52,7 @@ APP: Final = BurstApp(
 async def modal(
     monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> AsyncIterator[tuple[LocalModal, Burst]]:
-    config = Config(clones=0, proxy_tokens={"wk-1": "ws-1"}, **settings)
+    config = Config(**{"clones": 0, "proxy_tokens": {"wk-1": "ws-1"}, **settings})
     async with LocalModal(config) as local:
         monkeypatch.setenv("MODAL_SERVER_URL", local.server_url)
         burst = Burst(call_seconds=10, deploy_seconds=PATIENCE)
@@ -202,8 +202,10 @@ def test_starts_are_told_apart_and_a_slow_restore_counts_though_nobody_waited(
 
     @on_uvloop
     async def run() -> None:
-        async with modal(monkeypatch, restore_seconds=1.5) as (local, burst):
+        async with modal(monkeypatch, restore_seconds=1.5, clones=2) as (local, burst):
             near = await rung(burst, APP)
+            # News are waited for a while only, in which a busy machine starts no process from nothing.
+            await until(lambda: len(edges(local)[0].pool._clones) == 2)
             plain = await rung(burst, replace(APP, name="plain", snapshot="none"))
             patient = {**near, "slowSeconds": 1.0}
             hasty = {**patient, "deadlineSeconds": 0.5}
