@@ -495,6 +495,7 @@ class FakeModal:
 
     def __init__(self) -> None:
         self.start_seconds = 0.0
+        self.gates: list[asyncio.Event] = []  # one for each of the next starts, which waits for it
         self.status = 200  # of a start
         self.refusing = False  # the container refuses every data link
         self.deaths = 0  # data links that are still to die at their first message
@@ -556,6 +557,8 @@ class FakeModal:
 
     async def _start(self, connection: ServerConnection, request: Request) -> Response:
         self.starts.append(request.headers)
+        if self.gates:
+            await self.gates.pop(0).wait()
         await asyncio.sleep(self.start_seconds)
         if self.status != 200:
             return connection.respond(self.status, "no\n")

@@ -219,6 +219,24 @@ def test_an_open_breaker_is_probed_by_one_call_at_a_time_and_waits_longer_each_t
     assert repr(breakers) == "<Breakers {}>"
 
 
+def test_an_answer_to_an_earlier_call_lets_the_next_one_try_an_open_breaker_at_once() -> None:
+    breakers, rung = Breakers(TERMS), (AGENT, "burst")
+    for _ in range(5):
+        assert breakers.why_not(rung, 0.0, 3.0) is None
+    for _ in range(3):
+        breakers.told(rung, FAULT, 3.0)
+    assert breakers.why_not(rung, 3.1, 6.0) is not None
+    assert not breakers.told(rung, GOOD, 3.5), "it is not closed by that"
+    assert breakers.why_not(rung, 3.5, 6.5) is None, "the probe"
+    assert breakers.why_not(rung, 3.5, 6.5) == "failed too often: another call tries it"
+    assert not breakers.told(rung, FAULT, 3.6)
+    assert shut(breakers.state(rung), 3.6) == 2 * TERMS.first
+    assert not breakers.told(rung, GOOD, 3.7)
+    assert breakers.why_not(rung, 3.7, 6.7) is None
+    assert breakers.told(rung, GOOD, 3.8)
+    assert breakers.state(rung) == Breaker()
+
+
 def test_a_probe_that_tells_nothing_leaves_the_way_to_the_next() -> None:
     breaker = Breaker(state=State.OPEN, until=5.0, wait=5.0)
     probing = begun(breaker, 5.0, 8.0)

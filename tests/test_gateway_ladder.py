@@ -331,6 +331,34 @@ async def test_a_rung_that_fails_again_and_again_is_left_out_and_then_probed() -
             await until(lambda: not bad.sessions and not good.sessions)
 
 
+@on_uvloop
+async def test_callers_are_not_refused_any_more_once_a_container_is_there_for_one_who_waited() -> (
+    None
+):
+    """As when a crowd comes: the first wait in vain for containers to start, and then those are there."""
+    async with FakeModal().serving() as modal:
+        terms = Terms(row=2, first=60.0)
+        async with a_gateway(a_route(rungs=[WARM, modal.rung()]), breaker=terms) as gateway:
+            modal.gates = [start := asyncio.Event()]
+
+            async def waits() -> None:
+                async with call(gateway):
+                    pass
+
+            waiting = asyncio.create_task(waits())
+            await until(lambda: len(modal.starts) == 1)
+            modal.status = 500
+            for _ in range(2):
+                assert (await refused(call(gateway))).status_code == 503
+            modal.status = 200
+            assert (await refused(call(gateway))).status_code == 503
+            assert len(modal.starts) == 3, "the last one was told at once"
+            start.set()
+            await waiting
+            async with call(gateway):
+                assert not gateway.gateway.load()["agents"][AGENT].get("shut")
+
+
 # --- outliers ---------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@
     ---------|------------------------------|--------------------------------------------------
     closed   | a fault, and too many so far | open, for `Terms.first` seconds
     open     | asked, the time is over      | trying: this call is the probe, others pass by
+    open     | an earlier call was answered | open, and its time is over: it may work again
     trying   | the probe was answered       | closed
     trying   | a fault                      | open, for twice as long as before
     trying   | neither, or nothing for long | trying: the next that asks is the probe
@@ -72,13 +73,19 @@ def tried(breaker: Breaker, now: float, answer_by: float) -> Breaker:
 
 
 def told(breaker: Breaker, outcome: Outcome, now: float, terms: Terms) -> Breaker:
-    """An attempt has ended. Those that began before the breaker opened change nothing any more."""
+    """An attempt has ended. Of those that began before the breaker opened only an answer changes anything.
+
+    So it is with containers that a crowd has to wait for: the first are told in time that there is none, and the
+    next must not be, once there are some.
+    """
     match breaker.state, outcome:
         case (State.CLOSED, Outcome.GOOD):
             return replace(_with(breaker, now, False, terms), row=0, wait=0.0)
         case (State.CLOSED, Outcome.FAULT):
             after = _with(breaker, now, True, terms)
             return _opened(after, now, terms) if _too_many(after, terms) else after
+        case (State.OPEN, Outcome.GOOD):
+            return replace(breaker, until=min(breaker.until, now))
         case (State.TRYING, Outcome.GOOD):
             return Breaker()
         case (State.TRYING, Outcome.FAULT):
