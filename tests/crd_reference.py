@@ -34,6 +34,7 @@ agent at most 25 at once and then one a minute.
 |---|---|
 | `PodLost` | a pod ended or was taken away, and the operator did not ask for it |
 | `PodFailing`, `PodUnready` | a pod does not run, or is not ready any more: image pull, crash loop, readiness |
+| `PodUnlinked` | a pod is ready, and for half a minute no gateway has had it: it gets no call |
 | `NodeNotReady` | a pod's node is silent, so the pod counts as none |
 | `BudgetSpent` | burst reached its budget: no call goes there until calls end, or the hour or the day does |
 | `BudgetTooSmall` | the budget is less than one call, or what stands by, may cost |

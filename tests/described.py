@@ -29,6 +29,7 @@ from trunkline_operator.decisions.events import Event, Look, Memory, chosen, of_
 from trunkline_operator.decisions.manifests import owned_by, template_hash
 from trunkline_operator.decisions.nodes import GOING, NodeFacts
 from trunkline_operator.decisions.plan import planned, rfc3339
+from trunkline_operator.decisions.reach import UNLINKED_SECONDS
 from trunkline_operator.decisions.spending import terms
 from trunkline_operator.decisions.status import rejected, reported
 from trunkline_operator.decisions.template import refusal as of_refusal
@@ -309,6 +310,16 @@ def few_slots() -> Case:
     return agent, a_world([healthy(agent)], {"desk-0": 2}, slots=3), None
 
 
+def unlinked_worker() -> Case:
+    agent = an_agent()
+    return agent, a_world([healthy(agent)], {}), None
+
+
+def silent_gateways() -> Case:
+    agent = an_agent()
+    return agent, a_world([healthy(agent)], {}, known=False, silent=True), None
+
+
 def cordoned_node() -> Case:
     agent = an_agent(**BURST)
     node = NodeFacts(leaving=GOING["ToBeDeletedByClusterAutoscaler"])
@@ -333,6 +344,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "terminating-namespace": terminating_namespace,
     "lost-node": lost_node,
     "cordoned-node": cordoned_node,
+    "unlinked-worker": unlinked_worker,
+    "silent-gateways": silent_gateways,
     "few-slots": few_slots,
     "missing-claim": missing_claim,
     "missing-config-map": missing_config_map,
@@ -379,7 +392,10 @@ def described(case: str) -> str:
     well = a_world([healthy(agent)], burst=burst, slots=agent.warm.slots_per_pod)
     earlier = planned(agent, well, NOW - 600, ScalingMemory(), INSTALLATION)
     before = reported(agent, well, earlier, {}, NOW - 600)
-    plan = planned(agent, world, NOW, earlier.memory, INSTALLATION)
+    # What must last before it is told has lasted.
+    begun = planned(agent, world, NOW - UNLINKED_SECONDS, earlier.memory, INSTALLATION)
+    unlinked = begun.memory.unlinked
+    plan = planned(agent, world, NOW, replace(earlier.memory, unlinked=unlinked), INSTALLATION)
     why = of_refusal(agent, refusal.status, refusal.message) if refusal else None
     status = reported(agent, world, plan, before, NOW, why)
     look = Look(

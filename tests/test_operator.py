@@ -375,9 +375,31 @@ async def test_an_app_at_modal_is_deployed_warmed_up_kept_and_stopped(world: Wor
     ]
 
 
+@pytest.mark.timeout(240)
+async def test_workers_and_gateways_that_do_not_reach_each_other_are_told_of(world: World) -> None:
+    """Kubernetes sees nothing wrong in either case."""
+    await world.start()
+    await world.apply()
+    await world.pod_count(1)
+    await world.make_ready(f"{NAME}-0")
+    told = await world.condition("WarmReady", "PodUnlinked", timeout=90)
+    assert told["message"].startswith(f"0 of 1 pods take calls; {NAME}-0: it runs, and no gateway")
+    assert condition(await world.agent(lambda _: True), "Ready")["status"] == "False"
+    await world.serve_calls(0)
+    await world.condition("WarmReady", "PodsReady")
+    await world.condition("Ready", "Answering")
+
+    token, world.gateway.token = world.gateway.token, "another"
+    await world.gateway.cut()
+    assert (await world.condition("Ready", "GatewaysSilent", timeout=90))["status"] == "Unknown"
+    world.gateway.token = token
+    await world.condition("Ready", "Answering")
+
+
 async def test_a_wrong_edit_is_told_and_touches_nothing(world: World) -> None:
     await world.start()
     await world.one_ready_pod()
+    await world.gateway.until(lambda it: world.key in it.routes)
     route = world.gateway.routes[world.key]
     replies = [{"match": "(", "say": "hm"}]
     await world.apply({**SPEC, "engine": {"type": "loopback", "replies": replies}})

@@ -194,7 +194,7 @@ def the_cas() -> ssl.SSLContext | None:
 
 
 async def start(
-    stack: AsyncExitStack, *gateways: FakeGateway, epoch: int = 7
+    stack: AsyncExitStack, *gateways: FakeGateway, epoch: int = 7, silent_seconds: float = 30.0
 ) -> tuple[Fleet, Changes]:
     addresses = []
     for gateway in gateways:
@@ -202,7 +202,13 @@ async def start(
         addresses.append(("127.0.0.1", gateway.port))
     changes = Changes()
     fleet = Fleet(
-        addresses, TOKEN, epoch=epoch, changed=changes, tls=the_cas(), resolve_seconds=0.2
+        addresses,
+        TOKEN,
+        epoch=epoch,
+        changed=changes,
+        tls=the_cas(),
+        resolve_seconds=0.2,
+        silent_seconds=silent_seconds,
     )
     return await stack.enter_async_context(fleet), changes
 
@@ -442,6 +448,26 @@ async def test_a_silent_gateway_is_dropped_with_its_numbers(stack: AsyncExitStac
     gateway.silent = True
     await changes.until(lambda: fleet.report(AGENT).calls == 0)
     await gateway.until(lambda it: it.links == 2)  # and dialled again
+
+
+async def test_when_no_gateway_reports_all_agents_hear_of_it_and_of_its_end(
+    stack: AsyncExitStack,
+) -> None:
+    gateway = FakeGateway()
+    fleet, changes = await start(stack, gateway, silent_seconds=0.5)
+    others = "default/a", "default/b"
+    for agent in others:
+        fleet.set_route(agent, route(agent))
+    fleet.open()
+    await gateway.until(lambda it: it.routes)
+    gateway.token = "another"
+    await gateway.cut()
+    await changes.until(lambda: fleet.silent)
+    assert set(changes.agents) >= set(others), "also those of whom it never spoke"
+    changes.agents.clear()
+    gateway.token = TOKEN
+    await changes.until(lambda: not fleet.silent)
+    assert set(changes.agents) >= set(others)
 
 
 async def test_a_wrong_token_is_refused_and_said(

@@ -15,6 +15,7 @@ from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Scaling, Standing
 from trunkline_operator.decisions.manifests import Installation, burst_app, burst_hash
 from trunkline_operator.decisions.plan import UNKNOWN_LOOK, Plan, planned, rfc3339
+from trunkline_operator.decisions.reach import UNLINKED_SECONDS
 from trunkline_operator.decisions.routes import Keys, route
 from trunkline_operator.decisions.steps import (
     AddFinalizer,
@@ -310,6 +311,43 @@ def test_a_rollout_with_room_makes_a_new_pod_first() -> None:
     assert steps(agent, ready) == (of(Drain, pod),)
     busier = a_world([pod, a_pod(agent, 1)], {"desk-0": 3, "desk-1": 0})
     assert steps(agent, busier) == (of(Drain, pod),)
+
+
+def test_a_new_pod_that_no_gateway_has_replaces_none() -> None:
+    """It is ready for Kubernetes and gets no call: were it enough, a bad template would end in no pod that gets one."""
+    agent = an_agent()
+    pods = [old(agent, 0), a_pod(agent, 1)]
+    waiting = plan(agent, a_world(pods, {"desk-0": 0}))
+    assert waiting.steps == (Requeue(UNKNOWN_LOOK),)
+    assert not waiting.blocked, "it is on its way"
+    assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 0})) == (of(Drain, pods[0]),)
+
+
+def test_a_pod_that_no_gateway_has_is_told_of_after_a_while() -> None:
+    agent = an_agent(warm={"minPods": 2})
+    pods = [a_pod(agent, 0), a_pod(agent, 1)]
+    all_have, one_lacks = a_world(pods), a_world(pods, {"desk-0": 0})
+    first = plan(agent, one_lacks, NOW)
+    assert (first.unlinked, first.memory.unlinked) == (frozenset(), {"pod-1": NOW})
+    almost = plan(agent, one_lacks, NOW + UNLINKED_SECONDS - 1, first.memory)
+    assert (almost.unlinked, almost.steps) == (frozenset(), (Requeue(1.0),))
+    late = plan(agent, one_lacks, NOW + UNLINKED_SECONDS, almost.memory)
+    assert (late.unlinked, late.steps) == (frozenset({"desk-1"}), (Requeue(UNKNOWN_LOOK),))
+    assert plan(agent, all_have, NOW + UNLINKED_SECONDS, late.memory).memory.unlinked == {}
+    # While a gateway is silent it may have it, and time begins anew.
+    unknown = a_world(pods, {"desk-0": 0}, known=False)
+    quiet = plan(agent, unknown, NOW + UNLINKED_SECONDS, late.memory)
+    assert (quiet.unlinked, quiet.memory.unlinked) == (frozenset(), {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ready": False}, {"draining_since": NOW}, {"terminating": True}, {"node_leaving": "cordon"}],
+)
+def test_a_pod_that_gets_no_call_anyway_needs_no_gateway(changes: dict[str, Any]) -> None:
+    agent = an_agent()
+    world = a_world([a_pod(agent, 0, **changes)], {})
+    assert plan(agent, world).memory.unlinked == {}
 
 
 def test_a_rollout_without_room_drains_an_empty_pod() -> None:

@@ -24,6 +24,7 @@ from trunkline_operator.burst.limit import Limit
 from trunkline_operator.burst.standby import Standing
 from trunkline_operator.decisions.conditions import Condition, Reason
 from trunkline_operator.decisions.plan import planned, rfc3339
+from trunkline_operator.decisions.reach import UNLINKED_SECONDS
 from trunkline_operator.decisions.status import (
     only_numbers_differ,
     rejected,
@@ -231,6 +232,30 @@ def test_a_blocked_rollout_is_told() -> None:
     state, reason, words = condition(told(agent, world), Condition.WARM_READY)
     assert (state, reason) == ("True", Reason.ROLLOUT_BLOCKED)
     assert words.startswith("1 of 1 pods are ready; 1 of an older template stay until")
+
+
+def test_a_rollout_to_a_pod_that_no_gateway_has_is_told_while_old_pods_answer() -> None:
+    agent = an_agent()
+    world = a_world([a_pod(agent, 0, template="old"), a_pod(agent, 1)], {"desk-0": 1})
+    memory = Memory(unlinked={"pod-1": NOW - UNLINKED_SECONDS})
+    plan = planned(agent, world, NOW, memory, INSTALLATION)
+    status = reported(agent, world, plan, {}, NOW)
+    state, reason, words = condition(status, Condition.WARM_READY)
+    assert (state, reason) == ("False", Reason.POD_UNLINKED)
+    assert words.startswith("1 of 2 pods take calls; desk-1: it runs, and no gateway has a link")
+    assert words.endswith("; calls go to the ready pods, and are refused when those are full")
+    assert condition(status, Condition.READY)[:2] == ("True", Reason.ANSWERING)
+
+
+def test_without_a_word_of_any_gateway_nobody_knows_whether_calls_are_answered() -> None:
+    agent = an_agent()
+    silent = a_world([a_pod(agent, 0)], {}, known=False, silent=True)
+    state, reason, words = condition(told(agent, silent), Condition.READY)
+    assert (state, reason) == ("Unknown", Reason.GATEWAYS_SILENT)
+    assert "no gateway reports to the operator" in words
+    # What is known to be wrong is said all the same.
+    none = a_world([], {}, known=False, silent=True)
+    assert condition(told(agent, none), Condition.READY)[:2] == ("False", Reason.PODS_STARTING)
 
 
 def test_a_pod_that_the_api_refuses_is_told() -> None:

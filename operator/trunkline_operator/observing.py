@@ -278,6 +278,7 @@ class Observer:
         report = self._fleet.report(key)
         return Traffic(
             known=self._fleet.complete,
+            silent=self._fleet.silent,
             acknowledged=self._fleet.acknowledged(key),
             workers={
                 name: WorkerFacts(

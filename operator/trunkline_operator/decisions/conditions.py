@@ -33,6 +33,7 @@ class Reason(StrEnum):
     POD_FAILING = "PodFailing"  # image pull, crash loop, wrong configuration
     NODE_NOT_READY = "NodeNotReady"  # a pod's node is silent, so the pod counts as none
     POD_UNREADY = "PodUnready"  # its worker runs, and is not ready any more
+    POD_UNLINKED = "PodUnlinked"  # it is ready, and no gateway has it
     PODS_REFUSED = "PodsRefused"  # the API does not let the operator make one: a quota, a right
     TEMPLATE_REJECTED = "TemplateRejected"  # the API takes no such pod as `warm` asks for
     ROLLOUT_BLOCKED = "RolloutBlocked"  # an old pod has calls and there is no room for a new one
@@ -51,11 +52,12 @@ class Reason(StrEnum):
     BILL_DIFFERS = "BillDiffers"  # Modal bills something else than was reckoned
     PRICE_UNKNOWN = "PriceUnknown"  # so a budget cannot be held
     ANSWERING = "Answering"
+    GATEWAYS_SILENT = "GatewaysSilent"  # the operator hears of none, so nobody knows
     NO_CAPACITY = "NoCapacity"
 
 
 # Kubernetes allows 32 KiB in a message; a line that a person reads is shorter.
 LONGEST_MESSAGE: Final = 1024
 
-Verdict = tuple[Condition, bool, Reason, str]
-"""A condition, whether it holds, why, and the same in words."""
+Verdict = tuple[Condition, bool | None, Reason, str]
+"""A condition, whether it holds (None = nobody knows), why, and the same in words."""

@@ -101,6 +101,7 @@ WARNINGS: Final = frozenset(
         Reason.POD_FAILING,
         Reason.NODE_NOT_READY,
         Reason.POD_UNREADY,
+        Reason.POD_UNLINKED,
         Reason.PODS_REFUSED,
         Reason.TEMPLATE_REJECTED,
         Reason.ROLLOUT_BLOCKED,

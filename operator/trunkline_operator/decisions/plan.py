@@ -21,7 +21,7 @@ from trunkline_operator.agent.spec import Burst, ScaleDown, VoiceAgent
 from trunkline_operator.burst.breaker import probe_at
 from trunkline_operator.burst.limit import within
 from trunkline_operator.burst.standby import Rush, at_cap, following, needed, spread
-from trunkline_operator.decisions import eviction, offers
+from trunkline_operator.decisions import eviction, offers, reach
 from trunkline_operator.decisions.manifests import (
     Installation,
     burst_app,
@@ -83,6 +83,7 @@ class Plan:
     outdated: int = 0  # pods of an older template that are still there
     blocked: bool = False  # they stay until a call ends or somebody makes room
     usual: int = 1  # slots that the next pod is expected to offer
+    unlinked: frozenset[str] = frozenset()  # names of pods that are ready, and no gateway has them
     short: str = ""  # which pod offers fewer slots than it was told, in words; "" = none does
 
 
@@ -104,7 +105,11 @@ def planned(
         steps.append(Requeue(scaling.look_again))
     if not demand.known:
         steps.append(Requeue(UNKNOWN_LOOK))
-    return _plan(view, steps, scaling, replace(scaling.memory, idle=marks.idle))
+    missing = reach.missing(view, memory.unlinked)
+    if (wait := reach.look_in(view, missing)) is not None:
+        steps.append(Requeue(wait))
+    memory = replace(scaling.memory, idle=marks.idle, unlinked=missing)
+    return _plan(view, steps, scaling, memory)
 
 
 def _plan(view: View, steps: list[Step], scaling: Decision | None, memory: Memory) -> Plan:
@@ -115,7 +120,7 @@ def _plan(view: View, steps: list[Step], scaling: Decision | None, memory: Memor
     drain |= {step.name for step in acts if isinstance(step, Drain | DeletePod)}
     drain -= {step.name for step in acts if isinstance(step, Undrain)}
     outdated = [pod for pod in pods if not (pod.terminating or view.current(pod))]
-    moving = any(pod.draining or not (pod.ready or pod.unschedulable) for pod in pods)
+    moving = any(pod.draining or not (view.taking(pod) or pod.unschedulable) for pod in pods)
     moving |= any(isinstance(step, CreatePod | Drain | DeletePod) for step in acts)
     return Plan(
         steps=(*acts, *(Requeue(max(wait, SOONEST)) for wait in sorted(waits)[:1])),
@@ -125,6 +130,7 @@ def _plan(view: View, steps: list[Step], scaling: Decision | None, memory: Memor
         outdated=len(outdated),
         blocked=bool(outdated) and not moving,
         usual=offers.usual_slots(view),
+        unlinked=reach.unlinked(view, memory.unlinked),
         short=offers.short(view),
     )
 
@@ -213,7 +219,7 @@ def _removal(view: View, pod: PodFacts) -> Step:
 def _excess(view: View, active: list[PodFacts], wanted: int) -> list[PodFacts]:
     """The pods above the wanted number. A new one that starts to replace an old one is not too many."""
     old = any(not view.current(pod) for pod in active)
-    starting = any(view.current(pod) and not pod.ready for pod in active)
+    starting = any(view.current(pod) and not view.taking(pod) for pod in active)
     count = len(active) - wanted - (1 if old and starting else 0)
     victims = sorted(active, key=lambda pod: view.loss(pod))[: max(count, 0)]
     if view.agent.warm.scale_down_mode is ScaleDown.WAIT:
@@ -226,12 +232,12 @@ def _roll(view: View, active: list[PodFacts], draining: list[PodFacts]) -> Itera
 
     With room below maxPods a new pod comes first; the old one is then one too many. Without room, and when
     no node has room for the new one, the old pod with fewest calls is drained first: if it has none, or if
-    new calls may go to burst meanwhile.
+    new calls may go to burst meanwhile. A new one that no gateway has replaces nothing yet.
     """
     old = [pod for pod in active if not view.current(pod)]
     if not old:
         return
-    starting = [pod for pod in active if view.current(pod) and not pod.ready]
+    starting = [pod for pod in active if view.current(pod) and not view.taking(pod)]
     leaving = [pod for pod in draining if not view.current(pod)]
     if not starting and len(active) + len(draining) < view.agent.warm.max_pods:
         yield from _creations(view, 1)

@@ -9,7 +9,7 @@ from trunkline_operator.decisions import spending
 from trunkline_operator.decisions.burst_condition import burst_ready, within_budget
 from trunkline_operator.decisions.conditions import LONGEST_MESSAGE, Condition, Reason, Verdict
 from trunkline_operator.decisions.plan import Plan, rfc3339
-from trunkline_operator.decisions.warm_condition import warm_ready
+from trunkline_operator.decisions.warm_condition import answering, warm_ready
 from trunkline_operator.decisions.world import BurstFacts, PodFacts, Refusal, World
 from trunkline_runtime.contract import LABEL_AGENT
 
@@ -157,11 +157,12 @@ def _verdicts(
     agent: VoiceAgent, world: World, plan: Plan, pods: list[PodFacts], refused: Refusal | None
 ) -> Iterator[Verdict]:
     accepted, burst = _accepted(agent, world), burst_ready(agent, world)
-    warm = warm_ready(agent, plan, pods, refused, overflow=burst[1])
+    warm = warm_ready(agent, plan, pods, refused, overflow=burst[1] is True)
     yield accepted
     yield warm
     yield burst
-    yield _ready(agent, accepted, warm, burst, pods)
+    ready = _ready(agent, accepted, warm, burst, answering(plan, pods))
+    yield _heard(ready) if world.traffic.silent else ready
 
 
 def _accepted(agent: VoiceAgent, world: World) -> Verdict:
@@ -193,10 +194,9 @@ def _solvent(ready: Verdict, budget: Verdict) -> Verdict:
 
 
 def _ready(
-    agent: VoiceAgent, accepted: Verdict, warm: Verdict, burst: Verdict, pods: list[PodFacts]
+    agent: VoiceAgent, accepted: Verdict, warm: Verdict, burst: Verdict, ready: int
 ) -> Verdict:
     """Every rung that is declared takes calls. Pods above `minPods` may still be starting."""
-    ready = sum(pod.active and pod.ready for pod in pods)
     asked = ladder(agent)
     # Too few slots for all who are expected are still slots for those who come.
     wrong = not accepted[1] and accepted[2] is not Reason.INFEASIBLE
@@ -215,6 +215,17 @@ def _ready(
     return Condition.READY, True, Reason.ANSWERING, "calls are answered"
 
 
+def _heard(ready: Verdict) -> Verdict:
+    """What may be said without a word of any gateway. Each goes by the routes that it has, so calls may be answered."""
+    if not ready[1]:
+        return ready
+    words = (
+        "no gateway reports to the operator, so it is not known whether calls are answered, and no change reaches "
+        "them: see whether the gateway's pods run, and what the operator's log says of its links"
+    )
+    return Condition.READY, None, Reason.GATEWAYS_SILENT, words
+
+
 def _conditions(verdicts: list[Verdict], previous: Json, generation: int, now: float) -> list[Json]:
     """In Kubernetes' shape. A time tells when the status changed, not the words."""
     before = {c["type"]: c for c in previous.get("conditions") or ()}
@@ -222,7 +233,8 @@ def _conditions(verdicts: list[Verdict], previous: Json, generation: int, now: f
 
     def condition(verdict: Verdict) -> Json:
         kind, holds, reason, message = verdict
-        status, old = "True" if holds else "False", before.get(kind, {})
+        status = "Unknown" if holds is None else str(holds)
+        old = before.get(kind, {})
         same = old.get("status") == status
         return {
             "type": kind.value,

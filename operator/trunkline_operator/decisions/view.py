@@ -36,6 +36,10 @@ class View:
             return None if pod.started else 0
         return worker.busy
 
+    def taking(self, pod: PodFacts) -> bool:
+        """Calls are placed on it: it is ready, and a gateway has it."""
+        return pod.ready and pod.name in self.world.traffic.workers
+
     def unborn(self, pod: PodFacts) -> bool:
         """It never had a worker."""
         return pod.phase is Phase.PENDING and self.busy(pod) == 0

@@ -29,7 +29,7 @@ def warm_ready(
         words = f"{len(pods)} pods are left, and each ends with its last call"
         return Condition.WARM_READY, False, Reason.DELETING, words
     wanted = plan.scaling.pods
-    ready = sum(pod.active and pod.ready for pod in pods)
+    ready = answering(plan, pods)
     count = f"{ready} of {wanted} pods are ready"
     if plan.short:
         count += f"; {plan.short}"
@@ -58,10 +58,26 @@ def warm_ready(
             reason, said, next_ = trouble
             words = f"{count}; {pod.name}: {said}. {next_}; {meanwhile}"
             return Condition.WARM_READY, False, reason, words
+    if plan.unlinked:
+        words = f"{ready} of {wanted} pods take calls; {_unlinked(plan)}; {meanwhile}"
+        return Condition.WARM_READY, False, Reason.POD_UNLINKED, words
     if refused:
         reason, said = _refused(refused)
         return Condition.WARM_READY, False, reason, f"{count}; {said}; {meanwhile}"
     return Condition.WARM_READY, False, Reason.PODS_STARTING, count
+
+
+def answering(plan: Plan, pods: list[PodFacts]) -> int:
+    """How many pods take calls."""
+    return sum(pod.active and pod.ready and pod.name not in plan.unlinked for pod in pods)
+
+
+def _unlinked(plan: Plan) -> str:
+    name = min(plan.unlinked)
+    return (
+        f"{name}: it runs, and no gateway has a link from it. It dials them again and again: see kubectl logs {name}, "
+        "and whether network policies let it reach them"
+    )
 
 
 def _refused(refused: Refusal) -> tuple[Reason, str]:

@@ -234,6 +234,7 @@ class Traffic:
     """One agent's calls, of all gateways together."""
 
     known: bool = False  # a gateway reports, and none that should is silent
+    silent: bool = False  # no gateway reports, and that for a while
     acknowledged: bool = False  # every gateway acts on the agent's latest route
     workers: Mapping[str, WorkerFacts] = field(default_factory=dict)  # a missing one is unknown
     burst: int = 0  # calls on burst, sessions being started included

@@ -45,6 +45,11 @@ class RouteBulletin:
         )
 
     @property
+    def agents(self) -> tuple[str, ...]:
+        """Those that have a route."""
+        return tuple(self._routes)
+
+    @property
     def document(self) -> Routes:
         """The routes as they are now."""
         routes = [self._routes[agent] for agent in sorted(self._routes)]

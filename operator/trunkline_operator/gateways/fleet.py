@@ -98,13 +98,18 @@ class Fleet:
         tls: ssl.SSLContext | None = None,
         told: Iterable[Address] = (),
         resolve_seconds: float = RESOLVE_SECONDS,
+        silent_seconds: float = ABSENCE_SECONDS,
     ) -> None:
-        """`told`: of these names `stands_for` will tell."""
+        """`told`: of these names `stands_for` will tell. `silent_seconds`: without a word of any gateway."""
         self.loads = Loads()
         self._token = token
         self._changed = changed
         self._tls = tls
         self._resolve_seconds = resolve_seconds
+        self._silent_seconds = silent_seconds
+        self.silent = False
+        """No gateway reports, and that for a while."""
+        self._heard_at = time.monotonic()  # when one did
         self._names = Names(gateways, told)
         self._links: dict[Address, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -274,7 +279,19 @@ class Fleet:
             await asyncio.sleep(HEARTBEAT_SECONDS / 4)
             for agent in self.loads.expire(time.monotonic()):
                 self._changed(agent)
+            self._listen()
             self._deal()
+
+    def _listen(self) -> None:
+        """All agents must hear it when gateways fall silent, and when that is over."""
+        now = time.monotonic()
+        if any(link.boot for link in self._open.values()):
+            self._heard_at = now
+        silent = now - self._heard_at > self._silent_seconds
+        if silent is not self.silent:
+            self.silent = silent
+            for agent in self._routes.agents:
+                self._changed(agent)
 
     # --- one link -----------------------------------------------------------------------------------
 

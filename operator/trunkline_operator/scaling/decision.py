@@ -72,6 +72,7 @@ class Memory:
     crowds: Crowds = field(default_factory=Crowds)
     day: Day = field(default_factory=Day)
     idle: Mapping[str, float] | None = None  # see `decisions.eviction`
+    unlinked: Mapping[str, float] = field(default_factory=dict)  # see `decisions.reach`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
