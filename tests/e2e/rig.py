@@ -201,7 +201,7 @@ class Site:
         port = next(it["nodePort"] for it in service["spec"]["ports"] if it["name"] == "calls")
         self.gateway_url = f"http://{self.node_address}:{port}"
 
-    async def agent(self, name: str, **spec: Any) -> None:
+    async def agent(self, name: str, namespace: str = AGENTS, **spec: Any) -> None:
         """Applies a loopback agent, open to all, with these groups of its spec."""
         body = {
             "apiVersion": f"{contract.GROUP}/{contract.VERSION}",
@@ -209,7 +209,7 @@ class Site:
             "metadata": {"name": name},
             "spec": {"engine": {"type": "loopback"}, "access": {"public": True}} | spec,
         }
-        await self.kubectl.apply(body, namespace=spec.pop("namespace", AGENTS))
+        await self.kubectl.apply(body, namespace=namespace)
 
     async def modal_credentials(self, namespace: str) -> None:
         """The Secret `modal` that agents with burst name."""
@@ -218,9 +218,9 @@ class Site:
         body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "modal"}}
         await self.kubectl.apply(body | {"stringData": entries}, namespace=namespace)
 
-    async def call(self, agent: str) -> Holder:
+    async def call(self, agent: str, namespace: str = AGENTS) -> Holder:
         """A caller who is answered, or the test fails."""
-        line = Line(url=self.gateway_url, model=f"{AGENTS}/{agent}")
+        line = Line(url=self.gateway_url, model=f"{namespace}/{agent}")
         holder = await Holder(line).settled()
         outcome = holder.outcome
         assert outcome.answered is not None, outcome

@@ -347,13 +347,38 @@ async def test_gpus_that_are_not_there(site: Site) -> None:
     await site.kubectl("delete", "va/greedy", namespace=AGENTS)
 
 
-async def says(site: Site, agent: str, kind: str, words: str) -> Json:
+async def test_a_namespace_that_lets_nothing_out(site: Site) -> None:
+    """Its pod is ready, and cannot reach the gateways: that is said, and mended without a new pod."""
+    shut = "e2e-shut"
+    await site.kubectl("create", "namespace", shut)
+    policy: Json = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "nothing-out"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"]},
+    }
+    await site.kubectl.apply(policy, namespace=shut)
+    await site.agent("till", shut, warm=NOBODY | {"minPods": 1, "maxPods": 1})
+    told = await says(site, "till", "WarmReady", "no gateway has a link from it", shut)
+    assert told["reason"] == "PodUnlinked"
+    (pod,) = await site.pods("till", shut)
+    assert ready(pod), "Kubernetes sees nothing wrong"
+    await site.kubectl("delete", "networkpolicy/nothing-out", namespace=shut)
+    await says(site, "till", "Ready", "calls are answered", shut)
+    await hang_up([await site.call("till", shut)])
+    assert [it["metadata"]["uid"] for it in await site.pods("till", shut)] == [
+        pod["metadata"]["uid"]
+    ]
+    await site.kubectl("delete", "namespace", shut, within=SOON)
+
+
+async def says(site: Site, agent: str, kind: str, words: str, namespace: str = AGENTS) -> Json:
     """Waits until a condition's message holds the words, and returns the condition."""
     found: Json = {}
 
     async def told() -> bool:
         nonlocal found
-        found = condition_of(await site.kubectl.get(f"va/{agent}", namespace=AGENTS), kind)
+        found = condition_of(await site.kubectl.get(f"va/{agent}", namespace=namespace), kind)
         return words in found.get("message", "")
 
     await until(told, f"{kind} of {agent} speaks of {words}")
