@@ -321,6 +321,11 @@ def test_a_new_pod_that_no_gateway_has_replaces_none() -> None:
     assert waiting.steps == (Requeue(UNKNOWN_LOOK),)
     assert not waiting.blocked, "it is on its way"
     assert steps(agent, a_world(pods, {"desk-0": 0, "desk-1": 0})) == (of(Drain, pods[0]),)
+    # Nor where somebody else says how many there are, who does not wait for what is unknown.
+    told = an_agent(warm={"autoscaling": "external", "replicas": 1})
+    pods = [old(told, 0), a_pod(told, 1)]
+    assert steps(told, a_world(pods, {"desk-0": 0})) == (Requeue(UNKNOWN_LOOK),)
+    assert steps(told, a_world(pods, {"desk-0": 0, "desk-1": 0})) == (of(Drain, pods[0]),)
 
 
 def test_a_pod_that_no_gateway_has_is_told_of_after_a_while() -> None:

@@ -85,7 +85,7 @@ def told(breaker: Breaker, outcome: Outcome, now: float, terms: Terms) -> Breake
             after = _with(breaker, now, True, terms)
             return _opened(after, now, terms) if _too_many(after, terms) else after
         case (State.OPEN, Outcome.GOOD):
-            return replace(breaker, until=min(breaker.until, now))
+            return replace(breaker, until=now)
         case (State.TRYING, Outcome.GOOD):
             return Breaker()
         case (State.TRYING, Outcome.FAULT):
