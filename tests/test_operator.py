@@ -415,7 +415,7 @@ async def test_live_numbers_are_written_seldom_and_conditions_at_once(world: Wor
     await world.pod_count(1)
     await world.make_ready(f"{NAME}-0")
     await world.serve_calls(0)
-    agent = await world.agent(lambda it: is_true(it, "Ready"))
+    agent = await world.agent(lambda it: is_true(it, "Ready") and it["status"]["slots"]["total"])
     told = agent["metadata"]["resourceVersion"]
     writes = 'trunkline_operator_api_requests_total{resource="voiceagents/status"'
     before = await counted(world, writes)
