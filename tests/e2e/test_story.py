@@ -227,6 +227,7 @@ async def test_upgrade_and_rollback(site: Site) -> None:
     assert set(workers.values()) == set(after.values())
     await hang_up(held)
     await hang_up([await site.call(ECHO)])
+    assert workers.items() <= (await templates(site)).items()
 
 
 async def templates(site: Site) -> dict[str, str]:
