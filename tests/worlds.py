@@ -24,6 +24,8 @@ INSTALLATION = Installation(
     worker_image="worker:1", gateways="gateway:8081", build="1.0", idle_seconds=0
 )
 NOW = 1_800_000_000.0
+DEADLINE = 1800 + 60
+"""Seconds after which no call that was there can be: the usual maxSeconds, and a minute."""
 BURST: Json = {"burst__modal__credentialsSecretRef__name": "modal"}
 REST = Scaling(minimum=0, buffer=0, maximum=10, window=60)
 DEPLOYED = BurstFacts(
